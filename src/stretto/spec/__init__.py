@@ -1,0 +1,1 @@
+"""What is talked about: frozen dataclasses that need no torch."""

@@ -1,0 +1,57 @@
+"""How the run is laid out on the devices: the parallel degrees and what goes with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Recompute = Literal["none", "selective", "full"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanSpec:
+    """All degrees and choices of a run.  Ranks needed = pp x tp x cp x dp_replicate x dp_shard."""
+
+    pp: int = 1
+    """Pipeline ranks."""
+    tp: int = 1
+    """Tensor-parallel ranks; activations between attention and feed-forward are split over the sequence."""
+    cp: int = 1
+    """Context-parallel ranks."""
+    ep: int = 1
+    """Expert-parallel ranks."""
+    dp_replicate: int = 1
+    """Data-parallel replicas that hold whole parameters."""
+    dp_shard: int = 1
+    """Data-parallel ranks that share states between them as ``zero`` says."""
+    schedule: str = "1f1b"
+    """Pipeline schedule family: gpipe, 1f1b, interleaved."""
+    chunks: int = 1
+    """Stages per pipeline rank (interleaved)."""
+    micro_batch_size: int = 1
+    """Sequences per micro-batch; micro-batches = global batch / (dp x this)."""
+    stages: tuple[int, ...] | None = None
+    """Layers of each stage, in order, may be uneven; None: balanced, the ends lightest."""
+    zero: Literal[1, 2, 3] = 1
+    """What dp_shard splits: 1 optimizer state, 2 also gradients, 3 also parameters (ZeRO, D2)."""
+    recompute: Recompute = "none"
+    """``selective`` recomputes attention scores, ``full`` whole blocks, in the backward pass."""
+    offload: bool = False
+    """Keep activations in host memory between forward and backward."""
+    compile: bool = False
+    """Run each block through torch.compile."""
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes that this plan needs."""
+        return self.pp * self.tp * self.cp * self.dp_replicate * self.dp_shard
+
+    @property
+    def dp(self) -> int:
+        """Data-parallel degree: how many ways the global batch is divided."""
+        return self.dp_replicate * self.dp_shard
+
+    @property
+    def num_stages(self) -> int:
+        """Pipeline stages over all ranks."""
+        return self.pp * self.chunks
