@@ -1,0 +1,31 @@
+"""Forward only: for evaluation and inference.
+
+3 ranks, 4 micro-batches:
+
+    rank 0  F0F1F2F3
+    rank 1    F0F1F2F3
+    rank 2      F0F1F2F3
+
+With several chunks the forwards go in the order of interleaved 1F1B.
+"""
+
+from __future__ import annotations
+
+from stretto.schedule import placement
+from stretto.schedule.families.interleaved import forward_turns
+from stretto.schedule.op import Kind, Op
+from stretto.schedule.schedule import Schedule
+
+
+def forward_only(*, ranks: int, microbatches: int, chunks: int) -> Schedule:
+    """Stage s on rank s mod R, forwards alone."""
+    turns = forward_turns(ranks=ranks, microbatches=microbatches, chunks=chunks)
+    orders = [[Op(Kind.F, stage=chunk * ranks + rank, microbatch=m) for chunk, m in turns] for rank in range(ranks)]
+    return Schedule.from_orders(
+        orders,
+        name="forward-only",
+        num_stages=ranks * chunks,
+        num_microbatches=microbatches,
+        placement=[placement.loop(ranks, ranks * chunks)],
+        forward_only=True,
+    )

@@ -1,0 +1,33 @@
+"""GPipe: all forwards, then all backwards (Huang et al. 2019, figure 2c).
+
+4 ranks, 4 micro-batches, backward twice as long as forward:
+
+    rank 0  F0F1F2F3                  B0--B1--B2--B3--
+    rank 1    F0F1F2F3            B0--B1--B2--B3--
+    rank 2      F0F1F2F3      B0--B1--B2--B3--
+    rank 3        F0F1F2F3B0--B1--B2--B3--
+
+Every rank keeps the activations of all micro-batches.  Backwards run in the order of the forwards,
+so that a gradient message never overtakes another.
+"""
+
+from __future__ import annotations
+
+from stretto.schedule import placement
+from stretto.schedule.op import Kind, Op
+from stretto.schedule.schedule import Schedule
+
+
+def gpipe(*, ranks: int, microbatches: int) -> Schedule:
+    """One stage per rank, all forwards before the first backward."""
+    orders = [
+        [Op(kind, stage=rank, microbatch=m) for kind in (Kind.F, Kind.B) for m in range(microbatches)]
+        for rank in range(ranks)
+    ]
+    return Schedule.from_orders(
+        orders,
+        name="gpipe",
+        num_stages=ranks,
+        num_microbatches=microbatches,
+        placement=[placement.loop(ranks, ranks)],
+    )

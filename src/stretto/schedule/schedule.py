@@ -1,0 +1,338 @@
+"""A pipeline schedule: which rank does what, in which order.  Pure data.
+
+Rows of integers, one per operation, rank after rank; ``offsets`` says where each rank's rows start:
+
+    rank 0 │ 0F0 0F1 0B0 0B1        kind        0 0 1 1   0 1 0 1
+    rank 1 │ 1F0 1B0 1F1 1B1   ──►  stage       0 0 0 0   1 1 1 1
+                                    microbatch  0 1 0 1   0 0 1 1
+                                    peer        all -1 (no messages yet)
+                                    offsets     0         4        8
+
+Everything that may be said of a schedule (is it complete, how long does it take, what does it look
+like) is derived from these columns elsewhere in the room; when a rank idles is never stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, TypedDict, Unpack
+
+from stretto.schedule.op import MESSAGES, PER_BLOCK, Kind, Op, text
+from stretto.spec.errors import ScheduleError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Column = npt.NDArray[np.int32]
+
+COLUMNS = ("kind", "stage", "microbatch", "peer", "offsets")
+
+
+class Flow(TypedDict, total=False):
+    """How micro-batches flow where it is not one replica, all stages in order, there and back."""
+
+    voice: Sequence[int]
+    paths: Sequence[Sequence[int]] | None
+    frozen: Iterable[int]
+    forward_only: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Schedule:
+    """Who does what in which order.  Raises ScheduleError where the parts don't fit each other."""
+
+    name: str
+    """Family that it comes from, or whatever its author calls it."""
+    num_ranks: int
+    """Pipeline ranks."""
+    num_stages: int
+    """Stages of one replica of the model."""
+    num_microbatches: int
+    """Micro-batches of a step, over all replicas."""
+    placement: tuple[tuple[int, ...], ...]
+    """``placement[voice][stage]`` is the rank that holds the stage; one entry per model replica."""
+    voice: tuple[int, ...]
+    """``voice[m]`` is the replica that micro-batch m flows through."""
+    kind: Column
+    """Kind of each operation."""
+    stage: Column
+    """Stage of each operation, -1 where there is none."""
+    microbatch: Column
+    """Micro-batch (or block index) of each operation, -1 where there is none."""
+    peer: Column
+    """Rank at the other end of each message, -1 elsewhere."""
+    offsets: Column
+    """Rank r's operations are rows ``offsets[r]`` to ``offsets[r + 1]``; R + 1 entries."""
+    paths: tuple[tuple[int, ...], ...] | None = None
+    """``paths[m]``: the stages that micro-batch m visits, in order; None: all of them, 0 to S-1."""
+    frozen: frozenset[int] = frozenset()
+    """Stages that have no backward."""
+    forward_only: bool = False
+    """True where no stage has a backward (evaluation, inference)."""
+
+    def __post_init__(self) -> None:
+        """Make the columns read-only int32 and check that all parts fit."""
+        import numpy as np
+
+        for name in COLUMNS:
+            column = np.array(getattr(self, name), dtype=np.int32)
+            column.setflags(write=False)
+            object.__setattr__(self, name, column)
+        _check_flow(self)
+        _check_rows(self)
+
+    @classmethod
+    def from_orders(
+        cls,
+        orders: Sequence[Sequence[Op]],
+        *,
+        name: str,
+        num_stages: int,
+        num_microbatches: int,
+        placement: Sequence[Sequence[int]],
+        **flow: Unpack[Flow],
+    ) -> Schedule:
+        """Build a schedule from one list of operations per rank.
+
+        ``flow`` may hold ``voice`` (default: all micro-batches through replica 0), ``paths``,
+        ``frozen`` and ``forward_only``.  A message without a peer gets the one that placement gives.
+        """
+        paths = flow.get("paths")
+        rows = [op for order in orders for op in order]
+        offsets = [0]
+        for order in orders:
+            offsets.append(offsets[-1] + len(order))
+        schedule = cls(
+            name=name,
+            num_ranks=len(orders),
+            num_stages=num_stages,
+            num_microbatches=num_microbatches,
+            placement=tuple(tuple(replica) for replica in placement),
+            voice=tuple(flow.get("voice", (0,) * num_microbatches)),
+            kind=[op.kind for op in rows],  # type: ignore[arg-type]  # __post_init__ makes columns
+            stage=[op.stage for op in rows],  # type: ignore[arg-type]
+            microbatch=[op.microbatch for op in rows],  # type: ignore[arg-type]
+            peer=[op.peer for op in rows],  # type: ignore[arg-type]
+            offsets=offsets,  # type: ignore[arg-type]
+            paths=None if paths is None else tuple(tuple(path) for path in paths),
+            frozen=frozenset(flow.get("frozen", ())),
+            forward_only=flow.get("forward_only", False),
+        )
+        return schedule._with_peers()
+
+    def with_orders(self, orders: Sequence[Sequence[Op]]) -> Schedule:
+        """The same shape and flow with other operations; what passes return."""
+        return Schedule.from_orders(
+            orders,
+            name=self.name,
+            num_stages=self.num_stages,
+            num_microbatches=self.num_microbatches,
+            placement=self.placement,
+            voice=self.voice,
+            paths=self.paths,
+            frozen=self.frozen,
+            forward_only=self.forward_only,
+        )
+
+    @property
+    def num_chunks(self) -> int:
+        """Stages of one replica that the fullest rank holds."""
+        return max(replica.count(rank) for replica in self.placement for rank in range(self.num_ranks))
+
+    @property
+    def num_ops(self) -> int:
+        """Operations over all ranks."""
+        return len(self.kind)
+
+    @property
+    def lowered(self) -> bool:
+        """True where messages are part of the order."""
+        return bool(set(self.kind.tolist()) & MESSAGES)
+
+    def ops(self, rank: int) -> list[Op]:
+        """Operations of a rank, in order."""
+        return [
+            Op(Kind(kind), stage=stage, microbatch=microbatch, peer=peer)
+            for kind, stage, microbatch, peer in self.rows(rank)
+        ]
+
+    def rows(self, rank: int) -> Iterator[tuple[int, int, int, int]]:
+        """Kind, stage, micro-batch and peer of a rank's operations, as plain integers."""
+        part = slice(int(self.offsets[rank]), int(self.offsets[rank + 1]))
+        columns = (self.kind, self.stage, self.microbatch, self.peer)
+        return zip(*(column[part].tolist() for column in columns), strict=True)
+
+    def rank_of(self, stage: int, voice: int = 0) -> int:
+        """Rank that holds a stage of a replica."""
+        return self.placement[voice][stage]
+
+    def stages_of(self, rank: int, voice: int = 0) -> tuple[int, ...]:
+        """Stages of a replica that a rank holds, ascending."""
+        return tuple(stage for stage, holder in enumerate(self.placement[voice]) if holder == rank)
+
+    def path(self, microbatch: int) -> Sequence[int]:
+        """Stages that a micro-batch visits, in order."""
+        return range(self.num_stages) if self.paths is None else self.paths[microbatch]
+
+    def next_stage(self, stage: int, microbatch: int) -> int | None:
+        """Stage that reads this one's output, None after the last."""
+        path = self.path(microbatch)
+        at = self._position(stage, microbatch) + 1
+        return path[at] if at < len(path) else None
+
+    def previous_stage(self, stage: int, microbatch: int) -> int | None:
+        """Stage whose output this one reads, None before the first."""
+        at = self._position(stage, microbatch) - 1
+        return self.path(microbatch)[at] if at >= 0 else None
+
+    def _position(self, stage: int, microbatch: int) -> int:
+        """Where a stage comes on a micro-batch's path."""
+        if self.paths is None:
+            return stage
+        if stage not in self.paths[microbatch]:
+            path = list(self.paths[microbatch])
+            raise ScheduleError(f"Micro-batch {microbatch} doesn't visit stage {stage}; its path is {path}.")
+        return self.paths[microbatch].index(stage)
+
+    def has_backward(self, stage: int) -> bool:
+        """Whether a stage has B, or I and W."""
+        return not self.forward_only and stage not in self.frozen
+
+    def gradient_source(self, stage: int, microbatch: int) -> int | None:
+        """Stage whose backward gives the gradient of this one's output, None where the loss does.
+
+        Frozen stages are passed over: they have no operation that could give it.
+        """
+        following = self.next_stage(stage, microbatch)
+        while following is not None and not self.has_backward(following):
+            following = self.next_stage(following, microbatch)
+        return following
+
+    def gradient_target(self, stage: int, microbatch: int) -> int | None:
+        """Stage that needs the gradient of this one's input, None where none does."""
+        preceding = self.previous_stage(stage, microbatch)
+        while preceding is not None and not self.has_backward(preceding):
+            preceding = self.previous_stage(preceding, microbatch)
+        return preceding
+
+    def peer_of(self, kind: int, stage: int, microbatch: int) -> int:
+        """Rank at the other end of a message, -1 where the message has no other end."""
+        neighbour = {
+            Kind.SEND_F: self.next_stage,
+            Kind.RECV_F: self.previous_stage,
+            Kind.SEND_B: self.gradient_target,
+            Kind.RECV_B: self.gradient_source,
+        }[Kind(kind)](stage, microbatch)
+        return -1 if neighbour is None else self.rank_of(neighbour, self.voice[microbatch])
+
+    def _with_peers(self) -> Schedule:
+        """Fill in the peers that no one gave."""
+        rows = zip(self.kind.tolist(), self.stage.tolist(), self.microbatch.tolist(), self.peer.tolist(), strict=True)
+        peers = [
+            self.peer_of(kind, stage, microbatch) if kind in MESSAGES and peer < 0 else peer
+            for kind, stage, microbatch, peer in rows
+        ]
+        if peers == self.peer.tolist():
+            return self
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Schedule(**(values | {"peer": peers}))
+
+    def __eq__(self, other: object) -> bool:
+        """Equal where every field is."""
+        if not isinstance(other, Schedule):
+            return NotImplemented
+        return self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        """Agrees with equality."""
+        return hash(self._identity())
+
+    def _identity(self) -> tuple[object, ...]:
+        """All fields, columns as bytes."""
+        values = (getattr(self, field.name) for field in fields(self))
+        return tuple(value.tobytes() if hasattr(value, "tobytes") else value for value in values)
+
+    def __str__(self) -> str:
+        """Name and shape, then one line of operations per rank."""
+        lines = [
+            f"{self.name}: {self.num_ranks} ranks, {self.num_stages} stages, {self.num_microbatches} micro-batches"
+        ]
+        for rank in range(self.num_ranks):
+            lines.append(f"rank {rank}: " + " ".join(text(*row[:3]) for row in self.rows(rank)))
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        """One line; the operations are in ``str``."""
+        return (
+            f"Schedule({self.name!r}, ranks={self.num_ranks}, stages={self.num_stages}, "
+            f"microbatches={self.num_microbatches}, ops={self.num_ops})"
+        )
+
+
+def _check_flow(schedule: Schedule) -> None:
+    """Raise ScheduleError where placement, voice, paths or frozen stages don't fit the shape."""
+    ranks, stages, microbatches = schedule.num_ranks, schedule.num_stages, schedule.num_microbatches
+    for count, what in ((ranks, "ranks"), (stages, "stages"), (microbatches, "micro-batches")):
+        if count < 1:
+            raise ScheduleError(f"A schedule has at least one of its {what}; this one has {count}.")
+    if not schedule.placement:
+        raise ScheduleError("placement is empty; it has one list of ranks per model replica.")
+    for voice, replica in enumerate(schedule.placement):
+        if len(replica) != stages:
+            raise ScheduleError(f"placement[{voice}] places {len(replica)} stages, but there are {stages}.")
+        for stage, rank in enumerate(replica):
+            if not 0 <= rank < ranks:
+                raise ScheduleError(
+                    f"placement[{voice}] puts stage {stage} on rank {rank}; ranks are 0 to {ranks - 1}."
+                )
+    if len(schedule.voice) != microbatches:
+        raise ScheduleError(f"voice has {len(schedule.voice)} entries, but there are {microbatches} micro-batches.")
+    for microbatch, voice in enumerate(schedule.voice):
+        if not 0 <= voice < len(schedule.placement):
+            raise ScheduleError(
+                f"voice[{microbatch}] is {voice}; placement has the replicas 0 to {len(schedule.placement) - 1}."
+            )
+    if schedule.paths is not None and len(schedule.paths) != microbatches:
+        raise ScheduleError(f"paths has {len(schedule.paths)} entries, but there are {microbatches} micro-batches.")
+    for microbatch, path in enumerate(schedule.paths or ()):
+        if not path or len(set(path)) != len(path) or not set(path) <= set(range(stages)):
+            raise ScheduleError(
+                f"paths[{microbatch}] is {list(path)}; a path visits one or more of the stages 0 to {stages - 1}, "
+                "each at most once."
+            )
+    if not schedule.frozen <= set(range(stages)):
+        raise ScheduleError(f"frozen names stages {sorted(schedule.frozen)}; stages are 0 to {stages - 1}.")
+
+
+def _check_rows(schedule: Schedule) -> None:
+    """Raise ScheduleError where a column has another length or an operation names what isn't there."""
+    import numpy as np
+
+    offsets, rows = schedule.offsets, len(schedule.kind)
+    if any(len(getattr(schedule, name)) != rows for name in ("stage", "microbatch", "peer")):
+        raise ScheduleError("The columns kind, stage, microbatch and peer have different lengths.")
+    if len(offsets) != schedule.num_ranks + 1 or offsets[0] != 0 or offsets[-1] != rows or np.any(np.diff(offsets) < 0):
+        raise ScheduleError(f"offsets must rise from 0 to {rows} in {schedule.num_ranks + 1} entries.")
+    vocabulary = np.isin(schedule.kind, [Kind.S, Kind.T])
+    per_block = np.isin(schedule.kind, list(PER_BLOCK))
+    alone = schedule.kind == Kind.OPT
+    inside = {
+        "kind": (schedule.kind >= 0) & (schedule.kind < len(Kind)),
+        "stage": (schedule.stage >= 0) & ((schedule.stage < schedule.num_stages) | vocabulary) | alone,
+        "micro-batch": (schedule.microbatch >= 0) & ((schedule.microbatch < schedule.num_microbatches) | per_block)
+        | alone,
+        "peer": schedule.peer < schedule.num_ranks,
+    }
+    for what, good in inside.items():
+        if not good.all():
+            row = int(np.argmin(good))
+            rank = int(np.searchsorted(offsets, row, side="right")) - 1
+            kind = int(schedule.kind[row])
+            token = text(kind, int(schedule.stage[row]), int(schedule.microbatch[row])) if what != "kind" else kind
+            raise ScheduleError(
+                f"Rank {rank}, operation {row - int(offsets[rank])}: {token} has a {what} that isn't there; "
+                f"there are {schedule.num_stages} stages, {schedule.num_microbatches} micro-batches "
+                f"and {schedule.num_ranks} ranks."
+            )
