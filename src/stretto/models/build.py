@@ -1,0 +1,40 @@
+"""From a ModelSpec to a Stack."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stretto.models.gpt import GPT
+from stretto.models.llama import Llama
+from stretto.spec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from stretto.spec.contract import Stack
+    from stretto.spec.model import ModelSpec
+
+
+def build_model(spec: ModelSpec) -> Stack:
+    """Build the whole model on torch's current default device; ``torch.device("meta")`` costs nothing.
+
+    Parameters hold whatever torch's constructors leave; ``Stack.initial_value`` says how each is to
+    start.  A tied head and embedding are one Parameter here.  Raises ConfigError where the heads
+    don't fit.
+    """
+    check_heads(spec)
+    return Llama(spec) if spec.family == "llama" else GPT(spec)
+
+
+def check_heads(spec: ModelSpec) -> None:
+    """Raise ConfigError where head counts and widths don't divide."""
+    if spec.head_dim is None and spec.hidden_size % spec.num_heads:
+        raise ConfigError(
+            f"hidden_size {spec.hidden_size} can't be split over {spec.num_heads} heads; "
+            f"make it a multiple of num_heads or give head_dim."
+        )
+    if spec.num_heads % spec.kv_heads:
+        raise ConfigError(
+            f"{spec.num_heads} query heads can't share {spec.kv_heads} key/value heads evenly; "
+            f"num_kv_heads must divide num_heads."
+        )
+    if spec.family == "llama" and spec.head_size % 2:
+        raise ConfigError(f"Rotary positions turn pairs of channels, but head size {spec.head_size} is odd.")

@@ -1,0 +1,100 @@
+"""Dropout whose mask is a pure function of what is dropped, not of a random stream.
+
+Whether an element is kept follows from (seed, step, sample, site, token, channel) through an
+integer hash.  Every plan therefore drops the same elements, whichever rank computes them, and a
+recomputed forward drops them again without saving a generator's state (counter-based generators:
+Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011; the mixing function is the
+finaliser of SplitMix64).  Nothing is computed at p = 0.
+
+Sites, per model: 0 the embedding, then three per layer.
+
+Shapes: B sequences, T tokens, D channels, H heads.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from stretto.models.context import Context
+
+EMBEDDING = 0
+"""Site of the dropout after the embedding."""
+PER_LAYER = 3
+"""Sites of a layer: attention weights, attention output, feed-forward output."""
+
+WORD = 1 << 64
+STRIDE = 0x9E3779B97F4A7C15
+FIRST = 0xBF58476D1CE4E5B9
+SECOND = 0x94D049BB133111EB
+
+
+def signed(word: int) -> int:
+    """Return the int64 that has the bits of the unsigned 64-bit ``word``."""
+    word %= WORD
+    return word - WORD if word >= WORD >> 1 else word
+
+
+def mix_integer(word: int) -> int:
+    """Mix a 64-bit integer: each bit of the input flips each bit of the output half of the time."""
+    word %= WORD
+    word = (word ^ word >> 30) * FIRST % WORD
+    word = (word ^ word >> 27) * SECOND % WORD
+    return word ^ word >> 31
+
+
+def mix(words: Tensor) -> Tensor:
+    """Mix an int64 tensor in place, element by element, like ``mix_integer``."""
+    # >> keeps the sign in torch, so the bits it shifts in are masked away.
+    words ^= (words >> 30).bitwise_and_((1 << 34) - 1)
+    words *= signed(FIRST)
+    words ^= (words >> 27).bitwise_and_((1 << 37) - 1)
+    words *= signed(SECOND)
+    words ^= (words >> 31).bitwise_and_((1 << 33) - 1)
+    return words
+
+
+def extend(keys: Tensor, index: Tensor) -> Tensor:
+    """Return keys [..., n]: every key of ``keys`` [...] continued by every number of ``index`` [n]."""
+    return mix(keys.unsqueeze(-1) + index * signed(STRIDE))
+
+
+def sample_keys(context: Context, site: int) -> Tensor:
+    """Return one key per sequence, int64 [B], for this seed, step and site."""
+    key = 0
+    for number in (context.place.seed, context.place.step, site):
+        key = mix_integer(key + (number + 1) * STRIDE)
+    return mix(context.samples * signed(STRIDE) + signed(key))
+
+
+def kept(keys: Tensor, p: float) -> Tensor:
+    """Return True with probability 1 - p, decided by each key."""
+    return keys >= signed(round(p * WORD) - (WORD >> 1)) if p < 1.0 else torch.zeros_like(keys, dtype=torch.bool)
+
+
+def scale_kept(x: Tensor, keep: Tensor, p: float) -> Tensor:
+    """Return x / (1 - p) where kept and 0 elsewhere; only the bool mask is saved for backward."""
+    return torch.where(keep, x, 0.0) * (1.0 / (1.0 - p) if p < 1.0 else 0.0)
+
+
+def drop(x_BTD: Tensor, p: float, site: int, context: Context) -> Tensor:
+    """Drop activations whose first token has the global position ``place.token_start``."""
+    if p == 0.0 or not context.place.training:
+        return x_BTD
+    start = context.place.token_start
+    tokens = torch.arange(start, start + x_BTD.size(1), device=x_BTD.device)
+    channels = torch.arange(x_BTD.size(2), device=x_BTD.device)
+    keys = extend(extend(sample_keys(context, site), tokens), channels)
+    return scale_kept(x_BTD, kept(keys, p), p)
+
+
+def drop_attention(weights_BHTT: Tensor, p: float, site: int, context: Context) -> Tensor:
+    """Drop attention weights of heads ``place.head_start`` onwards, by query and key position."""
+    start = context.place.head_start
+    _, heads, queries, keys = (torch.arange(n, device=weights_BHTT.device) for n in weights_BHTT.shape)
+    rows = extend(extend(sample_keys(context, site), heads + start), queries)
+    return scale_kept(weights_BHTT, kept(extend(rows, keys), p), p)

@@ -1,0 +1,64 @@
+"""The Llama family: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+
+Mistral (sliding window), Qwen2 (biases on q, k, v) and Qwen3 (norms on query and key heads) are
+settings of the same model.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from stretto.models.attention import Attention
+from stretto.models.decoder import TENSOR_RULES, Block, Decoder
+from stretto.models.dropout import EMBEDDING, drop
+from stretto.models.feed_forward import GatedFeedForward
+from stretto.models.norm import RMSNorm
+from stretto.models.rotary import RotaryTables
+from stretto.spec.sharding import TensorRule
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from stretto.models.context import Context
+    from stretto.spec.contract import Batch
+    from stretto.spec.model import ModelSpec
+
+
+class LlamaInputs(nn.Module):
+    """Token embedding."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
+        self.dropout = spec.dropout
+
+    def forward(self, batch: Batch, context: Context) -> Tensor:
+        """Return embeddings [B, T, D], or this rank's slice of the sequence."""
+        return drop(self.tokens(batch.tokens), self.dropout, EMBEDDING, context)
+
+
+def llama_block(spec: ModelSpec, layer: int) -> Block:
+    """Build layer ``layer``, counted from 0."""
+    parts = {
+        "attention_norm": RMSNorm(spec.hidden_size, spec.norm_eps),
+        "attention": Attention(spec, layer, input_bias=spec.qkv_bias, output_bias=False),
+        "feed_forward_norm": RMSNorm(spec.hidden_size, spec.norm_eps),
+        "feed_forward": GatedFeedForward(spec.hidden_size, spec.intermediate_size),
+    }
+    return Block(layer, spec.dropout, parts)
+
+
+class Llama(Decoder):
+    """Llama 2 and 3, Mistral, Qwen2 and Qwen3 as a Stack."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__(
+            spec,
+            inputs=LlamaInputs(spec),
+            blocks=[llama_block(spec, layer) for layer in range(spec.num_layers)],
+            norm=RMSNorm(spec.hidden_size, spec.norm_eps),
+        )
+        self.tensor_rules = {**TENSOR_RULES, "blocks.*.feed_forward.gate": TensorRule.COLUMN}
+        self.rotary = RotaryTables(spec.head_size, spec.rope_theta, spec.rope_scaling)
