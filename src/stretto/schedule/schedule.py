@@ -219,12 +219,11 @@ class Schedule:
 
     def peer_of(self, kind: int, stage: int, microbatch: int) -> int:
         """Rank at the other end of a message, -1 where the message has no other end."""
-        neighbour = {
-            Kind.SEND_F: self.next_stage,
-            Kind.RECV_F: self.previous_stage,
-            Kind.SEND_B: self.gradient_target,
-            Kind.RECV_B: self.gradient_source,
-        }[Kind(kind)](stage, microbatch)
+        if kind in (Kind.SEND_F, Kind.RECV_F):
+            follow = self.next_stage if kind == Kind.SEND_F else self.previous_stage
+        else:
+            follow = self.gradient_target if kind == Kind.SEND_B else self.gradient_source
+        neighbour = follow(stage, microbatch)
         return -1 if neighbour is None else self.rank_of(neighbour, self.voice[microbatch])
 
     def _with_peers(self) -> Schedule:
