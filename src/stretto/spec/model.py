@@ -40,8 +40,8 @@ class ModelSpec:
     """``llama`` (also Mistral, Qwen2, Qwen3 by configuration), ``gpt2``, or ``foreign``."""
     module: str | None = None
     """For family = foreign: ``package.module:function`` or ``file.py:function`` that returns a Stack."""
-    vocab_size: int = 256
-    """Number of token ids the embedding holds."""
+    vocab_size: int = 260
+    """Number of token ids the embedding holds (the bytes tokenizer needs 257)."""
     hidden_size: int = 64
     """Width of the residual stream."""
     intermediate_size: int = 176

@@ -87,7 +87,9 @@ def split_evenly(total: int, parts: int, index: int) -> tuple[int, int]:
     return start, min(size, total - start)
 
 
-def cut(name: str, shape: Sequence[int], *, dim: int | None, parts: int, index: int, tied_to: str | None = None) -> Sharding:
+def cut(
+    name: str, shape: Sequence[int], *, dim: int | None, parts: int, index: int, tied_to: str | None = None
+) -> Sharding:
     """The sharding of tp rank ``index`` of ``parts`` when ``dim`` is cut (None: held whole)."""
     if dim is None or parts == 1:
         return Sharding.whole(name, shape, tied_to=tied_to)

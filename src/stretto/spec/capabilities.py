@@ -1,0 +1,32 @@
+"""What this version can run, as data: the checks, the command line and the documentation read it here."""
+
+from __future__ import annotations
+
+FAMILIES = ("llama", "gpt2", "foreign")
+"""Model families (``model.family``)."""
+SCHEDULES = ("gpipe", "1f1b", "interleaved")
+"""Pipeline schedule families that the runtime executes (``plan.schedule``)."""
+AXES = ("pp", "tp", "dp_replicate", "dp_shard")
+"""Axes of the plan that may be larger than 1."""
+LATER_AXES = ("cp", "ep")
+"""Axes that a plan names already and that must be 1 in this version."""
+ZERO_STAGES = (1, 2, 3)
+"""What dp_shard can split (``plan.zero``)."""
+DTYPES = ("float64", "float32", "bfloat16")
+"""Arithmetic of the model (``training.dtype``)."""
+RECOMPUTE = ("none", "selective", "full")
+"""What the backward pass recomputes (``plan.recompute``)."""
+RATE_SCHEDULES = ("constant", "cosine", "wsd")
+"""Learning rate over the steps (``training.schedule``)."""
+DEVICES = ("auto", "cpu", "cuda")
+"""Where ranks compute (``run.device``)."""
+OFFLOAD = False
+"""Whether activations can be kept in host memory (``plan.offload``)."""
+PLANNER = False
+"""Whether ``auto`` in ``[plan]`` can be filled in."""
+EMBEDDED_CORPUS = "stdlib"
+"""The value of ``data.path`` that stands for the text every machine has."""
+BYTES_TOKENIZER = "bytes"
+"""The value of ``data.tokenizer`` that needs no file."""
+BYTES_VOCABULARY = 257
+"""Ids of the bytes tokenizer: 256 bytes and end_of_text."""

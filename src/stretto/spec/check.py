@@ -1,0 +1,179 @@
+"""Everything about a run that can be checked before a process starts.
+
+``check(run)`` returns nothing or raises ConfigError (what is wrong, why, what would work) or
+UnsupportedError (what this version can't do).  The order is from the plainest mistake to the one that
+depends on several values, so that the first error shown is the one to repair first.
+"""
+
+from __future__ import annotations
+
+import math
+
+from stretto.spec import capabilities
+from stretto.spec.check_values import check_data, check_model, check_settings, check_training, one_of
+from stretto.spec.errors import ConfigError, UnsupportedError
+from stretto.spec.plan import PlanSpec
+from stretto.spec.run import RunSpec
+from stretto.spec.stages import check_stages, stages_of
+
+__all__ = ["check", "check_world", "stages_of"]
+
+
+def check(run: RunSpec, *, world_size: int | None = None, data: bool = True) -> None:
+    """Refuse a run that can't work.
+
+    ``world_size``: number of processes that there are, where that is already known.  ``data``: False
+    where no corpus is read (verify draws its own tokens).
+    """
+    check_settings(run)
+    check_model(run.model)
+    check_training(run.training)
+    _degrees(run.plan)
+    _choices(run.plan)
+    _schedule(run.plan)
+    if run.model.family != "foreign":  # a foreign model's sizes are known once its module is loaded
+        _positions(run)
+        _tensor_parallel(run)
+        check_stages(run.plan, run.model.num_layers)
+    elif run.training.sequence_length % run.plan.tp:
+        raise ConfigError(_sequence_error(run, _divisors(run.training.sequence_length)))
+    _batch(run)
+    if data:
+        check_data(run)
+    _cluster(run)
+    if world_size is not None:
+        check_world(run, world_size)
+
+
+def check_world(run: RunSpec, world_size: int) -> None:
+    """ConfigError where ``world_size`` processes are not the ``plan.num_ranks`` that the plan needs."""
+    plan = run.plan
+    if world_size == plan.num_ranks:
+        return
+    degrees = {axis: getattr(plan, axis) for axis in capabilities.AXES}
+    product = " x ".join(f"{axis} {degree}" for axis, degree in degrees.items() if degree > 1) or "every degree 1"
+    rest = plan.num_ranks // plan.dp_replicate
+    choices = [f"start {plan.num_ranks} {'process' if plan.num_ranks == 1 else 'processes'}"]
+    if world_size % rest == 0 and _batch_fits(run, world_size // rest):
+        choices.append(f"set plan.dp_replicate = {world_size // rest}")
+    else:
+        fitting = [n for n in range(1, 2 * world_size + 1) if n % rest == 0 and _batch_fits(run, n // rest)]
+        near = sorted(fitting, key=lambda n: abs(n - world_size))[:2]
+        if near:
+            sizes = " or ".join(f"{n} processes (plan.dp_replicate = {n // rest})" for n in sorted(near))
+            choices.append(f"keep pp, tp and dp_shard and take {sizes}")
+    raise ConfigError(
+        f"The plan needs {plan.num_ranks} ranks ({product}), but there are {world_size} processes; "
+        f"{', or '.join(choices)}."
+    )
+
+
+def _degrees(plan: PlanSpec) -> None:
+    for axis in (*capabilities.AXES, *capabilities.LATER_AXES, "chunks", "micro_batch_size"):
+        value = getattr(plan, axis)
+        if value < 1:
+            raise ConfigError(f"plan.{axis} = {value} must be at least 1.")
+    for axis in capabilities.LATER_AXES:
+        if getattr(plan, axis) > 1:
+            what = {"cp": "context", "ep": "expert"}[axis]
+            raise UnsupportedError(
+                f"plan.{axis} = {getattr(plan, axis)}: {what} parallelism is not in this version; set plan.{axis} = 1 "
+                f"and use {', '.join(capabilities.AXES)}."
+            )
+    if plan.offload and not capabilities.OFFLOAD:
+        raise UnsupportedError(
+            "plan.offload = true: keeping activations in host memory is not in this version; "
+            'set plan.offload = false, and plan.recompute = "full" saves memory instead.'
+        )
+
+
+def _choices(plan: PlanSpec) -> None:
+    one_of("plan.schedule", plan.schedule, capabilities.SCHEDULES)
+    one_of("plan.zero", plan.zero, capabilities.ZERO_STAGES)
+    one_of("plan.recompute", plan.recompute, capabilities.RECOMPUTE)
+
+
+def _schedule(plan: PlanSpec) -> None:
+    if plan.schedule == "interleaved" and plan.chunks < 2:
+        raise ConfigError(
+            'plan.schedule = "interleaved" needs several chunks per rank, but plan.chunks = 1; '
+            'set plan.chunks = 2 or more, or plan.schedule = "1f1b".'
+        )
+    if plan.chunks > 1 and plan.schedule != "interleaved":
+        raise ConfigError(
+            f"plan.chunks = {plan.chunks} puts several stages on a rank, which plan.schedule = {plan.schedule!r} can't "
+            'order; set plan.schedule = "interleaved" or plan.chunks = 1.'
+        )
+
+
+def _positions(run: RunSpec) -> None:
+    length, most = run.training.sequence_length, run.model.max_positions
+    if length > most:
+        raise ConfigError(
+            f"training.sequence_length = {length} is longer than the model's {most} positions; "
+            f"take at most {most}, or raise model.max_positions."
+        )
+
+
+def _tensor_parallel(run: RunSpec) -> None:
+    model, tp = run.model, run.plan.tp
+    length = run.training.sequence_length
+    # What is offered must pass every later check too, so it divides all four.
+    fitting = _divisors(math.gcd(model.num_heads, model.kv_heads, model.intermediate_size, length))
+    may = f"tp may be {_either(fitting)}."
+    for count, what in ((model.num_heads, "heads"), (model.kv_heads, "key/value heads")):
+        if count % tp:
+            raise ConfigError(f"{count} {what} can't be split over tp={tp}; {may}")
+    if model.intermediate_size % tp:
+        raise ConfigError(f"model.intermediate_size = {model.intermediate_size} can't be split over tp={tp}; {may}")
+    if length % tp:
+        raise ConfigError(_sequence_error(run, fitting))
+
+
+def _sequence_error(run: RunSpec, fitting: list[int]) -> str:
+    length, tp = run.training.sequence_length, run.plan.tp
+    return (
+        f"training.sequence_length = {length} can't be split over tp={tp} (between attention and feed-forward each "
+        f"rank holds a part of the sequence); tp may be {_either(fitting)}, or take a multiple of {tp} tokens."
+    )
+
+
+def _batch(run: RunSpec) -> None:
+    plan, batch = run.plan, run.training.global_batch_size
+    unit = plan.dp * plan.micro_batch_size
+    if batch % unit:
+        below = batch - batch % unit
+        near = _either([size for size in (below, below + unit) if size])
+        raise ConfigError(
+            f"training.global_batch_size = {batch} can't be divided into micro-batches of {plan.micro_batch_size} over "
+            f"dp={plan.dp} (dp_replicate {plan.dp_replicate} x dp_shard {plan.dp_shard}); take a multiple of {unit}, "
+            f"for example {near}."
+        )
+
+
+def _batch_fits(run: RunSpec, dp_replicate: int) -> bool:
+    unit = dp_replicate * run.plan.dp_shard * run.plan.micro_batch_size
+    return dp_replicate > 0 and run.training.global_batch_size % unit == 0
+
+
+def _cluster(run: RunSpec) -> None:
+    cluster = run.cluster
+    for key in ("num_nodes", "devices_per_node", "memory_bytes"):
+        if getattr(cluster, key) <= 0:
+            raise ConfigError(f"cluster.{key} = {getattr(cluster, key)} must be positive.")
+    devices = cluster.num_nodes * cluster.devices_per_node
+    # Processes on a CPU may be as many as one likes; devices are counted.
+    if cluster.name.partition(":")[0] != "local-cpu" and run.plan.num_ranks > devices:
+        raise ConfigError(
+            f"The plan needs {run.plan.num_ranks} ranks, but cluster {cluster.name!r} has {devices} devices; "
+            f"take smaller degrees, or a larger cluster, for example by cluster.num_nodes."
+        )
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _either(numbers: list[int]) -> str:
+    texts = [str(number) for number in numbers]
+    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} or {texts[-1]}"
