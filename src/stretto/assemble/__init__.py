@@ -1,0 +1,1 @@
+"""Plan + model -> the modules, units and stages of this rank."""

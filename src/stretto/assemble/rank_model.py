@@ -1,0 +1,200 @@
+"""Assembles what one rank runs: its stages, the units under them, and the masters above.
+
+Stack (all parts, no storage) ─► parts of my stages ─► local values ─► tensor rules ─► units ─► stages
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from stretto.assemble.draw import draw
+from stretto.assemble.segments import make_segment
+from stretto.assemble.shard import apply_rules, shardings_of_part
+from stretto.assemble.split import holders_of_tied, owner_of, parts_of_stages, rule_of
+from stretto.parallel.flat import FlatUnit, ReduceQueue
+from stretto.parallel.master import Master
+from stretto.parallel.mesh import Mesh
+from stretto.parallel.pipeline.stage import Stage
+from stretto.parallel.unit import LocalUnit, Unit
+from stretto.spec.contract import Batch, Place, Stack
+from stretto.spec.plan import PlanSpec
+from stretto.spec.sharding import Sharding, TensorRule
+
+Reader = Callable[[Sharding], Tensor]
+"""Reads a slice of a parameter from a file."""
+Held = list[tuple[nn.Parameter, Sharding]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Precision:
+    """Types of a run."""
+
+    compute: torch.dtype
+    """Of parameters and activations."""
+    main: torch.dtype
+    """Of masters, moments and gradient sums; float32 where compute is bfloat16."""
+
+    @classmethod
+    def of(cls, name: str) -> Precision:
+        """From training.dtype."""
+        compute = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+        return cls(compute=compute, main=torch.promote_types(compute, torch.float32))
+
+
+@dataclass(slots=True, kw_only=True)
+class RankModel:
+    """What one rank holds of the model."""
+
+    stack: Stack
+    """The whole model's structure; only this rank's parts have storage."""
+    stages: dict[int, Stage]
+    """This rank's stages by number."""
+    units: list[Unit]
+    """Each unit once, in model order."""
+    mesh: Mesh
+    num_heads: int
+    """Query heads of the whole model."""
+
+    @property
+    def masters(self) -> list[Master]:
+        """All tensors that the optimizer updates."""
+        return [master for unit in self.units for master in unit.masters]
+
+    def publish(self) -> None:
+        """Masters have new values: bring them into the parameters."""
+        for unit in self.units:
+            unit.publish()
+
+    def context(self, batch: Batch, *, seed: int, step: int, training: bool) -> Any:
+        """What the blocks share of a micro-batch, as this tp rank sees it."""
+        tp, index = self.mesh.size("tp"), self.mesh.index("tp")
+        place = Place(
+            seed=seed,
+            step=step,
+            token_start=batch.tokens.shape[1] // tp * index,
+            head_start=self.num_heads // tp * index,
+            training=training,
+        )
+        return self.stack.context(batch, place)
+
+
+class Assembler:
+    """Builds a RankModel; one use."""
+
+    def __init__(self, stack: Stack, plan: PlanSpec, mesh: Mesh, *, precision: Precision, seed: int) -> None:
+        self._stack, self._plan, self._mesh = stack, plan, mesh
+        self._precision, self._seed = precision, seed
+        self._queue = ReduceQueue()
+        self._shared: dict[str, nn.Parameter] = {}
+        self._units: dict[str, Unit] = {}
+
+    def build(
+        self,
+        layers: Sequence[int],
+        placement: Sequence[int],
+        *,
+        num_heads: int,
+        device: torch.device,
+        reader: Reader | None = None,
+    ) -> RankModel:
+        """Make this rank's stages.
+
+        Args:
+            layers: layers of each stage.
+            placement: pipeline rank of each stage.
+            num_heads: query heads of the whole model.
+            device: where parameters live.
+            reader: where initial values come from; None: drawn (or what a foreign module holds).
+        """
+        plans = parts_of_stages(layers)
+        self._crossing = holders_of_tied(self._stack.tied, placement, plans)
+        stages: dict[int, Stage] = {}
+        for plan in plans:
+            if placement[plan.index] != self._mesh.index("pp"):
+                continue
+            segments = []
+            for part in plan.parts:
+                shardings = shardings_of_part(self._stack, part, self._mesh)
+                units = self._units_of_part(part, shardings, device, reader)
+                segments.append(
+                    make_segment(self._stack, part, units, plan=self._plan, mesh=self._mesh, shardings=shardings)
+                )
+            stages[plan.index] = Stage(plan.index, segments)
+        _drop_parts(self._stack, keep={s.name for stage in stages.values() for s in stage.segments})
+        units = list({id(u): u for s in sorted(stages) for u in stages[s].units}.values())
+        return RankModel(stack=self._stack, stages=stages, units=units, mesh=self._mesh, num_heads=num_heads)
+
+    def _units_of_part(
+        self, part: str, shardings: dict[str, Sharding], device: torch.device, reader: Reader | None
+    ) -> list[Unit]:
+        groups: dict[str, Held] = {}
+        for name, sharding in shardings.items():
+            original = sharding.tied_to or name
+            if original not in self._shared:
+                self._shared[original] = self._parameter(sharding, device, reader)
+                groups.setdefault(self._unit_name(part, name, original), []).append((self._shared[original], sharding))
+            module, leaf = owner_of(cast(nn.Module, self._stack), name)
+            setattr(module, leaf, self._shared[original])
+        for name, held in groups.items():
+            self._units[name] = self._unit(name, held)
+        group = self._mesh.group("tp")
+        if group is not None:
+            apply_rules(self._stack, part, shardings, group)
+        names = {self._unit_name(part, name, s.tied_to or name) for name, s in shardings.items()}
+        return [unit for name, unit in self._units.items() if name in names]
+
+    def _unit_name(self, part: str, name: str, original: str) -> str:
+        """A block is one unit; tied and vocabulary weights of the ends are units of their own."""
+        tied = original in self._crossing or name in self._crossing
+        rule = rule_of(self._stack, name.rpartition(".")[0])
+        if tied:
+            return original
+        return name if rule in (TensorRule.VOCAB_EMBEDDING, TensorRule.VOCAB_HEAD) else part
+
+    def _unit(self, name: str, held: Held) -> Unit:
+        tied = any(self._crossing.get(s.name, False) for _, s in held)
+        alone = self._mesh.size("dp_replicate", "dp_shard", "tp") == 1 and not tied
+        if alone:
+            return LocalUnit(name, held, mesh=self._mesh, compute=self._precision.compute)
+        return FlatUnit(
+            name,
+            held,
+            mesh=self._mesh,
+            zero=self._plan.zero,
+            compute=self._precision.compute,
+            queue=self._queue,
+            tied=tied,
+        )
+
+    def _parameter(self, sharding: Sharding, device: torch.device, reader: Reader | None) -> nn.Parameter:
+        """This rank's slice of a parameter with its initial values, in the masters' type."""
+        module, leaf = owner_of(cast(nn.Module, self._stack), sharding.name)
+        there = getattr(module, leaf)
+        original = sharding.tied_to or sharding.name
+        how = self._stack.initial_value(original)
+        if reader is not None:
+            values = reader(sharding)
+        elif how is not None:
+            values = draw(self._seed, original, sharding.shape, sharding.slice, how)
+        else:
+            assert not there.is_meta, f"{original} has neither an initial value nor data"
+            window = tuple(slice(o, o + n) for o, n in zip(sharding.slice.offset, sharding.slice.length, strict=True))
+            values = there.detach()[window].clone()
+        values = values.to(device=device, dtype=self._precision.main)
+        return nn.Parameter(values, requires_grad=there.requires_grad)
+
+
+def _drop_parts(stack: Stack, keep: set[str]) -> None:
+    """Replace the parts that other ranks hold, so that only what is here counts as the model's parameters."""
+    root = cast(Any, stack)
+    for name in ("inputs", "outputs"):
+        if name not in keep:
+            setattr(root, name, nn.Module())
+    for index in range(len(stack.blocks)):
+        if f"blocks.{index}" not in keep:
+            root.blocks[index] = nn.Module()

@@ -1,0 +1,93 @@
+"""Collective operations with the shapes that the rest of ``parallel`` speaks.
+
+A ``group`` of None is a group of one: nothing is sent.  Asynchronous ones return a ``Pending``
+that is waited for exactly once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup, Work
+
+
+class Pending:
+    """A collective that is under way, or already done (``work`` None)."""
+
+    __slots__ = ("_keep", "_work")
+
+    def __init__(self, work: Work | None, *keep: Tensor) -> None:
+        self._work = work
+        self._keep = keep
+
+    def wait(self) -> None:
+        """Return when the result may be read."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+        self._keep = ()
+
+
+DONE = Pending(None)
+"""Nothing to wait for."""
+
+
+def size_of(group: ProcessGroup | None) -> int:
+    """Ranks in ``group``."""
+    return 1 if group is None else dist.get_world_size(group)
+
+
+def index_in(group: ProcessGroup | None) -> int:
+    """This rank's index in ``group``."""
+    return 0 if group is None else dist.get_rank(group)
+
+
+def all_reduce(tensor: Tensor, group: ProcessGroup | None, *, maximum: bool = False) -> Pending:
+    """Sum (or maximum) of ``tensor`` over ``group``, in place."""
+    if group is None or tensor.numel() == 0:
+        return DONE
+    op = dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM
+    return Pending(dist.all_reduce(tensor, op=op, group=group, async_op=True), tensor)
+
+
+def reduce_scatter(flat: Tensor, shard: Tensor, group: ProcessGroup | None) -> Pending:
+    """``shard`` [n] becomes this rank's part of the sum of all ``flat`` [ranks * n]."""
+    if group is None:
+        shard.copy_(flat)
+        return DONE
+    return Pending(dist.reduce_scatter_single(shard.view(-1), flat.view(-1), group=group, async_op=True), flat, shard)
+
+
+def all_gather(shard: Tensor, flat: Tensor, group: ProcessGroup | None) -> Pending:
+    """``flat`` [ranks * n] becomes every rank's ``shard`` [n], in rank order."""
+    if group is None:
+        if flat.data_ptr() != shard.data_ptr():
+            flat.copy_(shard)
+        return DONE
+    return Pending(dist.all_gather_single(flat.view(-1), shard.view(-1), group=group, async_op=True), flat, shard)
+
+
+def gather_dim(x: Tensor, dim: int, group: ProcessGroup | None) -> Tensor:
+    """Every rank's ``x`` joined along ``dim``."""
+    if group is None:
+        return x
+    ranks = dist.get_world_size(group)
+    joined = x.new_empty(ranks, *x.shape)
+    all_gather(x.contiguous(), joined, group).wait()
+    return joined.movedim(0, dim).reshape(*x.shape[:dim], ranks * x.shape[dim], *x.shape[dim + 1 :])
+
+
+def reduce_scatter_dim(x: Tensor, dim: int, group: ProcessGroup | None) -> Tensor:
+    """This rank's part, along ``dim``, of the sum of every rank's ``x``; the ranks must divide that dim."""
+    if group is None:
+        return x
+    ranks = dist.get_world_size(group)
+    parts = x.reshape(*x.shape[:dim], ranks, x.shape[dim] // ranks, *x.shape[dim + 1 :]).movedim(dim, 0).contiguous()
+    mine = torch.empty_like(parts[0])
+    reduce_scatter(parts, mine, group).wait()
+    return mine

@@ -1,0 +1,228 @@
+"""The shard unit: a unit whose parameters lie in one flat buffer (ZeRO D2; FSDP's flat parameter).
+
+    flat, compute type   │ q │ k │ v │ o │ gate ........ │ down │ norms │pad│   parameters are views of it
+    cut over dp_shard    ├──── rank 0 ────┼──── rank 1 ────┼──── rank 2 ────┤   each rank's masters
+
+What is kept whole between steps, by ``zero``:
+
+    dp_shard = 1    parameters, gradients, masters     all-reduce over dp_replicate
+    zero 1          parameters, gradients              reduce-scatter once a step, all-gather after it
+    zero 2          parameters                         reduce-scatter every backward
+    zero 3          nothing                            also all-gather before every forward and backward
+
+Gradients are summed in the masters' type.  Parameters that tp ranks hold whole come first in the
+buffer, so that their partial gradients (tensor.py) are one contiguous range to sum over tp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from stretto.parallel.collectives import DONE, Pending, all_gather, all_reduce, reduce_scatter
+from stretto.parallel.master import Master, counts_here
+from stretto.parallel.mesh import Mesh
+from stretto.spec.sharding import Sharding
+
+MAX_REDUCING = 2
+"""Gradient buffers that may be on their way at once under zero 2 and 3."""
+
+
+class ReduceQueue:
+    """Bounds how many transient gradient buffers are alive: the oldest reduction is finished first."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[FlatUnit, Pending, Tensor]] = []
+
+    def push(self, unit: FlatUnit, pending: Pending, shard: Tensor) -> None:
+        """Remember a reduction under way."""
+        self._waiting.append((unit, pending, shard))
+        if len(self._waiting) > MAX_REDUCING:
+            self._finish_oldest()
+
+    def drain(self) -> None:
+        """Finish all."""
+        while self._waiting:
+            self._finish_oldest()
+
+    def _finish_oldest(self) -> None:
+        unit, pending, shard = self._waiting.pop(0)
+        pending.wait()
+        unit.accumulate_shard(shard)
+
+
+class FlatUnit:
+    """Parameters in one flat buffer, shared along dp_replicate, dp_shard, tp or a tie."""
+
+    def __init__(
+        self,
+        name: str,
+        held: Sequence[tuple[nn.Parameter, Sharding]],
+        *,
+        mesh: Mesh,
+        zero: int,
+        compute: torch.dtype,
+        queue: ReduceQueue,
+        tied: bool = False,
+    ) -> None:
+        """Move the values of ``held`` into the buffer and make the parameters views of it.
+
+        Args:
+            held: parameters in the type of masters and gradients, with their shardings.
+            zero: 1, 2 or 3; without dp_shard it changes nothing.
+            compute: type that the parameters get.
+            tied: the gradient is also summed with the pipeline's other end.
+        """
+        self.name = name
+        self._mesh, self._queue, self._tied = mesh, queue, tied
+        self._ranks = mesh.size("dp_shard")
+        self._zero = zero if self._ranks > 1 else 0
+        held = sorted(held, key=lambda pair: pair[1].tp_dim is not None)
+        self._sizes = [p.numel() for p, _ in held]
+        self._partial = sum(p.numel() for p, s in held if s.tp_dim is None) if mesh.size("tp") > 1 else 0
+        total = sum(self._sizes)
+        self._width = -(-total // self._ranks)
+        self._low = mesh.index("dp_shard") * self._width
+        self._make_buffers(held, compute)
+        self._make_masters(held)
+        self._gathering: Pending = DONE
+        self._reducing: Pending = DONE
+        self._remaining = 0
+        self._fresh = True
+        self._whole = self._zero < 3
+        if not self._whole:
+            self._free()
+
+    def _make_buffers(self, held: Sequence[tuple[nn.Parameter, Sharding]], compute: torch.dtype) -> None:
+        first = held[0][0]
+        values = first.new_zeros(self._width * self._ranks, requires_grad=False)
+        for (parameter, _), view in zip(held, values[: sum(self._sizes)].split(self._sizes), strict=True):
+            view.view(parameter.shape).copy_(parameter.detach())
+        mine = slice(self._low, self._low + self._width)
+        self._flat = values if first.dtype == compute else values.to(compute)
+        self._shard = self._flat[mine].clone() if self._zero == 3 else self._flat[mine]
+        self._main = self._shard if first.dtype == compute else values[mine].clone()
+        self._grad = torch.zeros_like(values) if self._zero <= 1 else None
+        self._grad_shard = torch.zeros_like(self._main) if self._zero else self._grad
+        # `.data` has a version counter of its own: refilling the buffer doesn't invalidate saved tensors.
+        views = self._flat.data[: sum(self._sizes)].split(self._sizes)
+        self.parameters, self._trained = [], []
+        for i, ((parameter, _), view) in enumerate(zip(held, views, strict=True)):
+            parameter.data = view.view(parameter.shape)
+            if parameter.requires_grad:
+                self.parameters.append(parameter)
+                self._trained.append(i)
+        self._bytes = self._flat.untyped_storage().nbytes()
+
+    def _make_masters(self, held: Sequence[tuple[nn.Parameter, Sharding]]) -> None:
+        assert self._grad_shard is not None
+        self.masters = []
+        at = 0
+        for (parameter, sharding), size in zip(held, self._sizes, strict=True):
+            low, high = max(at, self._low), min(at + size, self._low + self._width)
+            at += size
+            if low >= high and size:
+                continue
+            counted = counts_here(sharding, self._mesh)
+            tensor = self._main[low - self._low : high - self._low]
+            grad = self._grad_shard[low - self._low : high - self._low]
+            if self._ranks == 1:
+                tensor, grad = tensor.view(parameter.shape), grad.view(parameter.shape)
+            if parameter.requires_grad:
+                tensor.grad = grad
+            self.masters.append(
+                Master(
+                    tensor=tensor,
+                    sharding=sharding,
+                    start=low - (at - size),
+                    stop=high - (at - size),
+                    counted=counted,
+                    owned=counted and self._mesh.index("dp_replicate") == 0,
+                )
+            )
+
+    def begin_step(self, contributions: int) -> None:
+        """Forget the last step's gradients."""
+        self._remaining = contributions
+        self._fresh = True
+        if self._grad_shard is not None and (self._zero >= 2 or contributions == 0):
+            self._grad_shard.zero_()
+
+    def unshard(self) -> None:
+        """Start gathering the parameters (zero 3)."""
+        if not self._whole:
+            self._flat.untyped_storage().resize_(self._bytes)
+            self._gathering = all_gather(self._shard, self._flat, self._mesh.group("dp_shard"))
+            self._whole = True
+
+    def ready(self) -> None:
+        """Wait for ``unshard`` or ``publish``."""
+        self._gathering.wait()
+        self._gathering = DONE
+
+    def reshard(self) -> None:
+        """Give the memory of the gathered parameters back (zero 3)."""
+        if self._zero == 3 and self._whole:
+            self.ready()
+            self._free()
+
+    def _free(self) -> None:
+        self._flat.untyped_storage().resize_(0)
+        self._whole = False
+
+    def add_gradients(self, gradients: Sequence[Tensor | None]) -> None:
+        """Add one backward pass into the buffer; reduce when zero or the last pass says so."""
+        buffer = self._main.new_zeros(self._width * self._ranks) if self._grad is None else self._grad
+        views = buffer[: sum(self._sizes)].split(self._sizes)
+        fresh = self._fresh or self._zero >= 2
+        for i, gradient in zip(self._trained, gradients, strict=True):
+            if gradient is None:
+                if fresh:
+                    views[i].zero_()
+            elif fresh:
+                views[i].view(gradient.shape).copy_(gradient)
+            else:
+                views[i].view(gradient.shape).add_(gradient)
+        self._fresh = False
+        self._remaining -= 1
+        if self._zero >= 2:
+            shard = self._main.new_empty(self._width)
+            self._queue.push(self, reduce_scatter(buffer, shard, self._mesh.group("dp_shard")), shard)
+        elif self._remaining == 0:
+            self._start_reduction()
+
+    def _start_reduction(self) -> None:
+        assert self._grad is not None and self._grad_shard is not None
+        if self._zero == 1:
+            self._reducing = reduce_scatter(self._grad, self._grad_shard, self._mesh.group("dp_shard"))
+        else:
+            self._reducing = all_reduce(self._grad, self._mesh.group("dp_replicate"))
+
+    def accumulate_shard(self, shard: Tensor) -> None:
+        """Add a reduced gradient shard (zero 2 and 3)."""
+        assert self._grad_shard is not None
+        self._grad_shard.add_(shard)
+
+    def settle(self, phase: int) -> Pending:
+        """Phase 0 ends the reduction over dp_shard, 1 sums over replicas and ties, 2 over tp."""
+        grad = self._grad_shard
+        assert grad is not None
+        if phase == 0:
+            self._queue.drain()
+            pending, self._reducing = self._reducing, DONE
+            return pending
+        if phase == 1:
+            if self._zero:
+                all_reduce(grad, self._mesh.group("dp_replicate")).wait()
+            return all_reduce(grad, self._mesh.tied) if self._tied else DONE
+        held_partial = min(self._partial, self._low + self._width) - self._low
+        return all_reduce(grad[: max(0, held_partial)], self._mesh.group("tp"))
+
+    def publish(self) -> None:
+        """Round masters to the parameters' type and gather them (zero 1 and 2)."""
+        if self._main is not self._shard:
+            self._shard.copy_(self._main)
+        if self._zero in (1, 2):
+            self._gathering = all_gather(self._shard.clone(), self._flat, self._mesh.group("dp_shard"))

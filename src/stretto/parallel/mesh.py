@@ -1,0 +1,115 @@
+"""Which rank sits where: the mesh of ranks, its axes, and the process groups along them.
+
+Ranks are numbered with tp fastest and pp slowest, so that the ranks that talk most sit closest:
+
+    rank = ((pp * dp_replicate + dp_replicate_index) * dp_shard + dp_shard_index) * tp + tp_index
+
+The mesh is an argument, never a global.  Every group that the runtime needs is made once here;
+a group of one rank is None, and whoever uses it then communicates nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch.distributed as dist
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from stretto.spec.plan import PlanSpec
+
+AXES = ("pp", "dp_replicate", "dp_shard", "tp")
+"""The axes, slowest first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mesh:
+    """The place of one rank and the groups it belongs to."""
+
+    sizes: dict[str, int]
+    """Degree of each axis."""
+    coordinates: dict[str, int]
+    """Index of this rank along each axis."""
+    rank: int
+    """Global rank."""
+    groups: dict[tuple[str, ...], ProcessGroup | None] = field(repr=False)
+    """Process group of the ranks that differ from this one only along the given axes."""
+    tied: ProcessGroup | None = field(repr=False)
+    """The first and the last pipeline rank, at equal other coordinates; None for ranks between."""
+    forward: ProcessGroup | None = field(repr=False)
+    """World group that carries activations."""
+    backward: ProcessGroup | None = field(repr=False)
+    """World group that carries gradients (its own, so that NCCL can overlap both directions)."""
+
+    def size(self, *axes: str) -> int:
+        """Number of ranks along ``axes`` together."""
+        return int(np.prod([self.sizes[a] for a in axes]))
+
+    def index(self, axis: str) -> int:
+        """This rank's index along ``axis``."""
+        return self.coordinates[axis]
+
+    def group(self, *axes: str) -> ProcessGroup | None:
+        """The process group along ``axes``; None where it would hold this rank alone."""
+        return self.groups[axes]
+
+    @property
+    def dp_index(self) -> int:
+        """Which share of the global batch this rank reads."""
+        return self.index("dp_replicate") * self.sizes["dp_shard"] + self.index("dp_shard")
+
+    def pipeline_rank(self, pp: int) -> int:
+        """Global rank at pipeline position ``pp`` with this rank's other coordinates."""
+        stride = self.size("dp_replicate", "dp_shard", "tp")
+        return self.rank + (pp - self.index("pp")) * stride
+
+
+GROUPED: tuple[tuple[str, ...], ...] = (
+    ("tp",),
+    ("dp_shard",),
+    ("dp_replicate",),
+    ("dp_replicate", "dp_shard"),
+    ("pp", "dp_shard", "tp"),
+)
+"""Axis sets that need a group: the last holds one whole copy of the model's gradients."""
+
+
+def build_mesh(plan: PlanSpec, rank: int) -> Mesh:
+    """Make the mesh of ``plan`` and all its groups; collective over the world if there is one."""
+    sizes = {axis: int(getattr(plan, axis)) for axis in AXES}
+    grid = np.arange(plan.num_ranks).reshape([sizes[a] for a in AXES])
+    place = [int(i) for i in np.unravel_index(rank, grid.shape)]
+    groups = {axes: _make_group(grid, axes, rank) for axes in GROUPED}
+    tied = None
+    if sizes["pp"] > 1:
+        for column in grid.reshape(sizes["pp"], -1).T:
+            pair = dist.new_group([int(column[0]), int(column[-1])])
+            if rank in (column[0], column[-1]):
+                tied = pair
+    return Mesh(
+        sizes=sizes,
+        coordinates=dict(zip(AXES, place, strict=True)),
+        rank=rank,
+        groups=groups,
+        tied=tied,
+        forward=dist.new_group() if sizes["pp"] > 1 else None,
+        backward=dist.new_group() if sizes["pp"] > 1 else None,
+    )
+
+
+def _make_group(grid: np.ndarray, axes: tuple[str, ...], rank: int) -> ProcessGroup | None:
+    """Make the groups along ``axes`` in the same order on every rank; return the one that holds ``rank``."""
+    inner = [AXES.index(a) for a in axes]
+    outer = [i for i in range(len(AXES)) if i not in inner]
+    size = int(np.prod([grid.shape[i] for i in inner]))
+    if size == 1:
+        return None
+    mine = None
+    for members in grid.transpose(outer + inner).reshape(-1, size):
+        group = dist.new_group([int(r) for r in members])
+        if rank in members:
+            mine = group
+    return mine

@@ -1,0 +1,173 @@
+"""Messages between pipeline ranks: receives posted ahead, sends in the background.
+
+A message is known by (direction, stage, micro-batch); the schedule says in which order each channel
+carries them, so both ends agree without a word.  The shape of what crosses a stage boundary is told
+once, in a header before the first message, and remembered for each batch shape.
+
+    sender    SEND_F ── isend, tensor kept until it is gone ───────────┐
+    receiver  irecv posted up to AHEAD messages early ... RECV_F waits ◄┘
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from stretto.parallel.pipeline.segment import Value, tensors_of
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup, Work
+
+    from stretto.parallel.mesh import Mesh
+
+AHEAD = 2
+"""Receives posted before they are needed, per source and direction."""
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.bool)
+MAX_TENSORS, MAX_DIMS = 6, 6
+
+Direction = Literal["F", "B"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a step: ``stage`` is the sender's stage for F and the receiver's for B, so that
+    both directions of a boundary share the number of the stage below it."""
+
+    direction: Direction
+    boundary: int
+    microbatch: int
+    peer: int
+    """The other end, as a position along pp."""
+
+
+class Channel(Protocol):
+    """Carries messages between this rank and its pipeline peers."""
+
+    def begin_step(self, receives: Sequence[Message], batch_shape: Hashable) -> None:
+        """The messages that this rank will receive, in the order of its schedule."""
+
+    def send(self, message: Message, value: Value) -> None:
+        """Send without waiting."""
+
+    def receive(self, message: Message) -> Value:
+        """Wait for a message."""
+
+    def end_step(self) -> None:
+        """Return when everything sent has left."""
+
+
+class PeerChannel:
+    """Messages over torch.distributed (gloo or NCCL), point to point."""
+
+    def __init__(self, mesh: Mesh, device: torch.device, num_boundaries: int) -> None:
+        self._mesh, self._device, self._boundaries = mesh, device, num_boundaries
+        self._shapes: dict[Hashable, list[tuple[tuple[int, ...], torch.dtype]]] = {}
+        self._single: dict[Hashable, bool] = {}
+        self._queues: dict[tuple[Direction, int], deque[Message]] = {}
+        self._posted: dict[Message, list[tuple[Work, Tensor]]] = {}
+        self._sending: deque[tuple[Work, Tensor]] = deque()
+        self._batch_shape: Hashable = None
+
+    def begin_step(self, receives: Sequence[Message], batch_shape: Hashable) -> None:
+        """Post the first receives of every source."""
+        self._batch_shape = batch_shape
+        self._queues.clear()
+        for message in receives:
+            self._queues.setdefault((message.direction, message.peer), deque()).append(message)
+        for queue in self._queues.values():
+            self._post(queue)
+
+    def _key(self, message: Message) -> Hashable:
+        return message.boundary, self._batch_shape
+
+    def _group(self, message: Message) -> ProcessGroup | None:
+        return self._mesh.forward if message.direction == "F" else self._mesh.backward
+
+    def _tag(self, message: Message, part: int) -> int:
+        return (message.microbatch * self._boundaries + message.boundary) * (MAX_TENSORS + 1) + part
+
+    def _post(self, queue: deque[Message]) -> None:
+        """Post the next receives of a source, as far as their shapes are known."""
+        for message in list(queue)[:AHEAD]:
+            if message in self._posted:
+                continue
+            shapes = self._shapes.get(self._key(message))
+            if shapes is None:
+                return
+            source, group = self._mesh.pipeline_rank(message.peer), self._group(message)
+            posted = []
+            for part, (shape, dtype) in enumerate(shapes):
+                buffer = torch.empty(shape, dtype=dtype, device=self._device)
+                work = dist.irecv(buffer, source, group=group, tag=self._tag(message, part))
+                assert work is not None
+                posted.append((work, buffer))
+            self._posted[message] = posted
+
+    def receive(self, message: Message) -> Value:
+        """Wait for a message that ``begin_step`` announced, and post the next one."""
+        queue = self._queues[message.direction, message.peer]
+        assert queue[0] == message, f"{message} is not the next from its source, {queue[0]} is"
+        key = self._key(message)
+        if key not in self._shapes:
+            self._receive_header(message)
+        self._post(queue)
+        queue.popleft()
+        found = []
+        for work, buffer in self._posted.pop(message):
+            work.wait()
+            found.append(buffer)
+        self._post(queue)
+        return found[0] if self._single[key] else tuple(found)
+
+    def send(self, message: Message, value: Value) -> None:
+        """Send in the background; the tensor is kept until it has left."""
+        while self._sending and self._sending[0][0].is_completed():
+            self._sending.popleft()
+        if self._key(message) not in self._shapes:
+            self._send_header(message, value)
+        target, group = self._mesh.pipeline_rank(message.peer), self._group(message)
+        for part, tensor in enumerate(tensors_of(value)):
+            tensor = tensor.detach().contiguous()
+            work = dist.isend(tensor, target, group=group, tag=self._tag(message, part))
+            assert work is not None
+            self._sending.append((work, tensor))
+
+    def _send_header(self, message: Message, value: Value) -> None:
+        tensors = tensors_of(value)
+        assert len(tensors) <= MAX_TENSORS and all(t.ndim <= MAX_DIMS for t in tensors)
+        header = torch.zeros(MAX_TENSORS + 1, MAX_DIMS + 2, dtype=torch.int64)
+        header[0, 0], header[0, 1] = len(tensors), int(isinstance(value, Tensor))
+        for row, t in zip(header[1:], tensors, strict=False):
+            row[0], row[1] = DTYPES.index(t.dtype), t.ndim
+            row[2 : 2 + t.ndim] = torch.tensor(t.shape)
+        header = header.to(self._device)
+        target = self._mesh.pipeline_rank(message.peer)
+        work = dist.isend(header, target, group=self._group(message), tag=self._tag(message, MAX_TENSORS))
+        assert work is not None
+        self._sending.append((work, header))
+        self._remember(message, header)
+
+    def _receive_header(self, message: Message) -> None:
+        header = torch.zeros(MAX_TENSORS + 1, MAX_DIMS + 2, dtype=torch.int64, device=self._device)
+        source = self._mesh.pipeline_rank(message.peer)
+        dist.recv(header, source, group=self._group(message), tag=self._tag(message, MAX_TENSORS))
+        self._remember(message, header)
+
+    def _remember(self, message: Message, header: Tensor) -> None:
+        rows = header.tolist()
+        count, single = rows[0][0], rows[0][1]
+        key = self._key(message)
+        self._shapes[key] = [(tuple(r[2 : 2 + r[1]]), DTYPES[r[0]]) for r in rows[1 : 1 + count]]
+        self._single[key] = bool(single)
+
+    def end_step(self) -> None:
+        """Wait until everything sent has left."""
+        assert not self._posted and not any(self._queues.values()), "messages of this step were not received"
+        while self._sending:
+            self._sending.popleft()[0].wait()

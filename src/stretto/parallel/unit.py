@@ -1,0 +1,128 @@
+"""A unit: parameters that are gathered, reduced and updated together (a block, the embedding, the head).
+
+The pipeline runtime calls a unit at fixed points and knows nothing of what happens there:
+
+    unshard ─► ready ─► forward ─► reshard        unshard ─► ready ─► backward ─► add_gradients ─► reshard
+    ... after the last backward of the step: settle (three phases) ─► optimizer on masters ─► publish
+
+``LocalUnit`` serves a rank that shares its parameters with nobody: gradients stay where autograd put
+them, nothing is copied.  ``FlatUnit`` (flat.py) serves every other plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from stretto.parallel.collectives import DONE, Pending
+from stretto.parallel.master import Master, counts_here
+from stretto.parallel.mesh import Mesh
+from stretto.spec.sharding import Sharding
+
+
+class Unit(Protocol):
+    """What the runtime needs of a unit."""
+
+    name: str
+    """For messages, for example ``blocks.3``."""
+    parameters: list[nn.Parameter]
+    """The parameters that a backward pass differentiates, in the order of ``add_gradients``."""
+    masters: list[Master]
+    """What the optimizer updates."""
+
+    def begin_step(self, contributions: int) -> None:
+        """A step starts in which ``add_gradients`` will be called so many times."""
+
+    def unshard(self) -> None:
+        """Start to make the parameters whole."""
+
+    def ready(self) -> None:
+        """Wait until the parameters are whole."""
+
+    def reshard(self) -> None:
+        """The parameters are not needed for a while."""
+
+    def add_gradients(self, gradients: Sequence[Tensor | None]) -> None:
+        """Accumulate one backward pass; the last one starts the reduction."""
+
+    def settle(self, phase: int) -> Pending:
+        """Start phase 0 (shards), 1 (replicas and ties) or 2 (tp) of the reduction; earlier ones are done."""
+
+    def publish(self) -> None:
+        """Masters have new values: start to bring them into the parameters."""
+
+
+SETTLE_PHASES = 3
+
+
+def settle_all(units: Sequence[Unit]) -> None:
+    """Finish the reduction of all units, overlapping them within a phase."""
+    for phase in range(SETTLE_PHASES):
+        for pending in [unit.settle(phase) for unit in units]:
+            pending.wait()
+
+
+class LocalUnit:
+    """Parameters that this rank shares with nobody."""
+
+    def __init__(
+        self, name: str, held: Sequence[tuple[nn.Parameter, Sharding]], *, mesh: Mesh, compute: torch.dtype
+    ) -> None:
+        """Args: held: parameters in the type of the masters; compute: type that the parameters get."""
+        self.name = name
+        self.parameters = [p for p, _ in held if p.requires_grad]
+        self.masters = []
+        self._fresh = True
+        for parameter, sharding in held:
+            tensor: Tensor = parameter
+            if parameter.dtype != compute:
+                tensor = parameter.detach()
+                parameter.data = tensor.to(compute)
+            self.masters.append(
+                Master(
+                    tensor=tensor,
+                    sharding=sharding,
+                    start=0,
+                    stop=parameter.numel(),
+                    counted=counts_here(sharding, mesh),
+                    owned=counts_here(sharding, mesh),
+                )
+            )
+        self._all = [p for p, _ in held]
+        self._trained = [m.tensor for (p, _), m in zip(held, self.masters, strict=True) if p.requires_grad]
+
+    def begin_step(self, contributions: int) -> None:
+        """Forget the last step's gradients."""
+        self._fresh = True
+
+    def unshard(self) -> None:
+        """Parameters are always whole."""
+
+    def ready(self) -> None:
+        """Parameters are always whole."""
+
+    def reshard(self) -> None:
+        """Parameters stay whole."""
+
+    def add_gradients(self, gradients: Sequence[Tensor | None]) -> None:
+        """Keep the first micro-batch's gradients as they are, add the others in place."""
+        for tensor, gradient in zip(self._trained, gradients, strict=True):
+            if self._fresh or tensor.grad is None:
+                tensor.grad = None if gradient is None else gradient.to(tensor.dtype)
+            elif gradient is not None:
+                tensor.grad.add_(gradient)
+        self._fresh = False
+
+    def settle(self, phase: int) -> Pending:
+        """Nothing to reduce."""
+        return DONE
+
+    def publish(self) -> None:
+        """Round masters into parameters of a narrower type."""
+        with torch.no_grad():
+            for parameter, master in zip(self._all, self.masters, strict=True):
+                if master.tensor is not parameter:
+                    parameter.copy_(master.tensor)

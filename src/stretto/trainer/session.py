@@ -1,0 +1,112 @@
+"""All that one rank needs to train, wired together: mesh, model, schedules, runtimes, step.
+
+This is the only place where rooms that don't know each other meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from stretto.assemble.rank_model import Assembler, Precision, RankModel, Reader
+from stretto.models.build import build_model
+from stretto.parallel.mesh import Mesh, build_mesh
+from stretto.parallel.pipeline.channel import PeerChannel
+from stretto.parallel.pipeline.runtime import Runtime
+from stretto.schedule.families import build as build_schedule
+from stretto.schedule.passes.communication import lower
+from stretto.schedule.schedule import Schedule
+from stretto.schedule.validate import validate
+from stretto.spec.check import stages_of
+from stretto.spec.contract import Batch, Observer, Silent, Stack
+from stretto.spec.model import ModelSpec
+from stretto.spec.run import RunSpec
+from stretto.trainer.optimizer import build_optimizer
+from stretto.trainer.step import StepResult, TrainStep
+
+
+def schedules_of(run: RunSpec) -> tuple[Schedule, Schedule]:
+    """The training schedule of a run and the forward-only one of its evaluation, verified and lowered."""
+    shape = {"ranks": run.plan.pp, "microbatches": run.num_microbatches, "chunks": run.plan.chunks}
+    lowered = []
+    for name in (run.plan.schedule, "forward-only"):
+        schedule = lower(build_schedule(name, **shape))
+        validate(schedule)
+        lowered.append(schedule)
+    return lowered[0], lowered[1]
+
+
+def make_stack(model: ModelSpec, seed: int) -> Stack:
+    """The structure of the model: without storage, unless it is a foreign one that brings its values."""
+    if model.family != "foreign":
+        with torch.device("meta"):
+            return build_model(model)
+    from stretto.models.foreign import load_foreign
+
+    torch.manual_seed(seed)
+    return load_foreign(model)
+
+
+@dataclass(slots=True, kw_only=True)
+class Session:
+    """One rank, ready to train."""
+
+    run: RunSpec
+    mesh: Mesh
+    model: RankModel
+    runtime: Runtime
+    evaluation: Runtime
+    """Plays the forward-only schedule."""
+    optimizer: torch.optim.AdamW
+    step: TrainStep
+
+    @classmethod
+    def start(
+        cls,
+        run: RunSpec,
+        rank: int,
+        *,
+        device: torch.device | None = None,
+        observer: Observer | None = None,
+        reader: Callable[[Stack], Reader] | None = None,
+        stack: Stack | None = None,
+    ) -> Session:
+        """Build everything; collective over the world.
+
+        Args:
+            reader: given the model, what reads initial weights from a file; None: random.
+            stack: the model, where it isn't the one that ``run.model`` names.
+        """
+        device = device or torch.device("cpu")
+        observer = observer or Silent()
+        mesh = build_mesh(run.plan, rank)
+        training, evaluation = schedules_of(run)
+        stack = stack or make_stack(run.model, run.run.seed)
+        precision = Precision.of(run.training.dtype)
+        assembler = Assembler(stack, run.plan, mesh, precision=precision, seed=run.run.seed)
+        model = assembler.build(
+            stages_of(run),
+            training.placement[0],
+            num_heads=run.model.num_heads,
+            device=device,
+            reader=reader(stack) if reader else None,
+        )
+        pp = mesh.index("pp")
+        channel = PeerChannel(mesh, device, training.num_stages) if mesh.size("pp") > 1 else None
+        runtime = Runtime(model.stages, training, rank=pp, channel=channel, observer=observer)
+        optimizer = build_optimizer(model.masters, run.training)
+        return cls(
+            run=run,
+            mesh=mesh,
+            model=model,
+            runtime=runtime,
+            evaluation=Runtime(model.stages, evaluation, rank=pp, channel=channel, observer=observer),
+            optimizer=optimizer,
+            step=TrainStep(model, runtime, optimizer, training=run.training, seed=run.run.seed, observer=observer),
+        )
+
+    def train_step(self, step: int, batches: Sequence[Batch]) -> StepResult:
+        """Run optimizer step ``step``, from 1."""
+        return self.step.run(step, batches)
