@@ -9,17 +9,22 @@ from stretto.models.llama import Llama
 from stretto.spec.errors import ConfigError
 
 if TYPE_CHECKING:
-    from stretto.spec.contract import Stack
+    from stretto.models.decoder import Decoder
     from stretto.spec.model import ModelSpec
 
 
-def build_model(spec: ModelSpec) -> Stack:
+def build_model(spec: ModelSpec) -> Decoder:
     """Build the whole model on torch's current default device; ``torch.device("meta")`` costs nothing.
 
     Parameters hold whatever torch's constructors leave; ``Stack.initial_value`` says how each is to
     start.  A tied head and embedding are one Parameter here.  Raises ConfigError where the heads
     don't fit.
     """
+    return build_decoder(spec)
+
+
+def build_decoder(spec: ModelSpec) -> Decoder:
+    """Build a model of a family that Stretto ships."""
     check_heads(spec)
     return Llama(spec) if spec.family == "llama" else GPT(spec)
 
