@@ -62,10 +62,8 @@ def test_flops_equal_torch_counter(model: ModelSpec) -> None:
     module = hugging_face(model, "cpu")
     with counter, torch.no_grad():
         module(torch.zeros(1, length, dtype=torch.int64), use_cache=False)
-    # The rotary table is a [head size / 2, 1] x [1, T] product in transformers, which is no work of the model.
-    rotary = 0 if model.family == "gpt2" else model.head_size * length
     expected = flops.forward_flops_per_token(model, length, causal=False) * length
-    assert counter.get_total_flops() - rotary == expected
+    assert counter.get_total_flops() == expected
 
 
 def test_published_sizes() -> None:

@@ -45,7 +45,7 @@ def read(path: str | Path) -> str:
         raise ConfigError(f"{path} is a folder, not a run file; name the file in it, for example {path / 'run.toml'}.")
     if not path.exists():
         folder = path.parent
-        others = sorted(p.name for p in folder.glob("*.toml")) if folder.is_dir() else []
+        others = sorted(p.name for p in folder.glob("*.toml") if p.name != "pyproject.toml") if folder.is_dir() else []
         hint = nearest(path.name, others) or (f"; {folder} has {', '.join(others[:8])}." if others else ".")
         raise ConfigError(f"The run file {path} doesn't exist{hint}")
     try:

@@ -1,0 +1,77 @@
+"""The verbs as Python functions: what ``stretto.train(run)`` and its like call.
+
+They take a RunSpec, or the path of a run file, and raise StrettoError where the command line would
+print one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stretto.spec.check import check
+from stretto.spec.errors import ConfigError, RankError
+from stretto.spec.resolve import load_run
+from stretto.spec.run import RunSpec
+
+if TYPE_CHECKING:
+    from stretto.trainer.verify import VerifyReport
+
+
+def train(run: RunSpec | str | Path, overrides: Iterable[str] = ()) -> Path:
+    """Train ``run`` and return its directory.
+
+    Raises ConfigError before a process starts where the run can't work, RankError where it failed.
+    A script that calls this must guard its top level by ``if __name__ == "__main__":`` if it starts processes itself.
+    """
+    spec, file = _resolve(run, overrides)
+    check(spec)
+    from stretto.trainer.launch import run_training
+
+    code = run_training(spec, run_file=file)
+    if code:
+        raise RankError(f"The run in {spec.run.dir} ended with exit code {code}; what its ranks said is above.")
+    return Path(spec.run.dir)
+
+
+def verify(run: RunSpec | str | Path, overrides: Iterable[str] = ()) -> VerifyReport:
+    """Compare ``run``'s plan with one rank; the report says whether they are equal and what differs most."""
+    spec, _ = _resolve(run, overrides)
+    check(spec, data=False)
+    from stretto.trainer.verify import verify as compare
+
+    return compare(spec)
+
+
+def generate(
+    source: str | Path,
+    *,
+    prompt: str = "",
+    max_tokens: int = 200,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    seed: int = 0,
+) -> Iterator[str]:
+    """Text that continues ``prompt``, piece by piece, by the model of a run's directory, a checkpoint or a
+    Hugging Face directory."""
+    from stretto.inference import generate_text
+
+    yield from generate_text(
+        str(source), prompt=prompt, max_tokens=max_tokens, temperature=temperature, top_k=top_k, seed=seed
+    )
+
+
+def convert(source: str | Path, target: str | Path, *, dtype: str | None = None) -> Path:
+    """Write a checkpoint as a Hugging Face directory, or the other way round, and return where it lies."""
+    from stretto.trainer.convert import convert as write
+
+    return write(str(source), str(target), dtype=dtype)
+
+
+def _resolve(run: RunSpec | str | Path, overrides: Iterable[str]) -> tuple[RunSpec, Path | None]:
+    if not isinstance(run, RunSpec):
+        return load_run(run, overrides), Path(run)
+    if list(overrides):
+        raise ConfigError("Overrides are for a run file; change a RunSpec by dataclasses.replace.")
+    return run, None
