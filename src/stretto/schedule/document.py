@@ -50,7 +50,7 @@ def from_json(content: str) -> Schedule:
     """Read the text of a schedule file.  Raises ScheduleError where it is malformed; does not validate the order."""
     try:
         document = json.loads(content)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ScheduleError(f"The schedule file is not JSON: {error}.") from None
     if not isinstance(document, dict):
         raise ScheduleError("The schedule file holds no JSON object.")

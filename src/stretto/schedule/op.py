@@ -68,7 +68,7 @@ MESSAGES = frozenset({Kind.SEND_F, Kind.RECV_F, Kind.SEND_B, Kind.RECV_B})
 PER_BLOCK = frozenset({Kind.UNSHARD, Kind.RESHARD, Kind.REDUCE_GRAD})
 """Kinds whose micro-batch column holds a block index."""
 
-_TOKEN = re.compile(r"(0|[1-9][0-9]*)([A-Z_]+)(0|[1-9][0-9]*)")
+_TOKEN = re.compile(r"(0|[1-9][0-9]{0,8})([A-Z_]+)(0|[1-9][0-9]{0,8})")  # nine digits fit a column
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,10 @@
 
 3 ranks, 4 micro-batches:
 
-    rank 0  F0F1F2F3
-    rank 1    F0F1F2F3
-    rank 2      F0F1F2F3
+    rank 0 │F0-F1-F2-F3-
+    rank 1 │   F0-F1-F2-F3-
+    rank 2 │      F0-F1-F2-F3-
+    time   │0                6
 
 With several chunks the forwards go in the order of interleaved 1F1B.
 """

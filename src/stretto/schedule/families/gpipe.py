@@ -2,10 +2,11 @@
 
 4 ranks, 4 micro-batches, backward twice as long as forward:
 
-    rank 0  F0F1F2F3                  B0--B1--B2--B3--
-    rank 1    F0F1F2F3            B0--B1--B2--B3--
-    rank 2      F0F1F2F3      B0--B1--B2--B3--
-    rank 3        F0F1F2F3B0--B1--B2--B3--
+    rank 0 │F0-F1-F2-F3-                           B0----B1----B2----B3----
+    rank 1 │   F0-F1-F2-F3-                  B0----B1----B2----B3----
+    rank 2 │      F0-F1-F2-F3-         B0----B1----B2----B3----
+    rank 3 │         F0-F1-F2-F3-B0----B1----B2----B3----
+    time   │0                                                            21
 
 Every rank keeps the activations of all micro-batches.  Backwards run in the order of the forwards,
 so that a gradient message never overtakes another.

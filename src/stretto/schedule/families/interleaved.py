@@ -3,8 +3,9 @@
 2 ranks, 2 chunks (stages 0 and 2 on rank 0, 1 and 3 on rank 1), 4 micro-batches; a chunk costs half of
 what a rank's whole share does, so filling and draining the pipeline cost half as well:
 
-    rank 0  0F0 0F1 2F0 2F1 0F2 2B0---- 0F3 2B1---- 2F2 0B0---- 2F3 0B1---- ...
-    rank 1      1F0 1F1 3F0 3B0---- 3F1 3B1---- 1F2 1B0---- 1F3 1B1---- 3F2 ...
+    rank 0 │0F0-0F1-2F0-2F1-0F2-    2B0-----0F3-2B1-----2F2-0B0-----2F3-0B1-----    2B2-----    2B3-----0B2-----0B3-----
+    rank 1 │    1F0-1F1-3F0-3B0-----3F1-3B1-----1F2-1B0-----1F3-1B1-----3F2-3B2-----3F3-3B3-----1B2-----1B3-----
+    time   │0                                                                                                       13.5
 
 Micro-batches go in groups of at least R: a group passes chunk 0, then chunk 1, and so on, and goes back
 in reverse.  Where R divides M the groups have R micro-batches and the order is Megatron-LM's.

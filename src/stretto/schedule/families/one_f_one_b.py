@@ -2,10 +2,11 @@
 
 4 ranks, 6 micro-batches, backward twice as long as forward; warm-up, steady state, cool-down:
 
-    rank 0  F0F1F2F3            B0--F4B1--F5B2--  B3--  B4--  B5--
-    rank 1    F0F1F2      B0--F3B1--F4B2--F5B3--  B4--  B5--
-    rank 2      F0F1  B0--F2B1--F3B2--F4B3--F5B4--  B5--
-    rank 3        F0B0--F1B1--F2B2--F3B3--F4B4--F5B5--
+    rank 0 │F0-F1-F2-F3-                  B0----F4-B1----F5-B2----   B3----   B4----   B5----
+    rank 1 │   F0-F1-F2-            B0----F3-B1----F4-B2----F5-B3----   B4----   B5----
+    rank 2 │      F0-F1-      B0----F2-B1----F3-B2----F4-B3----F5-B4----   B5----
+    rank 3 │         F0-B0----F1-B1----F2-B2----F3-B3----F4-B4----F5-B5----
+    time   │0                                                                              27
 
 As fast as GPipe, but rank r never keeps more than R - r micro-batches alive.
 """

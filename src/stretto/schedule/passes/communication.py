@@ -35,7 +35,7 @@ def lower(schedule: Schedule) -> Schedule:
     incoming: dict[Channel, deque[Op]] = {}
     for rank, order in enumerate(orders):
         for op in order:
-            for send, receive in _messages_after(bare, op, rank):
+            for send, receive in messages_after(bare, op, rank):
                 incoming.setdefault((rank, send.peer, send.kind is Kind.SEND_F), deque()).append(receive)
     return bare.with_orders([_lower_rank(bare, rank, orders[rank], incoming) for rank in range(bare.num_ranks)])
 
@@ -62,11 +62,11 @@ def _lower_rank(schedule: Schedule, rank: int, order: list[Op], incoming: dict[C
                 arrived.add(message)
                 lowered.append(message)
         lowered.append(op)
-        lowered.extend(send for send, _ in _messages_after(schedule, op, rank))
+        lowered.extend(send for send, _ in messages_after(schedule, op, rank))
     return lowered
 
 
-def _messages_after(schedule: Schedule, op: Op, rank: int) -> Iterator[tuple[Op, Op]]:
+def messages_after(schedule: Schedule, op: Op, rank: int) -> Iterator[tuple[Op, Op]]:
     """The send that follows ``op`` and the receive that meets it, where there is one."""
     if op.kind is Kind.F:
         reader, send, receive = schedule.next_stage(op.stage, op.microbatch), Kind.SEND_F, Kind.RECV_F

@@ -1,0 +1,48 @@
+"""A few schedules, kept as text: any change of an order or of a time shows in the diff.
+
+After an intended change, ``python tests/golden/test_schedules_as_text.py`` writes the files anew.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from stretto.schedule import Schedule
+from stretto.schedule.families import build
+from stretto.schedule.passes.communication import lower
+from stretto.schedule.passes.rendezvous import lower_rendezvous
+from stretto.schedule.passes.split_backward import split_backward
+from stretto.schedule.render.text import draw
+from stretto.schedule.simulate import Costs, run
+
+SCHEDULES: dict[str, Schedule] = {
+    "gpipe-4x6": build("gpipe", ranks=4, microbatches=6),
+    "1f1b-4x8": build("1f1b", ranks=4, microbatches=8),
+    "1f1b-split-4x8": split_backward(build("1f1b", ranks=4, microbatches=8)),
+    "1f1b-lowered-3x4": lower(build("1f1b", ranks=3, microbatches=4)),
+    "1f1b-rendezvous-3x4": lower_rendezvous(build("1f1b", ranks=3, microbatches=4)),
+    "interleaved-4x8x2": build("interleaved", ranks=4, microbatches=8, chunks=2),
+    "interleaved-4x6x2": build("interleaved", ranks=4, microbatches=6, chunks=2),
+    "interleaved-4x3x2": build("interleaved", ranks=4, microbatches=3, chunks=2),
+    "forward-only-4x6x2": build("forward-only", ranks=4, microbatches=6, chunks=2),
+}
+FOLDER = Path(__file__).parent
+
+
+def shown(schedule: Schedule) -> str:
+    """The drawing, and the order of each rank."""
+    return f"{draw(run(schedule, Costs()))}\n\n{schedule}\n"
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULES))
+def test_schedule_is_as_it_was(name: str) -> None:
+    assert shown(SCHEDULES[name]) == (FOLDER / f"{name}.txt").read_text(encoding="utf-8")
+
+
+def test_no_file_is_left_over() -> None:
+    assert {file.stem for file in FOLDER.glob("*.txt")} == set(SCHEDULES)
+
+
+if __name__ == "__main__":
+    for name, schedule in SCHEDULES.items():
+        (FOLDER / f"{name}.txt").write_text(shown(schedule), encoding="utf-8")
