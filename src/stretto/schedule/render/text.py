@@ -42,7 +42,7 @@ def draw(timeline: Timeline, *, width: int = 120) -> str:
     cell = columns * shortest / timeline.makespan
     if cell >= 3:  # a whole number keeps equal operations equally wide; below three it would waste too much
         cell = min(int(cell), longest + 1)
-    staged = staged and cell >= longest
+    staged = staged and cell > longest
     lines = []
     for head, row in zip(heads, rows, strict=True):
         cells = [" "] * columns
