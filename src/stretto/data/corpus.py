@@ -150,7 +150,7 @@ def _open_source(
     source: SourceSpec, spec: DataSpec, tokenizer: BatchTokenizer, *, cache: Path, progress: Progress | None
 ) -> tuple[Path, dict[str, Any]]:
     """The token shard of one source: folder and manifest."""
-    listing = list_files(source.path, spec.suffixes)
+    listing = list_files(source.path, spec.suffixes, without=cache)
     reading = [spec.format, spec.text_field, spec.messages_field, spec.train_on]
     name = _hash([listing.fingerprint, tokenizer.fingerprint, reading])[:24]
     return kept(cache, name, lambda folder: _write(folder, Reader(listing, spec), tokenizer, progress))

@@ -24,12 +24,12 @@ from stretto.spec.errors import ConfigError, DataError
 STDLIB = "stdlib"
 """The value of ``data.path`` that means Python's own standard library."""
 STDLIB_LEFT_OUT = frozenset(
-    ("site-packages", "dist-packages", "test", "tests", "idlelib", "idle_test", "lib2to3", "turtledemo", "ensurepip")
-    + ("encodings", "pydoc_data", "lib-dynload", "__pycache__", "__phello__")
+    {"site-packages", "dist-packages", "test", "tests", "idlelib", "idle_test", "lib2to3", "turtledemo", "ensurepip"}
+    | {"encodings", "pydoc_data", "lib-dynload", "__pycache__", "__phello__"}
 )
 """Folders that are no part of the library, tests of it, or tables without prose."""
-PIECE = 8 << 20
-"""Text files longer than this many characters are encoded in pieces, cut after a line end."""
+PIECE = 1 << 20
+"""Documents longer than this many characters are encoded in pieces, cut after a line end."""
 
 
 class SourceFile(NamedTuple):
@@ -75,15 +75,22 @@ class Listing:
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
-def walk(root: Path, left_out: frozenset[str]) -> Iterator[Path]:
-    """Files below ``root``; hidden ones and the folders named in ``left_out`` are not entered."""
+def walk(root: Path, left_out: frozenset[str], without: Path | None) -> Iterator[Path]:
+    """Files below ``root``; hidden ones, folders named in ``left_out`` and the folder ``without`` are passed over."""
     for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if name not in left_out and not name.startswith((".", "config-"))]
+        folders[:] = [
+            name
+            for name in folders
+            if name not in left_out and not name.startswith(".") and Path(folder, name) != without
+        ]
         yield from (Path(folder, name) for name in names if not name.startswith("."))
 
 
-def list_files(path: str, suffixes: tuple[str, ...] = ()) -> Listing:
-    """List the corpus at ``path`` (file, folder or ``stdlib``).  A missing one is a DataError."""
+def list_files(path: str, suffixes: tuple[str, ...] = (), *, without: Path | None = None) -> Listing:
+    """List the corpus at ``path`` (file, folder or ``stdlib``).  A missing one is a DataError.
+
+    ``without`` is the cache: it may lie inside the corpus but is no part of it.
+    """
     left_out: frozenset[str] = frozenset()
     root = Path(path).expanduser()
     if path == STDLIB:
@@ -94,7 +101,8 @@ def list_files(path: str, suffixes: tuple[str, ...] = ()) -> Listing:
     if root.is_file():
         found = [(root.name, root)]
     else:
-        found = [(file.relative_to(root).as_posix(), file) for file in walk(root, left_out) if file.is_file()]
+        without = None if without is None else without.resolve()
+        found = [(file.relative_to(root).as_posix(), file) for file in walk(root, left_out, without) if file.is_file()]
         total = len(found)
         found = [(name, file) for name, file in found if not suffixes or name.endswith(suffixes)]
         if not found:

@@ -74,21 +74,23 @@ class MaskWriter:
         self.file.write(np.packbits(self.rest, bitorder="little").tobytes())
 
 
-def grouped(documents: Iterable[Document]) -> Iterator[tuple[list[Segment], list[int], int]]:
-    """Gather documents into groups: their segments, how many of them each document has, bytes read so far."""
+def grouped(documents: Iterable[Document]) -> Iterator[tuple[list[Segment], list[bool], int]]:
+    """Gather segments into groups: the segments, which of them close a document, and bytes read so far."""
     segments: list[Segment] = []
-    sizes: list[int] = []
+    closing: list[bool] = []
     characters = done = 0
     for document in documents:
-        segments += document.segments
-        sizes.append(len(document.segments))
-        characters += sum(len(segment.text) for segment in document.segments)
+        for place, segment in enumerate(document.segments, start=1):
+            segments.append(segment)
+            closing.append(place == len(document.segments))
+            characters += len(segment.text)
+            done = min(done + len(segment.text), document.done)
+            if characters >= GROUP_CHARACTERS:
+                yield segments, closing, done
+                segments, closing, characters = [], [], 0
         done = document.done
-        if characters >= GROUP_CHARACTERS:
-            yield segments, sizes, done
-            segments, sizes, characters = [], [], 0
-    if sizes:
-        yield segments, sizes, done
+    if segments:
+        yield segments, closing, done
 
 
 def encoded(segments: list[Segment], tokenizer: BatchTokenizer, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
@@ -119,15 +121,18 @@ def write_shard(
     offsets = [np.zeros(1, dtype=np.int64)]
     with (folder / "tokens.bin").open("wb") as tokens, (folder / "mask.bin").open("wb") as bits:
         mask = MaskWriter(bits)
-        for segments, sizes, done in grouped(documents):
+        written = 0
+        for segments, closing, done in grouped(documents):
             ids, lengths = encoded(segments, tokenizer, dtype)
             tokens.write(ids.tobytes())
             mask.write(np.repeat([segment.counts for segment in segments], lengths))
-            last_segments = np.cumsum(sizes) - 1
-            offsets.append(offsets[-1][-1] + np.cumsum(lengths)[last_segments])
+            offsets.append(written + np.cumsum(lengths)[closing])
+            written += len(ids)
             if progress is not None:
                 progress(done, total_bytes, "bytes tokenised")
         mask.finish()
+        if progress is not None:
+            progress(total_bytes, total_bytes, "bytes tokenised")
     if mask.all_count:
         (folder / "mask.bin").unlink()
     starts = np.concatenate(offsets)
