@@ -28,7 +28,7 @@ STDLIB_LEFT_OUT = frozenset(
     | {"encodings", "pydoc_data", "lib-dynload", "__pycache__", "__phello__"}
 )
 """Folders that are no part of the library, tests of it, or tables without prose."""
-PIECE = 1 << 20
+PIECE = 1 << 18
 """Documents longer than this many characters are encoded in pieces, cut after a line end."""
 
 

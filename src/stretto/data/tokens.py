@@ -22,7 +22,7 @@ from stretto.data.source import Document
 from stretto.data.tokenizer import BatchTokenizer
 from stretto.spec.contract import Progress
 
-GROUP_CHARACTERS = 4 << 20
+GROUP_CHARACTERS = 2 << 20
 """Text encoded at a time: enough to keep all cores of a batch encoder busy, little to hold in memory."""
 
 
