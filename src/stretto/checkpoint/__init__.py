@@ -10,31 +10,11 @@ never overwritten in place, and is read only after its checksums have been verif
 shapes are global, so that any plan reads what any other wrote (PyTorch's distributed checkpoint;
 ByteCheckpoint, NSDI 2025, R1).
 
-``save`` and ``load`` need torch and are imported when first used; the rest does not.
+``save.save`` and ``load.load`` need torch and live in their own modules; what is offered here does not.
 """
-
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
 
 from stretto.checkpoint.manifest import StoredTensor
 from stretto.checkpoint.read import list_tensors, read_state, verify
 from stretto.checkpoint.retention import latest, previous_good
 
-if TYPE_CHECKING:
-    from stretto.checkpoint.loading import load
-    from stretto.checkpoint.saving import save
-
-__all__ = ["StoredTensor", "latest", "list_tensors", "load", "previous_good", "read_state", "save", "verify"]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "save":
-        from stretto.checkpoint.saving import save
-
-        return save
-    if name == "load":
-        from stretto.checkpoint.loading import load
-
-        return load
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__all__ = ["StoredTensor", "latest", "list_tensors", "previous_good", "read_state", "verify"]
