@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 from tests.checkpoint.cuts import SHAPES, differing, pieces_of, values
 
 from ranks import Ranks
-from stretto.checkpoint import latest, list_tensors, read_state, verify
-from stretto.checkpoint.load import load
-from stretto.checkpoint.save import save
+from stretto.checkpoint import latest, list_tensors, load, read_state, save, verify
 from stretto.spec.contract import Piece
 from stretto.spec.errors import CheckpointError
 

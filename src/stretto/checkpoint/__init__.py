@@ -9,12 +9,12 @@ A checkpoint exists whole or not at all (it is written beside its place and rena
 never overwritten in place, and is read only after its checksums have been verified.  Names and
 shapes are global, so that any plan reads what any other wrote (PyTorch's distributed checkpoint;
 ByteCheckpoint, NSDI 2025, R1).
-
-``save.save`` and ``load.load`` need torch and live in their own modules; what is offered here does not.
 """
 
+from stretto.checkpoint.load import load
 from stretto.checkpoint.manifest import StoredTensor
 from stretto.checkpoint.read import list_tensors, read_state, verify
 from stretto.checkpoint.retention import latest, previous_good
+from stretto.checkpoint.save import save
 
-__all__ = ["StoredTensor", "latest", "list_tensors", "previous_good", "read_state", "verify"]
+__all__ = ["StoredTensor", "latest", "list_tensors", "load", "previous_good", "read_state", "save", "verify"]
