@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+
 from equivalence.reference import Record, global_batch, rows_of
 from ranks import Ranks
-
 from stretto.spec.contract import Batch, Piece
 from stretto.spec.run import RunSpec
 from stretto.trainer.session import Session

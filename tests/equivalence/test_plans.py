@@ -13,10 +13,10 @@ from functools import cache
 from typing import Any
 
 import pytest
+
 from equivalence.plan_run import train_plan
 from equivalence.reference import Record, error, train_reference, vanishing, worst_gradient, worst_of
 from ranks import Ranks
-
 from stretto.spec.model import ModelSpec, RopeScaling
 from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSettings, RunSpec

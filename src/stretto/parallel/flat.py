@@ -16,7 +16,7 @@ buffer, so that their partial gradients (tensor.py) are one contiguous range to 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -226,3 +226,8 @@ class FlatUnit:
             self._shard.copy_(self._main)
         if self._zero in (1, 2):
             self._gathering = all_gather(self._shard.clone(), self._flat, self._mesh.group("dp_shard"))
+
+    def buffers(self) -> Iterable[Tensor]:
+        """Parameters, masters and gradients."""
+        held = (self._flat, self._shard, self._main, self._grad, self._grad_shard)
+        return [tensor for tensor in held if tensor is not None]

@@ -11,7 +11,7 @@ them, nothing is copied.  ``FlatUnit`` (flat.py) serves every other plan.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import torch
@@ -53,6 +53,9 @@ class Unit(Protocol):
 
     def publish(self) -> None:
         """Masters have new values: start to bring them into the parameters."""
+
+    def buffers(self) -> Iterable[Tensor]:
+        """The tensors that it keeps between steps."""
 
 
 SETTLE_PHASES = 3
@@ -126,3 +129,11 @@ class LocalUnit:
             for parameter, master in zip(self._all, self.masters, strict=True):
                 if master.tensor is not parameter:
                     parameter.copy_(master.tensor)
+
+    def buffers(self) -> Iterable[Tensor]:
+        """Parameters, masters and gradients."""
+        yield from self._all
+        for master in self.masters:
+            yield master.tensor
+            if master.tensor.grad is not None:
+                yield master.tensor.grad

@@ -29,10 +29,9 @@ from stretto.trainer.step import StepResult, TrainStep
 
 def schedules_of(run: RunSpec) -> tuple[Schedule, Schedule]:
     """The training schedule of a run and the forward-only one of its evaluation, verified and lowered."""
-    shape = {"ranks": run.plan.pp, "microbatches": run.num_microbatches, "chunks": run.plan.chunks}
-    lowered = []
-    for name in (run.plan.schedule, "forward-only"):
-        schedule = lower(build_schedule(name, **shape))
+    plan, lowered = run.plan, []
+    for name in (plan.schedule, "forward-only"):
+        schedule = lower(build_schedule(name, ranks=plan.pp, microbatches=run.num_microbatches, chunks=plan.chunks))
         validate(schedule)
         lowered.append(schedule)
     return lowered[0], lowered[1]
@@ -54,6 +53,7 @@ class Session:
     """One rank, ready to train."""
 
     run: RunSpec
+    device: torch.device
     mesh: Mesh
     model: RankModel
     runtime: Runtime
@@ -99,6 +99,7 @@ class Session:
         optimizer = build_optimizer(model.masters, run.training)
         return cls(
             run=run,
+            device=device,
             mesh=mesh,
             model=model,
             runtime=runtime,
@@ -107,6 +108,10 @@ class Session:
             step=TrainStep(model, runtime, optimizer, training=run.training, seed=run.run.seed, observer=observer),
         )
 
-    def train_step(self, step: int, batches: Sequence[Batch]) -> StepResult:
-        """Run optimizer step ``step``, from 1."""
-        return self.step.run(step, batches)
+    def train_step(self, step: int, batches: Sequence[Batch], *, stop: bool = False) -> StepResult:
+        """Run optimizer step ``step``, from 1; ``stop`` asks all ranks to stop after it."""
+        return self.step.run(step, batches, stop=stop)
+
+    def evaluate(self, batches: Sequence[Batch]) -> tuple[float, int]:
+        """Summed loss and valid tokens of one global batch, nothing updated."""
+        return self.step.evaluate(self.evaluation, batches)

@@ -38,6 +38,22 @@ class StepResult:
     """Valid tokens of the global batch."""
     updated: bool
     """False where the gradient was not finite and the update was left out."""
+    stop: bool
+    """True where any rank asked to stop after this step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """Sums over the mesh, equal on every rank."""
+
+    loss: float
+    """Over the valid tokens of the global batch."""
+    squared_norm: float
+    """Of the whole model's gradient."""
+    tokens: int
+    """Valid tokens."""
+    stop: bool
+    """Whether any rank wants to stop."""
 
 
 class TrainStep:
@@ -57,8 +73,8 @@ class TrainStep:
         self._training, self._seed, self._observer = training, seed, observer
         self._masters = model.masters
 
-    def gradients(self, step: int, batches: Sequence[Batch]) -> tuple[float, float, int]:
-        """Loss, gradient norm and tokens; the gradients are then in the masters."""
+    def gradients(self, step: int, batches: Sequence[Batch], *, stop: bool = False) -> Totals:
+        """Sums over the mesh; the gradients are then in the masters."""
         mesh = self._model.mesh
         tokens, pending = count_tokens(batches, mesh)
 
@@ -73,18 +89,29 @@ class TrainStep:
         pending.wait()
         self._observer.begin("REDUCE_GRAD")
         settle_all(self._model.units)
-        totals = torch.zeros(2, dtype=torch.float64, device=tokens.device)
-        if loss is not None and mesh.index("tp") == 0:
-            totals[0] = loss
-        totals[1] = squared_norm_held(self._masters, device=tokens.device)
-        count = int(tokens)
-        total, squared = sum_totals(totals, mesh)
+        held = squared_norm_held(self._masters, device=tokens.device)
+        totals = self._sum(loss, held, stop=stop, tokens=tokens)
         self._observer.end()
-        return total / max(1, count), math.sqrt(squared) if squared >= 0 else math.nan, count
+        return totals
 
-    def run(self, step: int, batches: Sequence[Batch]) -> StepResult:
+    def _sum(self, loss: Tensor | None, squared: Tensor, *, stop: bool, tokens: Tensor) -> Totals:
+        """One all-reduce: the loss and the wish to stop over all ranks, the norm over one whole copy of the model."""
+        mesh = self._model.mesh
+        sums = torch.zeros(3, dtype=torch.float64, device=tokens.device)
+        if loss is not None and mesh.index("tp") == 0:
+            sums[0] = loss
+        sums[1], sums[2] = float(stop), squared
+        all_reduce(sums, mesh.group("pp", "dp_shard", "tp")).wait()
+        everywhere = sums[:2].clone()
+        all_reduce(everywhere, mesh.group("dp_replicate")).wait()
+        total, wishes = everywhere.tolist()
+        return Totals(loss=total, squared_norm=float(sums[2]), tokens=int(tokens), stop=wishes > 0)
+
+    def run(self, step: int, batches: Sequence[Batch], *, stop: bool = False) -> StepResult:
         """One whole step (``step`` from 1) on this rank's micro-batches."""
-        loss, norm, tokens = self.gradients(step, batches)
+        totals = self.gradients(step, batches, stop=stop)
+        loss = totals.loss / max(1, totals.tokens)
+        norm = math.sqrt(totals.squared_norm) if totals.squared_norm >= 0 else math.nan
         finite = math.isfinite(norm) and math.isfinite(loss)
         if finite:
             self._observer.begin("OPT")
@@ -96,7 +123,7 @@ class TrainStep:
             self._optimizer.step()
             self._model.publish()
             self._observer.end()
-        return StepResult(loss=loss, grad_norm=norm, tokens=tokens, updated=finite)
+        return StepResult(loss=loss, grad_norm=norm, tokens=totals.tokens, updated=finite, stop=totals.stop)
 
     def evaluate(self, runtime: Runtime, batches: Sequence[Batch]) -> tuple[float, int]:
         """Summed loss and tokens of a global batch; ``runtime`` plays a forward-only schedule."""
@@ -108,10 +135,9 @@ class TrainStep:
 
         loss = runtime.step(batches, context, None)
         pending.wait()
-        totals = torch.zeros(2, dtype=torch.float64, device=tokens.device)
-        if loss is not None and mesh.index("tp") == 0:
-            totals[0] = loss
-        return sum_totals(totals, mesh)[0], int(tokens)
+        nothing = torch.zeros((), dtype=torch.float64, device=tokens.device)
+        totals = self._sum(loss, nothing, stop=False, tokens=tokens)
+        return totals.loss, totals.tokens
 
 
 def count_tokens(batches: Sequence[Batch], mesh: Mesh) -> tuple[Tensor, Any]:
@@ -119,11 +145,3 @@ def count_tokens(batches: Sequence[Batch], mesh: Mesh) -> tuple[Tensor, Any]:
     counts = [(batch.labels != IGNORE).sum() for batch in batches]
     total = torch.stack(counts).sum()
     return total, all_reduce(total, mesh.group("dp_replicate", "dp_shard"))
-
-
-def sum_totals(totals: Tensor, mesh: Mesh) -> tuple[float, float]:
-    """Sum of [loss, squared norm]: the loss over all data, the norm over one whole copy of the model."""
-    all_reduce(totals, mesh.group("pp", "dp_shard", "tp")).wait()
-    loss = totals[0].clone()
-    all_reduce(loss, mesh.group("dp_replicate")).wait()
-    return float(loss), float(totals[1])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from stretto.parallel.pipeline.segment import Kept, Segment, Value
+from stretto.parallel.pipeline.segment import Kept, Segment, Value, tensors_of
 from stretto.parallel.unit import Unit
 
 
@@ -33,6 +33,12 @@ class Stage:
     def num_in_flight(self) -> int:
         """Micro-batches whose activations are held."""
         return len(self._kept)
+
+    def kept_inputs(self) -> Iterator[Tensor]:
+        """Segment inputs of the micro-batches in flight."""
+        for kept in self._kept.values():
+            for record in kept:
+                yield from tensors_of(record.x)
 
     def forward(self, microbatch: int, x: Value, context: Any, batch: Any) -> Value:
         """Output of the stage for a micro-batch; without gradients if ``grad`` mode is off."""

@@ -1,0 +1,256 @@
+"""The training loop of one rank: data in, steps, metrics, evaluation, checkpoints out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from stretto.data import Corpus, Loader, Share, prepare
+from stretto.parallel.collectives import all_reduce
+from stretto.planner.flops import mfu
+from stretto.spec.contract import Observer, Silent, Stack
+from stretto.spec.run import RunSpec
+from stretto.trainer.memory import ActivationMeter, persistent_bytes
+from stretto.trainer.metrics import Board, MetricsFile, step_line
+from stretto.trainer.rate import learning_rate
+from stretto.trainer.resume import find_checkpoint, resume_session, save_session
+from stretto.trainer.session import Session
+from stretto.trainer.step import StepResult
+from stretto.trainer.transfer import to_device
+
+if TYPE_CHECKING:
+    from stretto.assemble.rank_model import Reader
+    from stretto.trainer.world import World
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hooks:
+    """What the process around the loop offers it."""
+
+    observer: Observer
+    """Hears every operation (oplog)."""
+    should_stop: Callable[[], bool]
+    """True once this process was asked to stop; the ranks agree at the end of a step."""
+    say: Callable[[str], None]
+    """Prints a line for people."""
+
+
+QUIET = Hooks(observer=Silent(), should_stop=lambda: False, say=lambda line: None)
+"""Hooks that do nothing."""
+
+
+def token_cache(run: RunSpec) -> Path:
+    """Where token shards of a run are kept."""
+    return Path(run.data.cache) if run.data.cache else Path(run.run.dir) / "tokens"
+
+
+def prepare_corpus(run: RunSpec, progress: Any = None) -> Corpus:
+    """The corpus of a run, tokenised if it isn't yet."""
+    return prepare(
+        run.data,
+        cache=token_cache(run),
+        sequence_length=run.training.sequence_length,
+        vocab_size=run.model.vocab_size,
+        progress=progress,
+    )
+
+
+def device_of(run: RunSpec, local_rank: int) -> torch.device:
+    """The device of this process."""
+    if run.run.device == "cpu" or (run.run.device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank)
+
+
+def weights_reader(run: RunSpec) -> Callable[[Stack], Reader] | None:
+    """What reads initial weights, if the run starts from a Hugging Face directory."""
+    if run.model.weights == "random" or run.model.family == "foreign":
+        return None
+    from stretto.checkpoint.safetensors import HuggingFaceReader
+
+    reader = HuggingFaceReader(run.model.weights, run.model)
+    return lambda stack: reader.read
+
+
+def train_rank(run: RunSpec, world: World, hooks: Hooks = QUIET) -> dict[str, Any]:
+    """Train ``run`` as one of the ranks of ``world``; torch.distributed is up if there are several.
+
+    Returns the last step's record, with ``stopped`` True where the run was asked to stop before its end.
+    """
+    loop = Loop(run, world, hooks)
+    try:
+        return loop.run()
+    finally:
+        loop.close()
+
+
+class Loop:
+    """State of the loop of one rank."""
+
+    def __init__(self, run: RunSpec, world: World, hooks: Hooks) -> None:
+        self._run, self._world, self._hooks = run, world, hooks
+        self._corpus = prepare_corpus(run)
+        self._session = Session.start(
+            run,
+            world.rank,
+            device=device_of(run, world.local_rank),
+            observer=hooks.observer,
+            reader=weights_reader(run),
+        )
+        self._train = self._loader("train")
+        self._held_out = self._loader("validation") if run.training.eval_every else None
+        self._tokens_seen = 0
+        self._done = 0
+        self._saved = 0
+        self._memory: int | None = None
+        self._resume()
+        lead = world.rank == 0
+        folder = Path(run.run.dir)
+        self._metrics = MetricsFile(folder / "metrics.jsonl", after=self._done) if lead else None
+        self._evals = MetricsFile(folder / "eval.jsonl", after=self._done) if lead else None
+        self._board = Board(folder / "tensorboard", after=self._done) if lead and run.run.tensorboard else None
+
+    def _loader(self, split: Any) -> Loader:
+        plan, training = self._run.plan, self._run.training
+        share = Share(
+            global_batch_size=training.global_batch_size,
+            micro_batch_size=plan.micro_batch_size,
+            dp_rank=self._session.mesh.dp_index,
+            dp_size=plan.dp,
+            seed=self._run.run.seed,
+        )
+        return Loader(self._corpus, share, split=split)
+
+    def _resume(self) -> None:
+        path = find_checkpoint(self._run)
+        if path is None:
+            return
+        state = resume_session(self._session, path, tokenizer=self._corpus.tokenizer.fingerprint)
+        self._done = self._saved = int(state["step"])
+        self._tokens_seen = int(state["tokens_seen"])
+        self._say(f"going on from {path} (step {self._done})")
+        if state["corpus"] != self._corpus.fingerprint:
+            self._say("the corpus differs from the checkpoint's: from here on its order of samples holds")
+
+    def _say(self, line: str) -> None:
+        if self._world.rank == 0:
+            self._hooks.say(line)
+
+    def run(self) -> dict[str, Any]:
+        """Steps until the end or until asked to stop; a checkpoint is written either way."""
+        training, every = self._run.training, self._run.checkpoint.every
+        if self._done >= training.steps:
+            self._say(f"nothing to do: the checkpoint is of step {self._done}, training.steps is {training.steps}")
+        record: dict[str, Any] = {"step": self._done}
+        stopped = False
+        while self._done < training.steps and not stopped:
+            record, stopped = self._step(self._done + 1)
+            self._done += 1
+            if self._held_out and (self._done % training.eval_every == 0 or self._done == training.steps):
+                record = {**record, **self._evaluate()}
+            if (every and self._done % every == 0) or stopped:
+                self._save()
+        if self._saved < self._done:
+            self._save()
+        if stopped:
+            self._say(f"stopped after step {self._done} of {training.steps} as asked; the checkpoint is whole")
+        return {**record, "stopped": stopped}
+
+    def _step(self, step: int) -> tuple[dict[str, Any], bool]:
+        start = time.perf_counter()
+        batches = self._batches(self._train, step)
+        stop = self._hooks.should_stop()
+        if self._memory is None:
+            meter = ActivationMeter(self._session)
+            with meter.watch():
+                result = self._session.train_step(step, batches, stop=stop)
+            self._memory = self._largest(persistent_bytes(self._session) + meter.peak_bytes)
+        else:
+            result = self._session.train_step(step, batches, stop=stop)
+        seconds = time.perf_counter() - start
+        self._tokens_seen += result.tokens
+        record = self._record(step, result, seconds)
+        if self._metrics is not None:
+            self._metrics.write(record)
+        if self._board is not None:
+            self._board.write(record, "train")
+        self._say(step_line(record, self._run.training.steps))
+        return record, result.stop
+
+    def _batches(self, loader: Loader, step: int) -> list[Any]:
+        batches = loader.step(step)
+        device = self._session.device
+        return batches if device.type == "cpu" else [to_device(batch, device) for batch in batches]
+
+    def _record(self, step: int, result: StepResult, seconds: float) -> dict[str, Any]:
+        run = self._run
+        rate = result.tokens / seconds
+        narrow = run.training.dtype == "bfloat16"
+        return {
+            "step": step,
+            "loss": result.loss,
+            "grad_norm": result.grad_norm,
+            "lr": learning_rate(run.training, step),
+            "tokens": result.tokens,
+            "tokens_per_s": rate,
+            "step_s": seconds,
+            "mfu": mfu(
+                run.model,
+                sequence_length=run.training.sequence_length,
+                tokens_per_second=rate,
+                num_devices=self._world.world_size,
+                peak_flops=run.cluster.peak_flops_bfloat16 if narrow else run.cluster.peak_flops_float32,
+            ),
+            "memory_bytes": self._memory,
+            "skipped": None if result.updated else True,
+        }
+
+    def _largest(self, num_bytes: int) -> int:
+        """Memory of the fullest rank, in bytes."""
+        if torch.cuda.is_available() and self._run.run.device != "cpu":
+            num_bytes = torch.cuda.max_memory_allocated()
+        value = torch.tensor(num_bytes, dtype=torch.int64)
+        if self._world.world_size > 1:
+            device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+            value = value.to(device)
+            all_reduce(value, dist.group.WORLD, maximum=True).wait()
+        return int(value)
+
+    def _evaluate(self) -> Mapping[str, Any]:
+        assert self._held_out is not None
+        total, tokens = 0.0, 0
+        for step in range(1, self._run.training.eval_steps + 1):
+            loss, count = self._session.evaluate(self._batches(self._held_out, step))
+            total, tokens = total + loss, tokens + count
+        record = {"step": self._done, "loss": total / max(1, tokens), "tokens": tokens}
+        if self._evals is not None:
+            self._evals.write(record)
+        if self._board is not None:
+            self._board.write(record, "eval")
+        self._say(f"eval  {self._done:>{len(str(self._run.training.steps))}}  loss {record['loss']:.4f}")
+        return {"eval_loss": record["loss"]}
+
+    def _save(self) -> None:
+        self._hooks.observer.begin("SAVE")
+        path = save_session(
+            self._session,
+            step=self._done,
+            tokens_seen=self._tokens_seen,
+            tokenizer=self._corpus.tokenizer.fingerprint,
+            corpus=self._corpus.fingerprint,
+        )
+        self._hooks.observer.end()
+        self._saved = self._done
+        self._say(f"saved {path}")
+
+    def close(self) -> None:
+        """Close what is open."""
+        for sink in (self._metrics, self._evals, self._board):
+            if sink is not None:
+                sink.close()

@@ -1,0 +1,86 @@
+"""Memory of a rank: the device's own count on CUDA, tracked tensors on the CPU.
+
+On the CPU nothing counts allocations, so tensors are: parameters, masters, gradients and moments as they
+lie, and the activations of one step, seen as autograd saves and releases them.  Storages that several
+tensors share count once.  Activations are the same every step, so one step is watched and the figure kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from stretto.trainer.session import Session
+
+
+class ActivationMeter:
+    """Counts the bytes that autograd and the pipeline keep for the backward pass."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._own = {_key(t) for t in persistent_tensors(session)}
+        self._holders: dict[int, int] = {}
+        self._bytes = 0
+        self.peak_bytes = 0
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Count during the block."""
+        with torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack):
+            yield
+
+    def _pack(self, tensor: Tensor) -> _Held:
+        key = _key(tensor)
+        held = _Held(tensor, self if key not in self._own else None, key)
+        if held.meter is not None:
+            if not self._holders.get(key):
+                self._bytes += tensor.untyped_storage().nbytes()
+            self._holders[key] = self._holders.get(key, 0) + 1
+            kept = {_key(t): t for stage in self._session.model.stages.values() for t in stage.kept_inputs()}
+            extra = sum(t.untyped_storage().nbytes() for k, t in kept.items() if not self._holders.get(k))
+            self.peak_bytes = max(self.peak_bytes, self._bytes + extra)
+        return held
+
+    def release(self, held: _Held) -> None:
+        """A saved tensor was let go."""
+        self._holders[held.key] -= 1
+        if not self._holders[held.key]:
+            self._bytes -= held.tensor.untyped_storage().nbytes()
+
+
+class _Held:
+    """What autograd keeps instead of a tensor while a meter watches."""
+
+    __slots__ = ("key", "meter", "tensor")
+
+    def __init__(self, tensor: Tensor, meter: ActivationMeter | None, key: int) -> None:
+        self.tensor, self.meter, self.key = tensor, meter, key
+
+    def __del__(self) -> None:
+        if self.meter is not None:
+            self.meter.release(self)
+
+
+def _unpack(held: _Held) -> Tensor:
+    return held.tensor
+
+
+def _key(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def persistent_tensors(session: Session) -> Iterable[Tensor]:
+    """All that lives between steps."""
+    for unit in session.model.units:
+        yield from unit.buffers()
+    for state in session.optimizer.state.values():
+        yield from (value for value in state.values() if isinstance(value, Tensor))
+
+
+def persistent_bytes(session: Session) -> int:
+    """Bytes of the tensors that live between steps, each storage once."""
+    storages = {_key(t): t.untyped_storage().nbytes() for t in persistent_tensors(session)}
+    return sum(storages.values())
