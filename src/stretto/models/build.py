@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+import torch
+
+from stretto.models.foreign import load_foreign
 from stretto.models.gpt import GPT
 from stretto.models.llama import Llama
 from stretto.spec.errors import ConfigError
 
 if TYPE_CHECKING:
     from stretto.models.decoder import Decoder
+    from stretto.spec.contract import Stack
     from stretto.spec.model import ModelSpec
 
 
-def build_model(spec: ModelSpec) -> Decoder:
+def build_model(spec: ModelSpec) -> Stack:
     """Build the whole model on torch's current default device; ``torch.device("meta")`` costs nothing.
 
     Parameters hold whatever torch's constructors leave; ``Stack.initial_value`` says how each is to
-    start.  A tied head and embedding are one Parameter here.  Raises ConfigError where the heads
-    don't fit.
+    start.  A tied head and embedding are one Parameter here.  A foreign model comes from
+    ``spec.module``, on the CPU and with the values that its builder gave it.  Raises ConfigError
+    where the heads don't fit.
     """
-    return build_decoder(spec)
+    if spec.family == "foreign":
+        # Its values are all there is of it, so a meta device around this call is not for it.
+        with torch.device("cpu"):
+            return load_foreign(spec)
+    return cast("Stack", build_decoder(spec))
 
 
 def build_decoder(spec: ModelSpec) -> Decoder:
