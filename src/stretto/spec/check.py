@@ -53,7 +53,7 @@ def check_world(run: RunSpec, world_size: int) -> None:
     degrees = {axis: getattr(plan, axis) for axis in capabilities.AXES}
     product = " x ".join(f"{axis} {degree}" for axis, degree in degrees.items() if degree > 1) or "every degree 1"
     rest = plan.num_ranks // plan.dp_replicate
-    choices = [f"start {plan.num_ranks} {'process' if plan.num_ranks == 1 else 'processes'}"]
+    choices = [f"start {_count(plan.num_ranks, 'process', 'processes')}"]
     if world_size % rest == 0 and _batch_fits(run, world_size // rest):
         choices.append(f"set plan.dp_replicate = {world_size // rest}")
     else:
@@ -63,7 +63,8 @@ def check_world(run: RunSpec, world_size: int) -> None:
             sizes = " or ".join(f"{n} processes (plan.dp_replicate = {n // rest})" for n in sorted(near))
             choices.append(f"keep pp, tp and dp_shard and take {sizes}")
     raise ConfigError(
-        f"The plan needs {plan.num_ranks} ranks ({product}), but there are {world_size} processes; "
+        f"The plan needs {_count(plan.num_ranks, 'rank', 'ranks')} ({product}), but the number of processes is "
+        f"{world_size}; "
         f"{', or '.join(choices)}."
     )
 
@@ -168,6 +169,10 @@ def _cluster(run: RunSpec) -> None:
             f"The plan needs {run.plan.num_ranks} ranks, but cluster {cluster.name!r} has {devices} devices; "
             f"take smaller degrees, or a larger cluster, for example by cluster.num_nodes."
         )
+
+
+def _count(number: int, one: str, several: str) -> str:
+    return f"{number} {one if number == 1 else several}"
 
 
 def _divisors(number: int) -> list[int]:

@@ -119,7 +119,7 @@ def check_data(run: RunSpec) -> None:
     if data.path is not None and data.sources:
         raise ConfigError("data.path and data.sources are both written; a corpus is one or the other.")
     for path in _paths(data):
-        if path != capabilities.EMBEDDED_CORPUS and not Path(path).exists():
+        if path != capabilities.EMBEDDED_CORPUS and not Path(path).expanduser().exists():
             raise ConfigError(
                 f"The corpus {path!r} doesn't exist (paths are relative to the working directory, {Path.cwd()}); "
                 f'name a file or folder, or "{capabilities.EMBEDDED_CORPUS}".'
@@ -143,7 +143,7 @@ def _tokenizer(run: RunSpec) -> None:
                 f"The bytes tokenizer has {capabilities.BYTES_VOCABULARY} ids (256 bytes and end of text), but "
                 f"model.vocab_size = {run.model.vocab_size}; set at least {capabilities.BYTES_VOCABULARY}."
             )
-    elif not Path(name).exists():
+    elif not Path(name).expanduser().exists():
         near = nearest(name, [capabilities.BYTES_TOKENIZER])
         raise ConfigError(
             f'The tokenizer {name!r} doesn\'t exist; write "{capabilities.BYTES_TOKENIZER}" or a Hugging Face '
