@@ -68,7 +68,7 @@ def step_line(record: Mapping[str, Any], steps: int) -> str:
     """The line that a step prints.
 
     >>> step_line({"step": 3, "loss": 5.5, "grad_norm": 1.25, "lr": 1e-3, "tokens_per_s": 12345.0}, 250)
-    'step   3/250  loss 5.5000  norm 1.250  lr 1.00e-03  12.3k tok/s'
+    'step   3/250  loss 5.5000  norm 1.250  lr 1.00e-03  12.3 k tok/s'
     """
     width = len(str(steps))
     parts = [

@@ -107,6 +107,8 @@ def check_fits(run: RunSpec, state: Mapping[str, Any], path: Path, *, tokenizer:
             f"checkpoint {path} was trained with another tokenizer ({state['data']['tokenizer']}) than "
             f"data.tokenizer = {run.data.tokenizer}; give that one, another run.dir, or checkpoint.resume = never."
         )
+    if state["step"] == 0:
+        return  # converted weights: no data was read yet
     for key in ("global_batch_size", "sequence_length"):
         here, there = getattr(run.training, key), state["training"][key]
         if here != there:
