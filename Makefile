@@ -19,9 +19,9 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c c
 
 # The stamps make a second call quick; what they depend on makes it right.
 $(VENV)/.python: Makefile
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "stretto needs Python 3.11 or newer, but $(PYTHON) is" \
-	    "$$($(PYTHON) --version 2>&1 || echo missing); name another: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "stretto needs Python 3.11 or newer, and $(PYTHON) is older or missing;" \
+	    "name another, for example: make PYTHON=python3.12" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@touch $@
 
