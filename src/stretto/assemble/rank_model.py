@@ -22,6 +22,7 @@ from stretto.parallel.mesh import Mesh
 from stretto.parallel.pipeline.stage import Stage
 from stretto.parallel.unit import LocalUnit, Unit
 from stretto.spec.contract import Batch, Place, Stack
+from stretto.spec.errors import UnsupportedError
 from stretto.spec.plan import PlanSpec
 from stretto.spec.sharding import Sharding, TensorRule
 
@@ -111,6 +112,12 @@ class Assembler:
             device: where parameters live.
             reader: where initial values come from; None: drawn (or what a foreign module holds).
         """
+        if self._mesh.size("tp") > 1 and not self._stack.tensor_rules:
+            raise UnsupportedError(
+                "this model can't be split over tp: no rule says how its attention is cut (its linear layers' names and "
+                "shapes fit none); use pp, dp_replicate or dp_shard, or give tensor_rules."
+            )
+        _move_buffers(cast(nn.Module, self._stack), device)
         plans = parts_of_stages(layers)
         self._crossing = holders_of_tied(self._stack.tied, placement, plans)
         stages: dict[int, Stage] = {}
@@ -198,3 +205,11 @@ def _drop_parts(stack: Stack, keep: set[str]) -> None:
     for index in range(len(stack.blocks)):
         if f"blocks.{index}" not in keep:
             root.blocks[index] = nn.Module()
+
+
+def _move_buffers(root: nn.Module, device: torch.device) -> None:
+    """Tables that a foreign model registers beside its parameters go where the parameters go."""
+    for name, buffer in list(root.named_buffers()):
+        if not buffer.is_meta and buffer.device != device:
+            module, leaf = owner_of(root, name)
+            setattr(module, leaf, buffer.to(device))
