@@ -91,6 +91,15 @@ def test_splits_share_no_document(texts: DataSpec, tmp_path: Path) -> None:
     assert made.describe().startswith(f"{len(found[0])} documents, ")
 
 
+def test_each_fraction_has_its_own_split(texts: DataSpec, tmp_path: Path) -> None:
+    held = []
+    for fraction in (0.1, 0.5, 0.1):
+        made = opened(replace(texts, validation_fraction=fraction), tmp_path)
+        assert made.validation is not None
+        held.append(made.validation.num_documents)
+    assert held[0] == held[2] < held[1]
+
+
 def test_skipped_files_are_reported_even_from_the_cache(texts: DataSpec, tmp_path: Path) -> None:
     (Path(str(texts.path)) / "picture.png").write_bytes(b"\x89PNG\0")
     for _ in range(2):

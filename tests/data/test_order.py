@@ -69,9 +69,11 @@ def test_every_source_of_a_blend_is_read_once_per_its_epoch() -> None:
     assert sorted(seen[0, s] for s in range(6)) == [1, 1, 1, 2, 2, 2]  # 9 draws of 6
 
 
-def test_turns_are_spread_over_the_period() -> None:
-    source, _ = Order([5, 5], [3, 1], seed=0).samples_at(np.arange(8))
-    assert sorted(source[:4].tolist()) == [0, 0, 0, 1] and source[:4].tolist() == source[4:].tolist()
+@given(st.integers(1, 30), st.integers(1, 30))
+def test_turns_are_spread_over_the_period(one: int, two: int) -> None:
+    source, _ = Order([5, 5], [one, two], seed=0).samples_at(np.arange(2 * (one + two)))
+    drawn = np.cumsum(source == 0)
+    assert np.abs(drawn - np.arange(1, len(drawn) + 1) * one / (one + two)).max() <= 1
 
 
 def test_odd_weights_are_rounded_finely() -> None:
