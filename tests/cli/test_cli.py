@@ -90,6 +90,7 @@ def test_examples_of_help_can_be_parsed() -> None:
         (["generate", "x", "--max-tokens", "0"], "--max-tokens 0 must be at least 1."),
         (["generate", "x", "--temperature", "-1"], "--temperature -1.0 must be a finite number"),
         (["generate", "x", "--top-k", "0"], "--top-k 0 must be at least 1"),
+        (["generate", "x", "--top-p", "0"], "--top-p 0.0 must be above 0"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], message: str, run_file: Path) -> None:
@@ -175,15 +176,15 @@ def test_verify(stand_in: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_generate_streams(stand_in: Any, capsys: pytest.CaptureFixture[str]) -> None:
     seen = {}
 
-    def generate_text(source: str, **options: Any) -> Iterator[str]:
-        seen.update(source=source, **options)
+    def generate_text(source: str, prompt: str, *, max_tokens: int, sampling: dict[str, Any]) -> Iterator[str]:
+        seen.update(source=source, prompt=prompt, max_tokens=max_tokens, **sampling)
         yield from ("f(", "x)")
 
-    stand_in("stretto.inference", generate_text=generate_text)
+    stand_in("stretto.inference", generate_text=generate_text, Sampling=dict)
     assert main(["generate", "runs/a", "--prompt", "def ", "--top-k", "5", "--max-tokens", "9"]) == 0
     assert capsys.readouterr().out == "def f(x)\n"
-    expected = {"source": "runs/a", "prompt": "def ", "max_tokens": 9, "temperature": 0.8, "top_k": 5, "seed": 0}
-    assert seen == expected
+    sampling = {"temperature": 0.8, "top_k": 5, "top_p": 1.0, "seed": 0}
+    assert seen == {"source": "runs/a", "prompt": "def ", "max_tokens": 9, **sampling}
     assert "".join(stretto.generate("runs/a", seed=4)) == "f(x)"
     assert seen["seed"] == 4
 

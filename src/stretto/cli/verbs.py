@@ -51,15 +51,15 @@ def generate(
     max_tokens: int = 200,
     temperature: float = 0.8,
     top_k: int | None = None,
+    top_p: float = 1.0,
     seed: int = 0,
 ) -> Iterator[str]:
     """Text that continues ``prompt``, piece by piece, by the model of a run's directory, a checkpoint or a
-    Hugging Face directory."""
-    from stretto.inference import generate_text
+    Hugging Face directory; the sampling is that of ``stretto.inference.Sampling``."""
+    from stretto.inference import Sampling, generate_text
 
-    yield from generate_text(
-        str(source), prompt=prompt, max_tokens=max_tokens, temperature=temperature, top_k=top_k, seed=seed
-    )
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    return generate_text(source, prompt, max_tokens=max_tokens, sampling=sampling)
 
 
 def convert(source: str | Path, target: str | Path, *, dtype: str | None = None) -> Path:
