@@ -25,7 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=int, default=200, metavar="N", help="tokens to write at most (200)")
     parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0 takes the likeliest token (0.8)")
     parser.add_argument("--top-k", type=int, default=None, metavar="K", help="draw from the K likeliest tokens only")
-    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest that make P (1)")
     parser.add_argument("--seed", type=int, default=0, help="decides the draws (0)")
 
 
@@ -37,15 +36,12 @@ def execute(options: argparse.Namespace) -> int:
         raise ConfigError(f"--temperature {options.temperature} must be a finite number, 0 or above.")
     if options.top_k is not None and options.top_k < 1:
         raise ConfigError(f"--top-k {options.top_k} must be at least 1; leave it out to draw from all tokens.")
-    if not 0 < options.top_p <= 1:
-        raise ConfigError(f"--top-p {options.top_p} must be above 0 and at most 1.")
     pieces = verbs.generate(
         options.source,
         prompt=options.prompt,
         max_tokens=options.max_tokens,
         temperature=options.temperature,
         top_k=options.top_k,
-        top_p=options.top_p,
         seed=options.seed,
     )
     first = True

@@ -51,14 +51,13 @@ def generate(
     max_tokens: int = 200,
     temperature: float = 0.8,
     top_k: int | None = None,
-    top_p: float = 1.0,
     seed: int = 0,
 ) -> Iterator[str]:
     """Text that continues ``prompt``, piece by piece, by the model of a run's directory, a checkpoint or a
     Hugging Face directory; the sampling is that of ``stretto.inference.Sampling``."""
     from stretto.inference import Sampling, generate_text
 
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    sampling = Sampling(temperature=temperature, top_k=top_k, seed=seed)
     return generate_text(source, prompt, max_tokens=max_tokens, sampling=sampling)
 
 
