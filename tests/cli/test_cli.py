@@ -148,16 +148,6 @@ def test_errors_of_the_run(
         main(["train", str(run_file), "--debug"])
 
 
-def test_world_size_of_torchrun_is_held_against_the_plan(
-    stand_in: Any, run_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    stand_in("stretto.trainer.launch", run_training=lambda run, *, run_file: 0)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(["train", str(run_file)]) == 2
-    assert "The plan needs 1 rank (every degree 1), but the number of processes is 2" in capsys.readouterr().err
-    assert main(["train", str(run_file), "--set", "plan.pp=2"]) == 0
-
-
 @pytest.mark.parametrize("equal", [True, False])
 def test_verify(stand_in: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], equal: bool) -> None:
     path = tmp_path / "run.toml"
@@ -172,20 +162,39 @@ def test_verify(stand_in: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert ("NOT equal" in text) is not equal and "blocks.0.a" in text
 
 
-def test_generate_streams(stand_in: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_generate_streams(stand_in: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     seen = {}
 
     def generate_text(source: str, prompt: str, *, max_tokens: int, sampling: dict[str, Any]) -> Iterator[str]:
         seen.update(source=source, prompt=prompt, max_tokens=max_tokens, **sampling)
         yield from ("f(", "x)")
 
-    stand_in("stretto.inference", generate_text=generate_text, Sampling=dict)
-    assert main(["generate", "runs/a", "--prompt", "def ", "--top-k", "5", "--max-tokens", "9"]) == 0
+    (tmp_path / "config.json").write_text("{}")
+    source = str(tmp_path)
+    stand_in("stretto.inference", generate_text=generate_text, Sampling=dict, load_source=str)
+    assert main(["generate", source, "--prompt", "def ", "--top-k", "5", "--max-tokens", "9"]) == 0
     assert capsys.readouterr().out == "def f(x)\n"
     sampling = {"temperature": 0.8, "top_k": 5, "seed": 0}
-    assert seen == {"source": "runs/a", "prompt": "def ", "max_tokens": 9, **sampling}
-    assert "".join(stretto.generate("runs/a", seed=4)) == "f(x)"
+    assert seen == {"source": source, "prompt": "def ", "max_tokens": 9, **sampling}
+    assert "".join(stretto.generate(source, seed=4)) == "f(x)"
     assert seen["seed"] == 4
+
+
+def test_generate_takes_a_checkpoint_through_a_copy(stand_in: Any, tmp_path: Path) -> None:
+    written: list[Path] = []
+
+    def convert(source: str, target: str, *, dtype: str | None) -> Path:
+        written.append(Path(target))
+        Path(target).mkdir()
+        return Path(target)
+
+    def generate_text(source: Path, prompt: str, **options: Any) -> Iterator[str]:
+        assert source == written[0] and not source.exists()
+        yield "x"
+
+    stand_in("stretto.inference", generate_text=generate_text, Sampling=dict, load_source=Path)
+    stand_in("stretto.trainer.convert", convert=convert)
+    assert list(stretto.generate(tmp_path)) == ["x"]
 
 
 def test_convert(stand_in: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -215,6 +224,9 @@ def test_functions_take_a_run_or_a_file(stand_in: Any, run_file: Path) -> None:
         stretto.train(RunSpec())
     stand_in("stretto.trainer.launch", run_training=lambda run, *, run_file: 3)
     with pytest.raises(stretto.RankError, match="exit code 3"):
+        stretto.train(run)
+    stand_in("stretto.trainer.launch", run_training=lambda run, *, run_file: 143)
+    with pytest.raises(stretto.RankError, match="asked to stop"):
         stretto.train(run)
 
 

@@ -3,6 +3,7 @@
     0  done
     1  the run failed, or verify found a difference
     2  the input can't be used (arguments, run file, corpus, checkpoint)
+  143  the run was asked to stop (SIGTERM) and saved its state
 
 The last line on standard error is ``stretto: error: ...``; a traceback appears only with ``--debug``.
 """

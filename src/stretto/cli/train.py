@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 
 from stretto.cli.run_file import add_run_arguments, read_run
-from stretto.spec.check import check_world
 
 SUMMARY = "train a model as a run file says"
 DESCRIPTION = """\
@@ -26,12 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Train; 0 when all steps are done, 1 when the run failed."""
+    """Train; 0 when all steps are done, 143 when the run was asked to stop before."""
     run = read_run(options)
-    # torchrun and its like say how many processes they started: held against the plan before torch is loaded.
-    world = os.environ.get("WORLD_SIZE", "")
-    if world.isdigit():
-        check_world(run, int(world))
     from stretto.trainer.launch import run_training
 
     return run_training(run, run_file=options.run_file)

@@ -6,6 +6,7 @@ print one.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,18 +19,23 @@ from stretto.spec.run import RunSpec
 if TYPE_CHECKING:
     from stretto.trainer.verify import VerifyReport
 
+STOPPED = 143
+"""Exit code of a run that was asked to stop (128 + SIGTERM), as shells count."""
+
 
 def train(run: RunSpec | str | Path, overrides: Iterable[str] = ()) -> Path:
     """Train ``run`` and return its directory.
 
-    Raises ConfigError before a process starts where the run can't work, RankError where it failed.
-    A script that calls this must guard its top level by ``if __name__ == "__main__":`` if it starts processes itself.
+    Raises ConfigError before a process starts where the run can't work, RankError where it failed or
+    was stopped by a signal (its state is then saved).
     """
     spec, file = _resolve(run, overrides)
     check(spec)
     from stretto.trainer.launch import run_training
 
     code = run_training(spec, run_file=file)
+    if code == STOPPED:
+        raise RankError(f"The run in {spec.run.dir} was asked to stop before its last step; train it again to go on.")
     if code:
         raise RankError(f"The run in {spec.run.dir} ended with exit code {code}; what its ranks said is above.")
     return Path(spec.run.dir)
@@ -55,10 +61,15 @@ def generate(
 ) -> Iterator[str]:
     """Text that continues ``prompt``, piece by piece, by the model of a run's directory, a checkpoint or a
     Hugging Face directory; the sampling is that of ``stretto.inference.Sampling``."""
-    from stretto.inference import Sampling, generate_text
+    from stretto.inference import Sampling, generate_text, load_source
 
     sampling = Sampling(temperature=temperature, top_k=top_k, seed=seed)
-    return generate_text(source, prompt, max_tokens=max_tokens, sampling=sampling)
+    if (Path(source) / "config.json").is_file():
+        return generate_text(load_source(source), prompt, max_tokens=max_tokens, sampling=sampling)
+    # Inference knows one format; a checkpoint passes through it, and the copy is gone once the model is loaded.
+    with tempfile.TemporaryDirectory() as folder:
+        model = load_source(convert(source, Path(folder) / "model"))
+    return generate_text(model, prompt, max_tokens=max_tokens, sampling=sampling)
 
 
 def convert(source: str | Path, target: str | Path, *, dtype: str | None = None) -> Path:
