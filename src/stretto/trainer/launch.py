@@ -1,0 +1,105 @@
+"""Starting a run: checked and its data prepared first, then as the ranks that there are.
+
+                 ┌─ torchrun, Slurm, Kubernetes started us ──► join them            (member.py)
+run_training ────┼─ one rank, no restarts ──────────────────► train in this process (member.py)
+                 └─ else ───────────────────────────────────► start local processes (local.py)
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from stretto.resilience import StopRequest
+from stretto.spec import toml
+from stretto.spec.check import check
+from stretto.spec.run import RunSpec
+from stretto.trainer.local import run_local
+from stretto.trainer.member import STOPPED, Train, train_as_member
+from stretto.trainer.placement import Membership, find_membership
+from stretto.trainer.progress_bar import ProgressBar
+from stretto.trainer.world import World
+
+ENTRY = "stretto.trainer.loop:train_rank"
+"""What a rank runs, as ``module:function``."""
+
+
+def run_training(run: RunSpec, *, run_file: Path | None = None, entry: str = ENTRY) -> int:
+    """Train ``run``; returns 0 when all its steps are done, STOPPED (143) if it was asked to stop before.
+
+    Args:
+        run_file: where the run was read from, for messages.
+        entry: ``module:function`` with the signature of ``loop.train_rank``.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: what a user can repair, with one sentence.
+        RankError: a rank raised, died or fell silent, and no restarts were left; names the root cause.
+    """
+    membership = find_membership(os.environ)
+    check(run, world_size=membership.world.world_size if membership else None)
+    if membership:
+        return _join(run, membership, load_entry(entry))
+    _say_plan(run, run_file)
+    _prepare_data(run)
+    toml.save(run, Path(run.run.dir) / "run.toml")
+    if run.plan.num_ranks == 1 and run.run.max_restarts == 0:
+        return _train_here(run, load_entry(entry))
+    return run_local(run, entry=entry)
+
+
+def load_entry(entry: str) -> Train:
+    """The function that ``module:function`` names."""
+    module, _, function = entry.partition(":")
+    found: Train = getattr(importlib.import_module(module), function)
+    return found
+
+
+def _train_here(run: RunSpec, train: Train) -> int:
+    import signal
+    import threading
+
+    stop = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        return _code(train_as_member(run, Membership(world=World()), train, stop=stop))
+    with stop.listening(signal.SIGINT):
+        return _code(train_as_member(run, Membership(world=World()), train, stop=stop))
+
+
+def _join(run: RunSpec, membership: Membership, train: Train) -> int:
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    if membership.world.rank == 0:
+        toml.save(run, Path(run.run.dir) / "run.toml")
+    stop = StopRequest()
+    with stop.listening():
+        # record: torchrun's own report shows our exception, too
+        result = record(lambda: train_as_member(run, membership, train, stop=stop))()
+        return _code(result or {})
+
+
+def _code(result: Mapping[str, object]) -> int:
+    return STOPPED if result.get("stopped") else 0
+
+
+def _say_plan(run: RunSpec, run_file: Path | None) -> None:
+    degrees = {axis: getattr(run.plan, axis) for axis in ("pp", "tp", "cp", "ep", "dp_replicate", "dp_shard")}
+    product = " x ".join(f"{axis} {degree}" for axis, degree in degrees.items() if degree > 1)
+    ranks = f"{run.plan.num_ranks} ranks ({product})" if product else "1 rank"
+    print(f"{run_file or 'run'}: {ranks}, in {run.run.dir}", flush=True)
+
+
+def _prepare_data(run: RunSpec) -> None:
+    from stretto.data import prepare
+
+    cache = Path(run.data.cache) if run.data.cache else Path(run.run.dir) / "tokens"
+    with ProgressBar() as progress:
+        corpus = prepare(
+            run.data,
+            cache=cache,
+            sequence_length=run.training.sequence_length,
+            vocab_size=run.model.vocab_size,
+            progress=progress,
+        )
+    print(f"corpus: {corpus.describe()}", flush=True)

@@ -1,0 +1,139 @@
+"""The life of one rank: join the others, train under a watchdog, leave cleanly or say why not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from stretto.resilience import EXIT_CODE, FirstErrors, OpLog, RankFailure, StopRequest, Watchdog, connect, describe
+from stretto.spec.errors import ConfigError, RankError
+from stretto.spec.run import RunSpec
+from stretto.trainer.placement import Membership
+from stretto.trainer.world import World
+
+if TYPE_CHECKING:
+    from stretto.trainer.loop import Hooks
+
+STOPPED = 128 + int(signal.SIGTERM)
+"""Exit code of a run that was asked to stop and wrote its checkpoint: not finished, so not 0."""
+_JOIN_SECONDS = 600.0
+_PATIENCE = 10
+"""Collectives may wait this many times ``hang_seconds``: the watchdog, which knows why, is to be first."""
+
+
+class Train(Protocol):
+    """What a rank runs: ``loop.train_rank``, or a stand-in of the tests."""
+
+    def __call__(self, run: RunSpec, world: World, hooks: Hooks, /) -> Mapping[str, Any]:
+        """Train as one rank; the result has ``stopped`` True where the run was asked to stop."""
+
+
+def train_as_member(run: RunSpec, membership: Membership, train: Train, *, stop: StopRequest) -> Mapping[str, Any]:
+    """Be one of the ranks of ``run`` until it is done; returns what ``train`` returns.
+
+    Raises what ``train`` raises if it is a user's error, else RankError with rank and traceback; where
+    this rank merely noticed the failure of another, SystemExit without a word.  Either way the failure is
+    written to the run's directory first.
+    """
+    from stretto.trainer.loop import Hooks
+
+    folder, world = Path(run.run.dir), membership.world
+    log = OpLog(folder / "oplog", world.rank)
+    errors = FirstErrors(folder, membership.attempt)
+    hooks = Hooks(observer=log, should_stop=stop, say=_say)
+    if world.world_size == 1:
+        return train(run, world, hooks)
+    watchdog = Watchdog(
+        rank=world.rank,
+        world_size=world.world_size,
+        log=log,
+        settings=run.run,
+        open_store=connect(membership.address, membership.port, restarts=world.restarts),
+        on_verdict=_ender(membership, errors),
+    )
+    try:
+        with _process_group(run, membership):
+            watchdog.start()
+            result = train(run, world, hooks)
+            _meet()
+            watchdog.leave()
+        return result
+    except BaseException as error:
+        failure = RankFailure.of(world.rank, error)
+        written = errors.write(failure)
+        if not failure.noticed:
+            watchdog.fail(describe(failure))
+        if not written and membership.supervised:  # the launcher will find nothing to show
+            _complain(describe(failure))
+        _raise(failure, error, membership, errors)
+        raise AssertionError from error
+
+
+def _raise(failure: RankFailure, error: BaseException, membership: Membership, errors: FirstErrors) -> None:
+    if membership.supervised or failure.users or not isinstance(error, Exception):
+        said_elsewhere = failure.users and not membership.supervised and not errors.claim(failure.message)
+        raise SystemExit(2) if said_elsewhere else error
+    if failure.noticed:
+        raise SystemExit(1) from error
+    raise RankError(describe(failure)) from error
+
+
+def _ender(membership: Membership, errors: FirstErrors) -> Callable[[str], None]:
+    def end(verdict: str) -> None:
+        written = errors.write(RankFailure.watched(membership.world.rank, verdict))
+        if (not membership.supervised or not written) and errors.claim(verdict):
+            _complain(verdict)
+        os._exit(EXIT_CODE)
+
+    return end
+
+
+@contextmanager
+def _process_group(run: RunSpec, membership: Membership) -> Iterator[None]:
+    """torch.distributed over all ranks: nccl where devices are used, else gloo."""
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
+
+    world = membership.world
+    if run.run.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError('run.device = "cuda", but torch finds no CUDA device here; set run.device = "cpu" or "auto".')
+    device = None
+    if run.run.device != "cpu" and torch.cuda.is_available():
+        device = torch.device("cuda", world.local_rank)
+        torch.cuda.set_device(device)
+    os.environ.update(MASTER_ADDR=membership.address, MASTER_PORT=str(membership.port))
+    joined = timedelta(seconds=_JOIN_SECONDS)
+    store, _, _ = next(iter(rendezvous("env://", world.rank, world.world_size, timeout=joined)))
+    dist.init_process_group(
+        "gloo" if device is None else "nccl",
+        store=store,
+        rank=world.rank,
+        world_size=world.world_size,
+        timeout=timedelta(seconds=_PATIENCE * run.run.hang_seconds + 60),
+        device_id=device,
+    )
+    yield
+    # Only after success: with a failed peer it may wait for messages that never come.
+    dist.destroy_process_group()
+
+
+def _meet() -> None:
+    """Wait for all ranks: who leaves first would abort the messages of those still at work."""
+    import torch.distributed as dist
+
+    dist.barrier()
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _complain(text: str) -> None:
+    print(f"stretto: error: {text}", file=sys.stderr, flush=True)

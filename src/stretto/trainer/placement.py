@@ -1,0 +1,99 @@
+"""Who we are, if a launcher started us: torchrun, Kubernetes (which set RANK) or Slurm's srun."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from stretto.spec.errors import ConfigError
+from stretto.trainer.world import World
+
+_SLURM_PORTS = 20000, 10000
+"""First port, and how many, that Slurm jobs share by their number."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Membership:
+    """Our place among the ranks, and where they meet."""
+
+    world: World
+    """Rank and size."""
+    address: str = "127.0.0.1"
+    """Host of the store."""
+    port: int = 0
+    """Port of the store."""
+    attempt: str = "alone"
+    """Names this start on this machine; every rank here that was started with us has the same."""
+    supervised: bool = False
+    """Whether our own launcher watches us and speaks for us."""
+
+
+def find_membership(
+    environment: Mapping[str, str], *, attempt: str = "", supervised: bool = False
+) -> Membership | None:
+    """Our place as the environment says it, or None where nobody started us as a rank.
+
+    Raises ConfigError if it is said incompletely or is not a number.
+    """
+    found = _from_ranks(environment) or _from_slurm(environment)
+    if found is None:
+        return None
+    world, address, port = found
+    if not 0 <= world.rank < world.world_size:
+        raise ConfigError(f"RANK = {world.rank} must be from 0 to WORLD_SIZE - 1 = {world.world_size - 1}.")
+    run_id = environment.get("TORCHELASTIC_RUN_ID", environment.get("SLURM_JOB_ID", "run"))
+    name = re.sub(r"[^\w.-]", "_", f"{run_id}-{port}-{world.restarts}")
+    return Membership(world=world, address=address, port=port, attempt=attempt or name, supervised=supervised)
+
+
+def _from_ranks(environment: Mapping[str, str]) -> tuple[World, str, int] | None:
+    if "RANK" not in environment or "WORLD_SIZE" not in environment:
+        return None
+    world = World(
+        rank=_number(environment, "RANK"),
+        world_size=_number(environment, "WORLD_SIZE"),
+        local_rank=_number(environment, "LOCAL_RANK", "0"),
+        restarts=_number(environment, "TORCHELASTIC_RESTART_COUNT", "0"),
+    )
+    if world.world_size > 1 and not ("MASTER_ADDR" in environment and "MASTER_PORT" in environment):
+        raise ConfigError(
+            f"RANK and WORLD_SIZE = {world.world_size} are set, so this is one of several ranks, but MASTER_ADDR and "
+            "MASTER_PORT, where they meet, are not; set both, or unset RANK and WORLD_SIZE to start local processes."
+        )
+    return world, environment.get("MASTER_ADDR", "127.0.0.1"), _number(environment, "MASTER_PORT", "0")
+
+
+def _from_slurm(environment: Mapping[str, str]) -> tuple[World, str, int] | None:
+    # sbatch's own script and an interactive shell also have SLURM_PROCID = 0, but a step of one task.
+    size = _number(environment, "SLURM_STEP_NUM_TASKS", "1")
+    if "SLURM_PROCID" not in environment or size == 1:
+        return None
+    world = World(
+        rank=_number(environment, "SLURM_PROCID"),
+        world_size=size,
+        local_rank=_number(environment, "SLURM_LOCALID", "0"),
+        restarts=_number(environment, "SLURM_RESTART_COUNT", "0"),
+    )
+    first, count = _SLURM_PORTS
+    port = first + (_number(environment, "SLURM_JOB_ID", "0") + _number(environment, "SLURM_STEP_ID", "0")) % count
+    nodes = environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_JOB_NODELIST", "127.0.0.1"))
+    return world, environment.get("MASTER_ADDR", first_host(nodes)), _number(environment, "MASTER_PORT", str(port))
+
+
+def first_host(nodes: str) -> str:
+    """The first host of a Slurm node list.
+
+    >>> first_host("gpu[007-011,20],login1"), first_host("a-1,b-2")
+    ('gpu007', 'a-1')
+    """
+    found = re.match(r"([^\[,]+)(?:\[(\w+)[^\]]*\])?([^\[,]*)", nodes)
+    return nodes if found is None else f"{found[1]}{found[2] or ''}{found[3]}"
+
+
+def _number(environment: Mapping[str, str], key: str, default: str = "") -> int:
+    text = environment.get(key, default)
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"{key} = {text!r} in the environment must be a whole number.") from None
