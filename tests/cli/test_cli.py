@@ -265,3 +265,10 @@ def test_simulate_checks_what_it_reads(capsys: pytest.CaptureFixture[str], tmp_p
     capsys.readouterr()
     assert main(["simulate", "--schedule-file", str(export)]) == 2
     assert "stage 0, micro-batch 1 has the backward operations none" in capsys.readouterr().err
+
+
+def test_the_code_of_a_stopped_run_is_the_launchers() -> None:
+    from stretto.cli import verbs
+    from stretto.trainer import member
+
+    assert verbs.STOPPED == member.STOPPED
