@@ -1,0 +1,147 @@
+"""Is a plan the same training as one rank?  Asked of the user's own model and plan, answered in seconds.
+
+    run ──shrink──► small run ─┬─► the plan on local processes ──► outputs, loss, gradients, norm, weights ─┐
+                               └─► one rank, plain autograd ─────► the same ───────────────────────── compare ─► report
+
+The tolerance is 1e-9 in float64.  A plan adds the same numbers in another order, which costs a few units of 1e-16
+per addition, and some hundreds of additions lie between a weight and a gradient; three steps of AdamW carry
+that on.  Healthy plans measure 1e-15 to 1e-12; a fault, even in one term of a sum, 1e-6 and far more.  A foreign
+model is allowed 1e-4, because many compute norms, rotary positions or softmax in float32 whatever they are
+given, and under tp another order of addition then falls on the other side of a float32 rounding.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from stretto.spec.check import check
+from stretto.spec.run import RunSpec
+from stretto.trainer.verify_compare import StepErrors, compare_step, locate
+from stretto.trainer.verify_processes import run_on_processes
+from stretto.trainer.verify_rank import Around, RankStep, train_on_rank
+from stretto.trainer.verify_reference import build_whole, train_reference
+from stretto.trainer.verify_shrink import STEPS, layers_of, shrink
+
+TOLERANCE = 1e-9
+"""Of every figure, relative; the module's docstring says why."""
+FOREIGN_TOLERANCE = 1e-4
+"""Likewise for a foreign model."""
+
+RunRanks = Callable[..., list[Any]]
+"""``run_ranks(function, world, *args)`` calls ``function(rank, world, *args)`` on so many ranks that have a group."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyReport:
+    """What a verification found.  Errors are those up to the first step that isn't equal."""
+
+    equal: bool
+    """Whether outputs, loss, gradients, norm and weights are those of one rank."""
+    loss_error: float
+    """Largest relative error of the loss."""
+    grad_error: float
+    """Largest error of a parameter's gradient: max|a - b| / max|b|."""
+    worst_parameter: str | None
+    """If equal, the parameter with the largest gradient error.  Else the one to look at: the first in model
+    order whose gradient differs; where the forward pass went wrong, the one furthest off in the part where it
+    did; where only the update is wrong, the first whose weight differs.  None where no parameter differs (a
+    wrong norm that clips nothing)."""
+    first_part: str | None
+    """The first part of the model (inputs, blocks.<i>, outputs) whose output differs; None: the forward pass
+    is right."""
+    norm_error: float
+    """Largest relative error of the gradient norm."""
+    weight_error: float
+    """Largest error of a parameter after an update."""
+    tolerance: float
+    """What counts as equal."""
+    steps: int
+    """Steps compared."""
+    ranks: int
+    """Processes that the small plan ran on."""
+    finding: str
+    """The result in a sentence."""
+    notes: tuple[str, ...] = ()
+    """What of the user's plan the small one leaves out."""
+
+
+def to_stderr(line: str) -> None:
+    """Progress for people, away from standard output, which may have to be JSON."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def verify(
+    run: RunSpec,
+    *,
+    steps: int = STEPS,
+    run_ranks: RunRanks = run_on_processes,
+    around: Around | None = None,
+    say: Callable[[str], None] = to_stderr,
+) -> VerifyReport:
+    """Compare the plan of ``run``, made small, with one rank.
+
+    Args:
+        steps: optimizer steps to compare.
+        run_ranks: what starts the ranks; by default fresh local processes.
+        around: a context that each rank enters, for tests that break something there.
+        say: shows progress.
+
+    Raises:
+        ConfigError, UnsupportedError: the run can't work.
+        RankError: a rank raised, died or didn't finish.
+    """
+    check(run, data=False)
+    shrunk = shrink(run)
+    small, foreign = shrunk.run, run.model.family == "foreign"
+    world = small.plan.num_ranks
+    say(
+        f"verify: {small.model.num_layers} layers in stages of {list(layers_of(small))} on {world} "
+        f"local process{'es' if world > 1 else ''}, {steps} steps in float64"
+    )
+    for note in shrunk.notes:
+        say(f"verify: {note}")
+    found: list[list[RankStep]] = run_ranks(train_on_rank, world, small, steps, around)
+    errors = compare(small, found, FOREIGN_TOLERANCE if foreign else TOLERANCE)
+    return report(errors, FOREIGN_TOLERANCE if foreign else TOLERANCE, ranks=world, notes=shrunk.notes)
+
+
+def compare(run: RunSpec, found: list[list[RankStep]], tolerance: float) -> list[StepErrors]:
+    """Errors step by step until the first that isn't equal; after it nothing can be."""
+    tied = build_whole(run).tied
+    errors: list[StepErrors] = []
+    for index, reference in enumerate(train_reference(run, len(found[0]))):
+        ranks = [steps[index] for steps in found]
+        errors.append(compare_step(index + 1, reference, ranks, tied=tied, learning_rate=run.training.learning_rate))
+        if errors[-1].largest() > tolerance:
+            break
+    return errors
+
+
+def report(errors: list[StepErrors], tolerance: float, *, ranks: int, notes: tuple[str, ...]) -> VerifyReport:
+    """The report of these steps, of which only the last may be unequal."""
+    last = errors[-1]
+    equal = last.largest() <= tolerance
+    grad_error, name = max((error, name) for step in errors for name, error in step.gradients.items())
+    found: str | None = name
+    if equal:
+        part, sentence = None, f"{len(errors)} steps on {ranks} ranks are those of one rank."
+    else:
+        finding = locate(last, tolerance)
+        found, part, sentence = finding.parameter, finding.part, finding.sentence
+    return VerifyReport(
+        equal=equal,
+        loss_error=max(step.loss for step in errors),
+        grad_error=grad_error,
+        worst_parameter=found,
+        first_part=part,
+        norm_error=max(step.norm for step in errors),
+        weight_error=max(error for step in errors for error in step.weights.values()),
+        tolerance=tolerance,
+        steps=len(errors),
+        ranks=ranks,
+        finding=sentence,
+        notes=notes,
+    )

@@ -1,0 +1,146 @@
+"""What a rank does in a verification: a few real steps of the runtime, and a record of what they gave.
+
+Everything is recorded as *patches*: an array and where it lies in the global one.  All copies are recorded, not
+only those that a checkpoint would write, so that a copy that goes its own way is seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stretto.parallel.mesh import Mesh
+from stretto.parallel.pipeline.segment import Segment, tensors_of
+from stretto.spec.contract import Batch, Piece
+from stretto.spec.run import RunSpec
+from stretto.trainer.session import Session, make_stack
+from stretto.trainer.verify_inputs import lively, micro_batches
+
+Around = Callable[[], AbstractContextManager[Any]]
+"""Entered on each rank around all that it does there; importable, since it travels to the rank."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """A rectangle of a global array."""
+
+    name: str
+    """Parameter, or part of the model."""
+    offset: tuple[int, ...]
+    """Where the rectangle starts, per dim."""
+    values: np.ndarray
+    """float64, shaped like the rectangle."""
+
+
+@dataclass(slots=True, kw_only=True)
+class RankStep:
+    """What one step gave on one rank."""
+
+    loss: float = float("nan")
+    grad_norm: float = float("nan")
+    tokens: int = 0
+    outputs: list[Patch] = field(default_factory=list)
+    """Outputs [B, T/tp, D] of its parts for each micro-batch; of ``outputs`` the loss of [B] rows, summed."""
+    gradients: list[Patch] = field(default_factory=list)
+    """Before clipping, after all reductions."""
+    weights: list[Patch] = field(default_factory=list)
+    """Masters after the step."""
+
+
+class Recorder:
+    """An Observer that copies the gradients where they are complete and not yet clipped."""
+
+    def __init__(self) -> None:
+        self.session: Session | None = None
+        self.gradients: list[Patch] = []
+        self._operation = ""
+
+    def begin(self, operation: str, /, *, peer: int | None = None) -> None:
+        """Remember what is under way."""
+        self._operation = operation
+
+    def end(self) -> None:
+        """Copy after the reduction."""
+        if self._operation == "REDUCE_GRAD" and self.session is not None:
+            masters = [m for m in self.session.model.masters if m.tensor.grad is not None]
+            self.gradients = patches(p for m in masters for p in m.pieces("gradient", gradient_of(m.tensor)))
+        self._operation = ""
+
+
+def gradient_of(tensor: Tensor) -> Tensor:
+    """The gradient of a tensor that has one."""
+    assert tensor.grad is not None
+    return tensor.grad
+
+
+def patches(pieces: Iterable[Piece]) -> list[Patch]:
+    """Copies of pieces without the kind in their names."""
+    return [Patch(p.name.split(".", 1)[1], p.offset, p.tensor.detach().numpy().copy()) for p in pieces]
+
+
+class Outputs:
+    """Records what each segment of a rank gives in the forward pass of one step."""
+
+    def __init__(self, segments: Sequence[Segment], mesh: Mesh) -> None:
+        self._mesh = mesh
+        self._found: dict[tuple[str, int], Patch] = {}
+        self.first_sample = 0
+        for segment in segments:
+            segment.run = self._watched(segment.name, segment.run)
+
+    def _watched(self, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+        def call(x: Any, context: Any, batch: Batch) -> Any:
+            y = run(x, context, batch)
+            row = int(batch.samples[0]) - self.first_sample
+            # A segment that is recomputed runs again in the backward pass; the first time counts.
+            if (name, row) not in self._found:
+                self._found[name, row] = self._patch(name, row, tensors_of(y)[0].detach(), batch)
+            return y
+
+        return call
+
+    def _patch(self, name: str, row: int, y: Tensor, batch: Batch) -> Patch:
+        if y.ndim == 0:
+            return Patch(name, (row, len(batch.samples)), y.numpy().copy())
+        start = batch.tokens.shape[1] // self._mesh.size("tp") * self._mesh.index("tp")
+        return Patch(name, (row, start, *(0 for _ in y.shape[2:])), y.numpy().copy())
+
+    def take(self) -> list[Patch]:
+        """What was recorded since the last time."""
+        found, self._found = list(self._found.values()), {}
+        return found
+
+
+def train_on_rank(rank: int, world: int, run: RunSpec, steps: int, around: Around | None = None) -> list[RankStep]:
+    """Train ``run`` for some steps as one of ``world`` ranks; torch.distributed is up."""
+    assert world == run.plan.num_ranks
+    torch.manual_seed(run.run.seed)
+    with around() if around is not None else nullcontext():
+        recorder = Recorder()
+        stack = lively(make_stack(run.model, run.run.seed), run)
+        session = Session.start(run, rank, device=torch.device("cpu"), observer=recorder, stack=stack)
+        recorder.session = session
+        stages = session.model.stages.values()
+        outputs = Outputs([segment for stage in stages for segment in stage.segments], session.mesh)
+        found = []
+        for step in range(1, steps + 1):
+            outputs.first_sample = (step - 1) * run.training.global_batch_size
+            recorder.gradients = []
+            result = session.train_step(step, micro_batches(run, step, session.mesh.dp_index))
+            found.append(
+                RankStep(
+                    loss=result.loss,
+                    grad_norm=result.grad_norm,
+                    tokens=result.tokens,
+                    outputs=outputs.take(),
+                    gradients=recorder.gradients,
+                    weights=patches(p for m in session.model.masters for p in m.pieces("model", m.tensor)),
+                )
+            )
+    return found

@@ -1,0 +1,172 @@
+"""A run made small enough to verify on a laptop, with everything kept that a plan can get wrong.
+
+             user's run                         shrunk
+layers       (10, 12, 12, 10)                   (2, 3, 3, 2)        who holds more than whom
+heads        64 query, 8 key/value, tp=4        32 query, 4 kv      the ratio; several per rank
+vocabulary   128256                             61                  odd: tp ranks hold unequal shares
+batch        1024 sequences of 8192             a few of 16         unequal stages of the pipeline's fill
+kept         family, ties, norms, biases, window, rope scaling, packing, dropout, schedule, chunks, recompute,
+             zero, every degree
+arithmetic   float64, AdamW's epsilon 1e-3 and a clip that is always active (both so that a gradient
+             of wrong size shows in the weights; with the usual 1e-8 AdamW divides the size away)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from stretto.spec.check import check
+from stretto.spec.cluster import ClusterSpec
+from stretto.spec.model import ModelSpec
+from stretto.spec.plan import PlanSpec
+from stretto.spec.run import RunSpec
+from stretto.spec.stages import balanced, stages_of
+from stretto.spec.training import TrainingSpec
+
+MAX_RANKS = 16
+"""Processes that a verification starts at most."""
+STEPS = 3
+"""Optimizer steps."""
+LEARNING_RATE = 0.01
+"""Of the shrunk run: large enough that each step's weights differ visibly from the last's."""
+VOCABULARY = 61
+"""Prime, so that no tp degree divides it."""
+LENGTH = 16
+"""Tokens of a sequence, about."""
+REDUCIBLE = ("dp_replicate", "dp_shard", "pp", "tp")
+"""Axes in the order in which equal degrees are lowered."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shrunk:
+    """A small run and what of the plan could not be kept."""
+
+    run: RunSpec
+    """The run to verify."""
+    notes: tuple[str, ...]
+    """One phrase for each thing that the small run leaves out."""
+
+
+def shrink(run: RunSpec) -> Shrunk:
+    """Make ``run`` small.
+
+    A foreign model stays as it is (its sizes are in its own code); only the batch and the sequences shrink.
+    """
+    notes = []
+    plan = reduce_degrees(run.plan)
+    for axis in REDUCIBLE:
+        before, after = getattr(run.plan, axis), getattr(plan, axis)
+        if before != after:
+            notes.append(f"plan.{axis} = {after} instead of {before}, to need {plan.num_ranks} processes")
+    if plan.compile:
+        notes.append("blocks are not compiled")
+        plan = replace(plan, compile=False)
+    foreign = run.model.family == "foreign"
+    if foreign:
+        stages = run.plan.stages if plan.pp == run.plan.pp else None
+    else:
+        stages = shrink_stages(pick_stages(stages_of(run), plan.num_stages))
+    plan = replace(plan, stages=stages, micro_batch_size=min(plan.micro_batch_size, 2))
+    training = shrink_training(run, plan)
+    model = run.model if foreign else shrink_model(run, plan, training)
+    small = replace(
+        run, run=replace(run.run, device="cpu"), model=model, cluster=ClusterSpec(), plan=plan, training=training
+    )
+    check(small, data=False)
+    return Shrunk(run=small, notes=tuple(notes))
+
+
+def reduce_degrees(plan: PlanSpec) -> PlanSpec:
+    """Halve the largest degree until at most MAX_RANKS ranks are needed; none that is above 1 falls below 2."""
+    while plan.num_ranks > MAX_RANKS:
+        axis = max(REDUCIBLE, key=lambda name: getattr(plan, name))
+        plan = replace(plan, **{axis: max(2, getattr(plan, axis) // 2)})
+    return plan
+
+
+def pick_stages(layers: tuple[int, ...], count: int) -> tuple[int, ...]:
+    """``count`` of the stages, evenly apart, the last among them; not all equal if the whole wasn't.
+
+    >>> pick_stages((2, 5, 2, 2), 2)
+    (5, 2)
+    """
+    picked = [layers[(i + 1) * len(layers) // count - 1] for i in range(count)]
+    if len(set(picked)) == 1:
+        picked[0] = next((n for n in layers if n != picked[-1]), picked[0])
+    return tuple(picked)
+
+
+def shrink_stages(layers: tuple[int, ...]) -> tuple[int, ...]:
+    """The fewest layers in proportion that keep which stage holds more than which.
+
+    >>> shrink_stages((10, 12, 12, 10)), shrink_stages((1, 4, 2)), shrink_stages((8, 8)), shrink_stages((1, 50, 2))
+    ((2, 3, 3, 2), (1, 4, 2), (2, 2), (1, 3, 2))
+    """
+    largest = max(layers)
+    sizes = sorted(set(layers))
+    for most in range(min(largest, 2), min(largest, 4) + 1):
+        small = {n: max(1, n * most // largest) for n in sizes}
+        if len(set(small.values())) == len(sizes):
+            return tuple(small[n] for n in layers)
+    return tuple(sizes.index(n) + 1 for n in layers)
+
+
+def shrink_model(run: RunSpec, plan: PlanSpec, training: TrainingSpec) -> ModelSpec:
+    """Narrow, with the ratio of query to key/value heads and several heads per tp rank where there were."""
+    model, length = run.model, training.sequence_length
+    kv_heads = plan.tp * min(2, max(1, model.kv_heads // run.plan.tp))
+    num_heads = kv_heads * (model.num_heads // model.kv_heads)
+    head_size = 8 if num_heads <= 8 else 4
+    hidden = inner = num_heads * head_size
+    beyond = model.hidden_size - model.num_heads * model.head_size
+    if beyond:
+        hidden = inner + int(math.copysign(4, beyond))
+    window = model.sliding_window
+    if window is not None:
+        before = run.training.sequence_length
+        window = length if window >= before else max(min(window, 2), window * length // before)
+    return replace(
+        model,
+        name="verify",
+        path=None,
+        weights="random",
+        vocab_size=max(VOCABULARY, 8 * plan.tp - 3),
+        hidden_size=hidden,
+        intermediate_size=plan.tp * -(-3 * inner // (2 * plan.tp)),
+        num_layers=sum(plan.stages or ()),
+        num_heads=num_heads,
+        num_kv_heads=None if model.num_kv_heads is None else kv_heads,
+        head_dim=None if model.head_dim is None else head_size,
+        max_positions=length + 8,
+        sliding_window=window,
+        initial_std=0.2,
+    )
+
+
+def shrink_training(run: RunSpec, plan: PlanSpec) -> TrainingSpec:
+    """Few, short sequences; enough micro-batches to fill the pipeline twice, with the same remainder."""
+    before = run.training
+    most = 2 * plan.pp if plan.pp > 1 else 3
+    count = run.num_microbatches
+    if count > most:
+        count = most + count % plan.pp
+    return replace(
+        before,
+        steps=STEPS,
+        global_batch_size=count * plan.micro_batch_size * plan.dp,
+        sequence_length=min(before.sequence_length, plan.tp * max(2, LENGTH // plan.tp)) // plan.tp * plan.tp,
+        dtype="float64",
+        learning_rate=LEARNING_RATE,
+        min_learning_rate=LEARNING_RATE / 10 if before.min_learning_rate else 0.0,
+        warmup_steps=min(before.warmup_steps, 1),
+        decay_steps=min(before.decay_steps, 1),
+        eps=1e-3,
+        clip_norm=0.1 if before.clip_norm else 0.0,
+        eval_every=0,
+    )
+
+
+def layers_of(run: RunSpec) -> tuple[int, ...]:
+    """Layers of each stage of a shrunk run, for messages."""
+    return run.plan.stages or balanced(run.model.num_layers, run.plan.num_stages)
