@@ -180,23 +180,6 @@ def test_generate_streams(stand_in: Any, capsys: pytest.CaptureFixture[str], tmp
     assert seen["seed"] == 4
 
 
-def test_generate_takes_a_checkpoint_through_a_copy(stand_in: Any, tmp_path: Path) -> None:
-    written: list[Path] = []
-
-    def convert(source: str, target: str, *, dtype: str | None) -> Path:
-        written.append(Path(target))
-        Path(target).mkdir()
-        return Path(target)
-
-    def generate_text(source: Path, prompt: str, **options: Any) -> Iterator[str]:
-        assert source == written[0] and not source.exists()
-        yield "x"
-
-    stand_in("stretto.inference", generate_text=generate_text, Sampling=dict, load_source=Path)
-    stand_in("stretto.trainer.convert", convert=convert)
-    assert list(stretto.generate(tmp_path)) == ["x"]
-
-
 def test_convert(stand_in: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     seen = []
 

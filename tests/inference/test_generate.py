@@ -17,8 +17,9 @@ from stretto.inference.text import pieces
 from stretto.models import build_model
 from stretto.models.attention import LocalAttend
 from stretto.models.foreign import ForeignStack
-from stretto.spec.errors import ConfigError, DataError
+from stretto.spec.errors import CheckpointError, ConfigError, DataError
 from stretto.spec.model import ModelSpec, RopeScaling
+from stretto.trainer.convert import convert
 
 SPECS = {
     "llama": ModelSpec(num_kv_heads=2, vocab_size=61),
@@ -114,6 +115,18 @@ def test_text_from_a_directory(tmp_path):
     assert text == "".join(generate_text(str(tmp_path / "m"), "def f", max_tokens=40, sampling=sampling))
 
 
+def test_text_from_a_checkpoint_is_that_of_the_directory(tmp_path):
+    model = build_model(BYTES)
+    write_directory(tmp_path / "m", BYTES, dict(model.named_parameters()))
+    checkpoint = convert(str(tmp_path / "m"), str(tmp_path / "run" / "checkpoints"))
+    expected = "".join(generate_text(tmp_path / "m", "def f", max_tokens=30))
+    for source in (checkpoint, tmp_path / "run"):
+        assert "".join(generate_text(source, "def f", max_tokens=30)) == expected
+    (checkpoint / "manifest.json").write_text("{}")
+    with pytest.raises(CheckpointError):
+        load_source(checkpoint)
+
+
 def test_an_empty_prompt_starts_a_document(tmp_path):
     write_directory(tmp_path / "m", BYTES, {n: p * 0.02 for n, p in build_model(BYTES).named_parameters()})
     assert "".join(generate_text(tmp_path / "m", "", max_tokens=5, sampling=Sampling(seed=1)))
@@ -127,12 +140,12 @@ def test_characters_of_several_tokens_come_whole():
 
 
 def test_sources_that_are_none(tmp_path):
-    with pytest.raises(ConfigError, match=r"has no config.json"):
+    with pytest.raises(CheckpointError, match=r"holds no whole checkpoint; name a run's directory"):
         load_source(tmp_path)
     spec = dataclasses.replace(BYTES, vocab_size=5000)
     write_directory(tmp_path / "m", spec, dict(build_model(spec).named_parameters()))
     with pytest.raises(DataError, match="vocabulary of 5000 isn't one of bytes"):
         load_source(tmp_path / "m")
     (tmp_path / "m" / "config.json").write_text("{")
-    with pytest.raises(ConfigError, match="is not JSON"):
+    with pytest.raises(ConfigError, match="is not valid JSON"):
         load_source(tmp_path / "m")

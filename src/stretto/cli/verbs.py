@@ -6,7 +6,6 @@ print one.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,12 +63,7 @@ def generate(
     from stretto.inference import Sampling, generate_text, load_source
 
     sampling = Sampling(temperature=temperature, top_k=top_k, seed=seed)
-    if (Path(source) / "config.json").is_file():
-        return generate_text(load_source(source), prompt, max_tokens=max_tokens, sampling=sampling)
-    # Inference knows one format; a checkpoint passes through it, and the copy is gone once the model is loaded.
-    with tempfile.TemporaryDirectory() as folder:
-        model = load_source(convert(source, Path(folder) / "model"))
-    return generate_text(model, prompt, max_tokens=max_tokens, sampling=sampling)
+    return generate_text(load_source(source), prompt, max_tokens=max_tokens, sampling=sampling)
 
 
 def convert(source: str | Path, target: str | Path, *, dtype: str | None = None) -> Path:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -11,15 +10,18 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from stretto.checkpoint.safetensors import HuggingFaceReader
+from stretto.checkpoint.weights import Stored, find_stored, read_weights
 from stretto.data import ByteTokenizer, load_tokenizer
 from stretto.inference.generate import generate
 from stretto.inference.sampling import Sampling
 from stretto.models.build import build_decoder
-from stretto.spec.errors import ConfigError, DataError
-from stretto.spec.hugging_face import model_from_config
+from stretto.spec.errors import CheckpointError, DataError
+from stretto.spec.resolve import read_model
 from stretto.spec.sharding import Sharding
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from stretto.models.decoder import Decoder
     from stretto.spec.contract import Stack, Tokenizer
     from stretto.spec.model import ModelSpec
@@ -42,20 +44,30 @@ class Source:
 
 
 def load_source(source: str | Path, *, dtype: torch.dtype | None = None, device: str = "cpu") -> Source:
-    """Load a Hugging Face directory with its tokenizer.json, or, without one, as a model of bytes.
+    """Load the model of a run's directory, a checkpoint, or a Hugging Face directory, with its tokenizer.
 
-    ``dtype``: None keeps the stored one.  Raises ConfigError where ``source`` is no such directory,
-    DataError where its tokenizer is missing.
+    ``dtype``: None keeps the stored one.  Raises CheckpointError where ``source`` is none of these or is
+    damaged, ConfigError and DataError where its configuration or tokenizer can't be used.
     """
+    stored = find_stored(source)
+    if stored is not None:
+        return load_stored(stored, dtype=dtype, device=device)
     directory = Path(source)
-    if not (directory / "config.json").is_file():
-        raise ConfigError(f"{directory} has no config.json; give a Hugging Face directory.")
-    try:
-        spec = model_from_config(json.loads((directory / "config.json").read_text()))
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{directory / 'config.json'} is not JSON: {error}.") from None
-    tokenizer = tokenizer_of(directory, spec)
-    model = load_decoder(directory, spec, dtype=dtype, device=device)
+    spec = read_model(directory)
+    with HuggingFaceReader(directory, spec) as reader:
+        model = fill_decoder(spec, lambda s: reader.read(s).to(device=device, dtype=dtype))
+    return Source(model=cast("Stack", model), tokenizer=tokenizer_of(directory, spec))
+
+
+def load_stored(stored: Stored, *, dtype: torch.dtype | None, device: str) -> Source:
+    """Load a checkpoint; the tokenizer must be the one that it was trained with."""
+    tokenizer = load_tokenizer(stored.tokenizer)
+    if tokenizer.fingerprint != stored.fingerprint:
+        raise CheckpointError(
+            f"{stored.path} was trained with another tokenizer than {stored.tokenizer} is now; put the old one back."
+        )
+    weights = read_weights(stored, dtype=dtype)
+    model = fill_decoder(stored.model, lambda s: weights[s.name].to(device))
     return Source(model=cast("Stack", model), tokenizer=tokenizer)
 
 
@@ -71,14 +83,12 @@ def tokenizer_of(directory: Path, spec: ModelSpec) -> Tokenizer:
     )
 
 
-def load_decoder(directory: Path, spec: ModelSpec, *, dtype: torch.dtype | None, device: str) -> Decoder:
-    """Return the model of a Hugging Face directory with its weights."""
+def fill_decoder(spec: ModelSpec, read: Callable[[Sharding], Tensor]) -> Decoder:
+    """Return the model of ``spec`` with the weights that ``read`` gives."""
     with torch.device("meta"):
         model = build_decoder(spec)
-    with HuggingFaceReader(directory, spec) as reader:
-        for name, parameter in list(model.named_parameters()):
-            tensor = reader.read(Sharding.whole(name, parameter.shape)).to(device=device, dtype=dtype)
-            assign(model, name, torch.nn.Parameter(tensor, requires_grad=False))
+    for name, parameter in list(model.named_parameters()):
+        assign(model, name, torch.nn.Parameter(read(Sharding.whole(name, parameter.shape)), requires_grad=False))
     for copy, original in model.tied.items():
         assign(model, copy, cast("torch.nn.Parameter", model.get_parameter(original)))
     return model.eval()
