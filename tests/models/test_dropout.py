@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stretto.models.context import Context
-from stretto.models.dropout import drop, drop_attention, extend, mix, mix_integer, sample_keys, signed
+from stretto.models.dropout import Dropout, drop_attention, extend, mix, mix_integer, sample_keys, signed
 from stretto.spec.contract import Place
 
 
@@ -17,7 +17,7 @@ def context(*, samples=(0, 1, 2, 3), **place) -> Context:
 
 
 def dropped(p=0.5, site=1, shape=(4, 64, 96), **place) -> torch.Tensor:
-    return drop(torch.ones(shape), p, site, context(samples=tuple(range(shape[0])), **place)) != 0
+    return Dropout(p, site)(torch.ones(shape), context(samples=tuple(range(shape[0])), **place)) != 0
 
 
 def test_tensor_and_integer_mixing_agree():
@@ -28,7 +28,7 @@ def test_tensor_and_integer_mixing_agree():
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_rate_and_scale(p):
-    x = drop(torch.ones(8, 128, 128), p, 1, context(samples=range(8), step=5))
+    x = Dropout(p, 1)(torch.ones(8, 128, 128), context(samples=range(8), step=5))
     count = x.numel()
     assert abs((x != 0).sum().item() / count - (1 - p)) < 5 * (p * (1 - p) / count) ** 0.5
     torch.testing.assert_close(x[x != 0].unique(), torch.tensor([1 / (1 - p)]))
@@ -36,8 +36,8 @@ def test_rate_and_scale(p):
 
 def test_nothing_happens_at_zero_or_outside_training():
     x = torch.ones(1, 2, 3)
-    assert drop(x, 0.0, 1, context()) is x
-    assert drop(x, 0.5, 1, context(training=False)) is x
+    assert Dropout(0.0, 1)(x, context()) is x
+    assert Dropout(0.5, 1)(x, context(training=False)) is x
 
 
 @pytest.mark.parametrize(
@@ -71,8 +71,8 @@ def test_every_bit_of_a_key_is_balanced():
 
 def test_a_slice_of_the_sequence_drops_what_the_whole_drops():
     x = torch.randn(4, 12, 8)
-    whole = drop(x, 0.4, 2, context(step=1))
-    parts = [drop(x[:, s : s + 4], 0.4, 2, context(step=1, token_start=s)) for s in (0, 4, 8)]
+    whole = Dropout(0.4, 2)(x, context(step=1))
+    parts = [Dropout(0.4, 2)(x[:, s : s + 4], context(step=1, token_start=s)) for s in (0, 4, 8)]
     assert torch.equal(whole, torch.cat(parts, 1))
 
 

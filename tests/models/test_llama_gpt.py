@@ -138,3 +138,21 @@ def test_explicit_attention_with_little_dropout_equals_fused():
 def test_heads_that_do_not_fit(spec, words):
     with pytest.raises(ConfigError, match=words):
         build_model(spec)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_compiled_blocks_share_their_graphs(dropout):
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    model, batch = build(ModelSpec(num_layers=5, qk_norm=True, dropout=dropout)), make_batch(ModelSpec())
+    expected = model(batch, Place(step=1)), model(batch, Place(step=2))
+    for block in model.blocks:
+        block.compile(backend=count)
+    first, compiled = model(batch, Place(step=1)), len(graphs)
+    second = model(batch, Place(step=2))
+    torch.testing.assert_close((first, second), expected, rtol=1e-12, atol=1e-12)
+    assert 1 <= compiled <= (5 if dropout else 1) and len(graphs) == compiled

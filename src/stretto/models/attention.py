@@ -50,6 +50,7 @@ class LocalAttend:
             return self.explicit(q_BHTK, k_BGTK, v_BGTK, context)
         return scaled_dot_product(q_BHTK, k_BGTK, v_BGTK, context.mask, causal=context.mask is None)
 
+    @torch.compiler.disable
     def explicit(self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, context: Context) -> Tensor:
         """Attend with the weights written out, since the fused kernels draw their own dropout."""
         length = q_BHTK.size(2)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from stretto.models.context import Context, attention_mask
-from stretto.models.dropout import PER_LAYER, drop
+from stretto.models.dropout import PER_LAYER, Dropout
 from stretto.models.loss import cross_entropy_sum
 from stretto.models.rotary import RotaryTables
 from stretto.spec.sharding import TensorRule
@@ -51,19 +51,15 @@ class Block(nn.Module):
         self.attention = parts["attention"]
         self.feed_forward_norm = parts["feed_forward_norm"]
         self.feed_forward = parts["feed_forward"]
-        self.dropout = dropout
-        self.site = 1 + PER_LAYER * layer
+        self.attention_dropout = Dropout(dropout, 2 + PER_LAYER * layer)
+        self.feed_forward_dropout = Dropout(dropout, 3 + PER_LAYER * layer)
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         """Return the residual stream after this layer."""
         attended = self.attention(self.attention_norm(x_BTD), context)
-        if self.dropout:
-            attended = drop(attended, self.dropout, self.site + 1, context)
-        x_BTD = x_BTD + attended
+        x_BTD = x_BTD + self.attention_dropout(attended, context)
         transformed = self.feed_forward(self.feed_forward_norm(x_BTD), context)
-        if self.dropout:
-            transformed = drop(transformed, self.dropout, self.site + 2, context)
-        return x_BTD + transformed
+        return x_BTD + self.feed_forward_dropout(transformed, context)
 
 
 class Outputs(nn.Module):

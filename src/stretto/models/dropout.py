@@ -81,15 +81,31 @@ def scale_kept(x: Tensor, keep: Tensor, p: float) -> Tensor:
     return torch.where(keep, x, 0.0) * (1.0 / (1.0 - p) if p < 1.0 else 0.0)
 
 
-def drop(x_BTD: Tensor, p: float, site: int, context: Context) -> Tensor:
-    """Drop activations whose first token has the global position ``place.token_start``."""
-    if p == 0.0 or not context.place.training:
-        return x_BTD
-    start = context.place.token_start
-    tokens = torch.arange(start, start + x_BTD.size(1), device=x_BTD.device)
-    channels = torch.arange(x_BTD.size(2), device=x_BTD.device)
-    keys = extend(extend(sample_keys(context, site), tokens), channels)
-    return scale_kept(x_BTD, kept(keys, p), p)
+class Dropout:
+    """Dropout of activations at one site.
+
+    torch.compile leaves it out of its graphs: step and site are numbers that would each ask for a
+    compilation of their own.
+    """
+
+    def __init__(self, p: float, site: int) -> None:
+        self.p = p
+        self.site = site
+
+    def __call__(self, x_BTD: Tensor, context: Context) -> Tensor:
+        """Drop activations whose first token has the global position ``place.token_start``."""
+        return x_BTD if self.p == 0.0 else self.drop(x_BTD, context)
+
+    @torch.compiler.disable
+    def drop(self, x_BTD: Tensor, context: Context) -> Tensor:
+        """Drop where something is dropped."""
+        if not context.place.training:
+            return x_BTD
+        start = context.place.token_start
+        tokens = torch.arange(start, start + x_BTD.size(1), device=x_BTD.device)
+        channels = torch.arange(x_BTD.size(2), device=x_BTD.device)
+        keys = extend(extend(sample_keys(context, self.site), tokens), channels)
+        return scale_kept(x_BTD, kept(keys, self.p), self.p)
 
 
 def drop_attention(weights_BHTT: Tensor, p: float, site: int, context: Context) -> Tensor:

@@ -8,7 +8,7 @@ from torch import nn
 
 from stretto.models.attention import Attention
 from stretto.models.decoder import Block, Decoder
-from stretto.models.dropout import EMBEDDING, drop
+from stretto.models.dropout import EMBEDDING, Dropout
 from stretto.models.feed_forward import FeedForward
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class GPTInputs(nn.Module):
         super().__init__()
         self.tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
         self.positions = nn.Embedding(spec.max_positions, spec.hidden_size)
-        self.dropout = spec.dropout
+        self.dropout = Dropout(spec.dropout, EMBEDDING)
 
     def forward(self, batch: Batch, context: Context) -> Tensor:
         """Return embeddings [B, T, D], or this rank's slice of the sequence.
@@ -37,7 +37,7 @@ class GPTInputs(nn.Module):
         x_BTD = self.tokens(batch.tokens)
         start = context.place.token_start
         x_BTD = x_BTD + self.positions(batch.positions[:, start : start + x_BTD.size(1)])
-        return drop(x_BTD, self.dropout, EMBEDDING, context)
+        return self.dropout(x_BTD, context)
 
 
 def gpt_block(spec: ModelSpec, layer: int) -> Block:

@@ -12,7 +12,7 @@ from torch import nn
 
 from stretto.models.attention import Attention
 from stretto.models.decoder import TENSOR_RULES, Block, Decoder
-from stretto.models.dropout import EMBEDDING, drop
+from stretto.models.dropout import EMBEDDING, Dropout
 from stretto.models.feed_forward import GatedFeedForward
 from stretto.models.norm import RMSNorm
 from stretto.models.rotary import RotaryTables
@@ -32,11 +32,11 @@ class LlamaInputs(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
-        self.dropout = spec.dropout
+        self.dropout = Dropout(spec.dropout, EMBEDDING)
 
     def forward(self, batch: Batch, context: Context) -> Tensor:
         """Return embeddings [B, T, D], or this rank's slice of the sequence."""
-        return drop(self.tokens(batch.tokens), self.dropout, EMBEDDING, context)
+        return self.dropout(self.tokens(batch.tokens), context)
 
 
 def llama_block(spec: ModelSpec, layer: int) -> Block:
