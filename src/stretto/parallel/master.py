@@ -43,12 +43,15 @@ class Master:
         return len(self.sharding.shape) >= 2
 
     def pieces(self, kind: str, values: Tensor) -> Iterator[Piece]:
-        """``values`` (the tensor, or a moment of it) as rectangles of ``<kind>.<parameter name>``."""
+        """``values`` (the tensor, or a moment of it) as rectangles of ``<kind>.<parameter name>``.
+
+        A tied copy goes by the name of its original: there is one such tensor in the model.
+        """
         flat = values.detach().view(-1)
         origin = self.sharding.slice.offset
         for at, part in rectangles(self.sharding.slice.length, self.start, self.stop):
             yield Piece(
-                name=f"{kind}.{self.sharding.name}",
+                name=f"{kind}.{self.sharding.tied_to or self.sharding.name}",
                 shape=self.sharding.shape,
                 offset=tuple(o + p for o, p in zip(origin, part.offset, strict=True)),
                 tensor=flat[at : at + part.numel].view(part.length),
