@@ -21,8 +21,11 @@ from stretto.resilience.oplog import read_log
 
 SAVING = "SAVE"
 """The operation during which a checkpoint is written."""
+COLLECTIVES = ("REDUCE_GRAD", "UNSHARD", SAVING)
+"""Operations in which a rank may be waiting for any other."""
 PATIENCE = 10
 """How many times longer than ``hang_seconds`` a checkpoint may take."""
+_SHOWN = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,22 +159,24 @@ class Judge:
         patience = PATIENCE if any(beat.operation == SAVING for beat in running.values()) else 1
         if now - self._progress <= self._hang_seconds * patience:
             return None
-        culprit = self._end_of_chain(running)
-        beat = refreshed(running[culprit])
+        shown = [(rank, refreshed(running[rank])) for rank in self._suspects(running)[:_SHOWN]]
+        first, beat = shown[0]
+        others = "".join(f"; rank {rank}: {other.doing()}" for rank, other in shown[1:])
         return (
-            f"no operation has finished on any rank for {now - self._progress:.0f} s; "
-            f"the ranks wait for rank {culprit} (host {beat.host}, pid {beat.pid}): "
-            f"{beat.doing()}; its file is {beat.file}"
+            f"no operation has finished on any rank for {now - self._progress:.0f} s; the first suspect is "
+            f"rank {first} (host {beat.host}, pid {beat.pid}): {beat.doing()}; its file is {beat.file}{others}"
         )
 
-    def _end_of_chain(self, running: dict[int, Beat]) -> int:
-        """Who is waited for and doesn't wait itself; in a circle, a rank of it."""
-        idle = [rank for rank, beat in running.items() if beat.operation is None]
-        at, seen = min(idle or running), set()
-        while at not in seen:
-            seen.add(at)
-            peer = running[at].peer
-            if peer is None or peer not in running:
-                break
-            at = peer
-        return at
+    def _suspects(self, running: dict[int, Beat]) -> list[int]:
+        """Whom the others may be waiting for, before those who wait: between operations (loading data), then
+        computing, then in a collective, then waiting for a peer."""
+
+        def rank_of_suspicion(rank: int) -> tuple[int, int]:
+            beat = running[rank]
+            if beat.operation is None:
+                return 0, rank
+            if beat.peer is None:
+                return (2 if beat.operation.split()[0] in COLLECTIVES else 1), rank
+            return 3, rank
+
+        return sorted(running, key=rank_of_suspicion)

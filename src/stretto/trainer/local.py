@@ -167,6 +167,7 @@ def _resume_of_restart(run: RunSpec, started: float) -> str | None:
 def _environment(rank: int, size: int, port: int, restarts: int) -> dict[str, str]:
     given = dict(os.environ)
     given.setdefault("OMP_NUM_THREADS", "1")
+    given.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else each rank prints stack traces when another has died
     given.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     return given | {
         "RANK": str(rank),

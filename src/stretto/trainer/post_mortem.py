@@ -40,11 +40,11 @@ class Verdict:
 
 def explain(deaths: Sequence[Death], failures: Sequence[RankFailure], run_dir: Path) -> Verdict:
     """The root cause: an exception, else a signal, else what the watchdog found, else what was noticed."""
+    if any("EADDRINUSE" in f.message or "address already in use" in f.message for f in failures):
+        return Verdict(text=describe(failures[0]), port_taken=True)
     raised = [f for f in failures if not f.noticed and f.kind != "Watchdog"]
     if raised:
         return Verdict(text=describe(raised[0]), users=raised[0].users)
-    if any("EADDRINUSE" in f.message or "address already in use" in f.message for f in failures):
-        return Verdict(text=describe(failures[0]), port_taken=True)
     killed = [death for death in deaths if death.code < 0]
     if killed:
         return Verdict(text=_killed(killed[0], run_dir))
