@@ -13,13 +13,17 @@ given, and under tp another order of addition then falls on the other side of a 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from stretto.spec.check import check
 from stretto.spec.run import RunSpec
-from stretto.trainer.verify_compare import StepErrors, compare_step, locate
+from stretto.trainer.verify_compare import Finding, StepErrors, compare_step, locate
+from stretto.trainer.verify_modules import Key, first_difference
 from stretto.trainer.verify_processes import run_on_processes
 from stretto.trainer.verify_rank import Around, RankStep, train_on_rank
 from stretto.trainer.verify_reference import build_whole, train_reference
@@ -46,12 +50,11 @@ class VerifyReport:
     """Largest error of a parameter's gradient: max|a - b| / max|b|."""
     worst_parameter: str | None
     """If equal, the parameter with the largest gradient error.  Else the one to look at: the first in model
-    order whose gradient differs; where the forward pass went wrong, the one furthest off in the part where it
+    order whose gradient differs; where the forward pass went wrong, the one furthest off in the module where it
     did; where only the update is wrong, the first whose weight differs.  None where no parameter differs (a
     wrong norm that clips nothing)."""
-    first_part: str | None
-    """The first part of the model (inputs, blocks.<i>, outputs) whose output differs; None: the forward pass
-    is right."""
+    first_output: str | None
+    """The first module, in the order of the forward pass, whose input or output differs; None: none does."""
     norm_error: float
     """Largest relative error of the gradient norm."""
     weight_error: float
@@ -103,9 +106,46 @@ def verify(
     )
     for note in shrunk.notes:
         say(f"verify: {note}")
+    tolerance = FOREIGN_TOLERANCE if foreign else TOLERANCE
     found: list[list[RankStep]] = run_ranks(train_on_rank, world, small, steps, around)
-    errors = compare(small, found, FOREIGN_TOLERANCE if foreign else TOLERANCE)
-    return report(errors, FOREIGN_TOLERANCE if foreign else TOLERANCE, ranks=world, notes=shrunk.notes)
+    with one_thread():
+        errors = compare(small, found, tolerance)
+
+    def look_inside(part: str) -> Key | None:
+        say(f"verify: {part} differs, looking inside")
+        again = run_ranks(train_on_rank, world, small, len(errors), around, part)
+        with one_thread():
+            *_, reference = train_reference(small, len(errors), inside=part)
+        heard = [rank_steps[-1].modules for rank_steps in again]
+        return first_difference(reference.modules, heard, tp=small.plan.tp, tolerance=tolerance)
+
+    equal = errors[-1].largest() <= tolerance
+    finding = praise(errors, world) if equal else locate(errors[-1], tolerance, look_inside)
+    return VerifyReport(
+        equal=equal,
+        loss_error=max(step.loss for step in errors),
+        grad_error=max(error for step in errors for error in step.gradients.values()),
+        worst_parameter=finding.parameter,
+        first_output=finding.output,
+        norm_error=max(step.norm for step in errors),
+        weight_error=max(error for step in errors for error in step.weights.values()),
+        tolerance=tolerance,
+        steps=len(errors),
+        ranks=world,
+        finding=finding.sentence,
+        notes=shrunk.notes,
+    )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """The reference's tensors are so small that torch's threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def compare(run: RunSpec, found: list[list[RankStep]], tolerance: float) -> list[StepErrors]:
@@ -120,28 +160,9 @@ def compare(run: RunSpec, found: list[list[RankStep]], tolerance: float) -> list
     return errors
 
 
-def report(errors: list[StepErrors], tolerance: float, *, ranks: int, notes: tuple[str, ...]) -> VerifyReport:
-    """The report of these steps, of which only the last may be unequal."""
-    last = errors[-1]
-    equal = last.largest() <= tolerance
-    grad_error, name = max((error, name) for step in errors for name, error in step.gradients.items())
-    found: str | None = name
-    if equal:
-        part, sentence = None, f"{len(errors)} steps on {ranks} ranks are those of one rank."
-    else:
-        finding = locate(last, tolerance)
-        found, part, sentence = finding.parameter, finding.part, finding.sentence
-    return VerifyReport(
-        equal=equal,
-        loss_error=max(step.loss for step in errors),
-        grad_error=grad_error,
-        worst_parameter=found,
-        first_part=part,
-        norm_error=max(step.norm for step in errors),
-        weight_error=max(error for step in errors for error in step.weights.values()),
-        tolerance=tolerance,
-        steps=len(errors),
-        ranks=ranks,
-        finding=sentence,
-        notes=notes,
-    )
+def praise(errors: list[StepErrors], world: int) -> Finding:
+    """What to say of a plan that is equal: how near."""
+    error, name = max((error, name) for step in errors for name, error in step.gradients.items())
+    ranks = f"{world} rank{'s' if world > 1 else ''}"
+    sentence = f"{len(errors)} steps on {ranks} are those of one; no gradient is further off than {error:.1e}."
+    return Finding(parameter=name, output=None, sentence=sentence)

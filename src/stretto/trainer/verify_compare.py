@@ -1,8 +1,8 @@
 """Compares what the ranks recorded with the one-rank reference, and says where they part.
 
 Where a fault lies in the forward pass, everything after it differs and, through the backward pass, every gradient
-before it too; then the first part of the model whose *output* differs is where to look.  Where the forward
-pass is right, the first parameter whose gradient differs is; and where the gradients are right, the first whose
+before it too; then the first module whose input or output differs is where to look.  Where the forward pass is
+right, the first parameter whose gradient differs is; and where the gradients are right, the first whose
 weight differs after the update (a wrong clip, a wrong decay).
 
 Errors are max|a - b| / max|b| per array.  Two kinds of b are too small to divide by:
@@ -15,11 +15,12 @@ Errors are max|a - b| / max|b| per array.  Two kinds of b are too small to divid
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from stretto.trainer.verify_modules import Key
 from stretto.trainer.verify_rank import Patch, RankStep
 from stretto.trainer.verify_reference import Arrays, ReferenceStep
 
@@ -140,28 +141,25 @@ class Finding:
 
     parameter: str | None
     """The parameter to look at."""
-    part: str | None
-    """The first part of the model whose output differs; None: the forward pass is right."""
+    output: str | None
+    """The first part of the model, or module inside it, whose output differs; None: the forward pass is right."""
     sentence: str
     """What was found."""
 
 
-def locate(errors: StepErrors, tolerance: float) -> Finding:
-    """Name what differs first in a step that is not equal."""
+def locate(errors: StepErrors, tolerance: float, look_inside: Callable[[str], Key | None]) -> Finding:
+    """Name what differs first in a step that is not equal.
+
+    ``look_inside(part)`` gives the first input or output of a module inside a part that differs.
+    """
     part = first_above(errors.outputs, tolerance)
-    wrong = {n: e for n, e in errors.gradients.items() if e > tolerance}
-    where = f"Step {errors.step}: "
     if part is not None:
-        inside = {n: e for n, e in wrong.items() if n.startswith(f"{part}.")}
-        name = max(inside, key=inside.__getitem__) if inside else next(iter(wrong), None)
-        nearest = f"; of its gradients {name}'s is furthest off" if inside else ""
-        return Finding(
-            parameter=name, part=part, sentence=f"{where}the output of {part} is the first to differ{nearest}."
-        )
+        return locate_forward(errors, tolerance, part, look_inside(part))
+    wrong = [n for n, e in errors.gradients.items() if e > tolerance]
+    where = f"Step {errors.step}: "
     if wrong:
-        name = next(iter(wrong))
-        share = f"{len(wrong)} of {len(errors.gradients)} parameters' gradients differ, the first is {name}'s"
-        return Finding(parameter=name, part=None, sentence=f"{where}the forward pass is equal, but {share}.")
+        share = f"{len(wrong)} of {len(errors.gradients)} parameters' gradients differ, the first is {wrong[0]}'s"
+        return Finding(parameter=wrong[0], output=None, sentence=f"{where}the forward pass is equal, but {share}.")
     name = first_above(errors.weights, tolerance)
     if name is not None:
         norm = " and the gradient norm is wrong" if errors.norm > tolerance else ""
@@ -170,7 +168,23 @@ def locate(errors: StepErrors, tolerance: float) -> Finding:
         told = "all gradients are equal, but their norm is wrong"
     else:
         told = "the loss or the number of valid tokens is wrong"
-    return Finding(parameter=name, part=None, sentence=f"{where}{told}.")
+    return Finding(parameter=name, output=None, sentence=f"{where}{told}.")
+
+
+def locate_forward(errors: StepErrors, tolerance: float, part: str, key: Key | None) -> Finding:
+    """The parameter that is furthest off in the smallest piece of the model that holds the fault."""
+    told, scope = f"the output of {part} differs", part
+    if key is not None:
+        module, side = key
+        told = f"the {side} of {module} differs"
+        scope = module if side == "output" else module.rpartition(".")[0]
+    wrong = {n: e for n, e in errors.gradients.items() if e > tolerance}
+    inside = {n: e for n, e in wrong.items() if n.startswith(f"{scope}.")} or wrong
+    name = max(inside, key=inside.__getitem__) if inside else None
+    sentence = f"Step {errors.step}: {told} first in the forward pass"
+    if name is not None:
+        sentence += f"; near it the gradient of {name} is furthest off"
+    return Finding(parameter=name, output=key[0] if key is not None else part, sentence=f"{sentence}.")
 
 
 def first_above(errors: Errors, tolerance: float) -> str | None:

@@ -21,6 +21,7 @@ from stretto.spec.contract import Batch, Piece
 from stretto.spec.run import RunSpec
 from stretto.trainer.session import Session, make_stack
 from stretto.trainer.verify_inputs import lively, micro_batches
+from stretto.trainer.verify_modules import Heard, ModuleWatch
 
 Around = Callable[[], AbstractContextManager[Any]]
 """Entered on each rank around all that it does there; importable, since it travels to the rank."""
@@ -51,6 +52,8 @@ class RankStep:
     """Before clipping, after all reductions."""
     weights: list[Patch] = field(default_factory=list)
     """Masters after the step."""
+    modules: list[Heard] = field(default_factory=list)
+    """What the modules inside the watched part were given and gave, in the last step."""
 
 
 class Recorder:
@@ -91,13 +94,16 @@ class Outputs:
         self._mesh = mesh
         self._found: dict[tuple[str, int], Patch] = {}
         self.first_sample = 0
+        self.modules: ModuleWatch | None = None
         for segment in segments:
             segment.run = self._watched(segment.name, segment.run)
 
     def _watched(self, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
         def call(x: Any, context: Any, batch: Batch) -> Any:
-            y = run(x, context, batch)
             row = int(batch.samples[0]) - self.first_sample
+            if self.modules is not None:
+                self.modules.row = row
+            y = run(x, context, batch)
             # A segment that is recomputed runs again in the backward pass; the first time counts.
             if (name, row) not in self._found:
                 self._found[name, row] = self._patch(name, row, tensors_of(y)[0].detach(), batch)
@@ -117,8 +123,13 @@ class Outputs:
         return found
 
 
-def train_on_rank(rank: int, world: int, run: RunSpec, steps: int, around: Around | None = None) -> list[RankStep]:
-    """Train ``run`` for some steps as one of ``world`` ranks; torch.distributed is up."""
+def train_on_rank(
+    rank: int, world: int, run: RunSpec, steps: int, around: Around | None = None, inside: str | None = None
+) -> list[RankStep]:
+    """Train ``run`` for some steps as one of ``world`` ranks; torch.distributed is up.
+
+    ``inside``: the part of the model whose modules are watched in the last step.
+    """
     assert world == run.plan.num_ranks
     torch.manual_seed(run.run.seed)
     with around() if around is not None else nullcontext():
@@ -130,17 +141,24 @@ def train_on_rank(rank: int, world: int, run: RunSpec, steps: int, around: Aroun
         outputs = Outputs([segment for stage in stages for segment in stage.segments], session.mesh)
         found = []
         for step in range(1, steps + 1):
-            outputs.first_sample = (step - 1) * run.training.global_batch_size
-            recorder.gradients = []
-            result = session.train_step(step, micro_batches(run, step, session.mesh.dp_index))
-            found.append(
-                RankStep(
-                    loss=result.loss,
-                    grad_norm=result.grad_norm,
-                    tokens=result.tokens,
-                    outputs=outputs.take(),
-                    gradients=recorder.gradients,
-                    weights=patches(p for m in session.model.masters for p in m.pieces("model", m.tensor)),
-                )
-            )
+            if step == steps and inside is not None:
+                outputs.modules = ModuleWatch(stack, inside)
+            found.append(record_step(session, step, outputs, recorder))
     return found
+
+
+def record_step(session: Session, step: int, outputs: Outputs, recorder: Recorder) -> RankStep:
+    """Run one step and collect what was recorded."""
+    run = session.run
+    outputs.first_sample = (step - 1) * run.training.global_batch_size
+    recorder.gradients = []
+    result = session.train_step(step, micro_batches(run, step, session.mesh.dp_index))
+    return RankStep(
+        loss=result.loss,
+        grad_norm=result.grad_norm,
+        tokens=result.tokens,
+        outputs=outputs.take(),
+        gradients=recorder.gradients,
+        weights=patches(p for m in session.model.masters for p in m.pieces("model", m.tensor)),
+        modules=outputs.modules.take() if outputs.modules is not None else [],
+    )

@@ -25,6 +25,7 @@ from stretto.spec.run import RunSpec
 from stretto.spec.sharding import Sharding
 from stretto.trainer.rate import learning_rate
 from stretto.trainer.verify_inputs import global_batch, lively
+from stretto.trainer.verify_modules import Key, ModuleWatch, whole_values
 
 Arrays = dict[str, np.ndarray]
 
@@ -45,10 +46,12 @@ class ReferenceStep:
     """Before clipping, by parameter in model order; zeros where a parameter got none."""
     weights: Arrays
     """After the step, by parameter in model order."""
+    modules: dict[Key, np.ndarray]
+    """What the modules inside the watched part were given and gave, in the last step, as they ran."""
 
 
-def train_reference(run: RunSpec, steps: int) -> Iterator[ReferenceStep]:
-    """Train on this process, step by step."""
+def train_reference(run: RunSpec, steps: int, *, inside: str | None = None) -> Iterator[ReferenceStep]:
+    """Train on this process, step by step; ``inside``: the part whose modules are watched in the last one."""
     stack = build_whole(run)
     t = run.training
     named = parameters_in_order(stack)
@@ -64,7 +67,8 @@ def train_reference(run: RunSpec, steps: int) -> Iterator[ReferenceStep]:
         optimizer.zero_grad()
         batch = global_batch(run, step)
         tokens = int((batch.labels != IGNORE).sum())
-        loss, outputs = differentiate(stack, batch, run, step=step, tokens=tokens)
+        watch = ModuleWatch(stack, inside) if inside is not None and step == steps else None
+        loss, outputs = differentiate(stack, batch, run, step=step, tokens=tokens, watch=watch)
         gradients = {n: (torch.zeros_like(p) if p.grad is None else p.grad).numpy().copy() for n, p in named.items()}
         norm = math.sqrt(sum(float(np.square(g).sum()) for g in gradients.values()))
         if t.clip_norm and norm > t.clip_norm:
@@ -76,7 +80,13 @@ def train_reference(run: RunSpec, steps: int) -> Iterator[ReferenceStep]:
         optimizer.step()
         weights = {n: p.detach().numpy().copy() for n, p in named.items()}
         yield ReferenceStep(
-            loss=loss, grad_norm=norm, tokens=tokens, outputs=outputs, gradients=gradients, weights=weights
+            loss=loss,
+            grad_norm=norm,
+            tokens=tokens,
+            outputs=outputs,
+            gradients=gradients,
+            weights=weights,
+            modules=whole_values(watch.take(), *batch.tokens.shape) if watch is not None else {},
         )
 
 
@@ -105,12 +115,16 @@ def parameters_in_order(stack: Stack) -> dict[str, nn.Parameter]:
     return found
 
 
-def differentiate(stack: Stack, batch: Batch, run: RunSpec, *, step: int, tokens: int) -> tuple[float, Arrays]:
+def differentiate(
+    stack: Stack, batch: Batch, run: RunSpec, *, step: int, tokens: int, watch: ModuleWatch | None
+) -> tuple[float, Arrays]:
     """Mean loss of ``batch`` and the output of each part; gradients accumulate in the parameters."""
     rows, length = batch.tokens.shape
     outputs: Arrays = {}
     apart = run.model.dropout == 0 and run.model.family != "foreign"
     for row, start, stop in pieces(batch, apart=apart):
+        if watch is not None:
+            watch.row, watch.start = row, start
         piece = piece_of(batch, row, start, stop, whole=not apart)
         context = stack.context(piece, Place(seed=run.run.seed, step=step, training=True))
         x = stack.inputs(piece, context)
