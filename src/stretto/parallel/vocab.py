@@ -37,7 +37,8 @@ class VocabParallelEmbedding(nn.Module):
         """Look up the ids held here, zeros elsewhere, and sum over tp."""
         held, local = _locate(ids, self._start, self.weight.shape[0])
         if self.weight.shape[0] == 0:
-            found = ids.new_zeros(*ids.shape, self.weight.shape[1], dtype=self.weight.dtype)
+            # The empty sum keeps this rank in the graph: its peers' backward pass needs it in their collective.
+            found = ids.new_zeros(*ids.shape, self.weight.shape[1], dtype=self.weight.dtype) + self.weight.sum()
         else:
             found = functional.embedding(local, self.weight) * held.unsqueeze(-1)
         return scatter_sequence(found, self._group)
