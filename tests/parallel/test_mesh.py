@@ -1,0 +1,90 @@
+"""The mesh: which rank sits where, and who is in whose group."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from ranks import Ranks
+from stretto.parallel.mesh import AXES, GROUPED, build_mesh
+from stretto.spec.plan import PlanSpec
+
+PLANS = [
+    PlanSpec(pp=2, dp_replicate=2, dp_shard=1, tp=2),
+    PlanSpec(pp=2, dp_shard=2, tp=2),
+    PlanSpec(pp=4, dp_replicate=2),
+    PlanSpec(dp_replicate=2, dp_shard=2, tp=2),
+    PlanSpec(pp=8),
+]
+
+
+def members(group: Any) -> list[int] | None:
+    return None if group is None else dist.get_process_group_ranks(group)
+
+
+def describe(rank: int, world: int, plans: list[PlanSpec]) -> list[dict[str, Any]]:
+    found = []
+    for plan in plans:
+        mesh = build_mesh(plan, rank)
+        found.append(
+            {
+                "place": tuple(mesh.index(a) for a in AXES),
+                "groups": {axes: members(mesh.group(*axes)) for axes in GROUPED},
+                "tied": members(mesh.tied),
+                "world": (members(mesh.forward), members(mesh.backward), mesh.forward is mesh.backward),
+                "dp_index": mesh.dp_index,
+                "column": [mesh.pipeline_rank(i) for i in range(plan.pp)],
+            }
+        )
+    return found
+
+
+@pytest.fixture(scope="module")
+def described(ranks: Ranks) -> list[list[dict[str, Any]]]:
+    """By plan, then by rank."""
+    found = ranks.run(describe, 8, PLANS)
+    return [[of_rank[i] for of_rank in found] for i in range(len(PLANS))]
+
+
+@pytest.mark.parametrize("which", range(len(PLANS)))
+def test_tp_is_fastest_and_pp_slowest(which: int, described: list[list[dict[str, Any]]]) -> None:
+    plan = PLANS[which]
+    for rank, mine in enumerate(described[which]):
+        pp, replicate, shard, tp = mine["place"]
+        assert rank == ((pp * plan.dp_replicate + replicate) * plan.dp_shard + shard) * plan.tp + tp
+        assert mine["dp_index"] == replicate * plan.dp_shard + shard
+
+
+@pytest.mark.parametrize("which", range(len(PLANS)))
+def test_a_group_holds_who_differs_along_its_axes_only(which: int, described: list[list[dict[str, Any]]]) -> None:
+    plan, everybody = PLANS[which], described[which]
+    for mine in everybody:
+        for axes, found in mine["groups"].items():
+            fixed = [i for i, axis in enumerate(AXES) if axis not in axes]
+            expected = [
+                rank
+                for rank, other in enumerate(everybody)
+                if all(other["place"][i] == mine["place"][i] for i in fixed)
+            ]
+            assert found == (expected if len(expected) > 1 else None), axes
+        assert mine["column"] == [
+            rank for rank, other in enumerate(everybody) if other["place"][1:] == mine["place"][1:]
+        ]
+        ends = [mine["column"][0], mine["column"][-1]]
+        at_an_end = plan.pp > 1 and mine["place"][0] in (0, plan.pp - 1)
+        assert mine["tied"] == (ends if at_an_end else None)
+
+
+def test_each_direction_of_the_pipeline_has_its_own_group(described: list[list[dict[str, Any]]]) -> None:
+    for plan, everybody in zip(PLANS, described, strict=True):
+        for mine in everybody:
+            expected = (list(range(8)), list(range(8)), False) if plan.pp > 1 else (None, None, True)
+            assert mine["world"] == expected
+
+
+def test_one_rank_needs_no_process_group() -> None:
+    mesh = build_mesh(PlanSpec(), 0)
+    assert all(mesh.group(*axes) is None for axes in GROUPED)
+    assert mesh.size(*AXES) == 1 and mesh.dp_index == 0
