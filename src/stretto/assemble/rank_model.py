@@ -114,8 +114,8 @@ class Assembler:
         """
         if self._mesh.size("tp") > 1 and not self._stack.tensor_rules:
             raise UnsupportedError(
-                "this model can't be split over tp: no rule says how its attention is cut (its linear layers' names and "
-                "shapes fit none); use pp, dp_replicate or dp_shard, or give tensor_rules."
+                "this model can't be split over tp: no rule says how its attention is cut (its linear layers' names "
+                "and shapes fit none); use pp, dp_replicate or dp_shard, or give tensor_rules."
             )
         _move_buffers(cast(nn.Module, self._stack), device)
         plans = parts_of_stages(layers)
@@ -191,7 +191,7 @@ class Assembler:
         else:
             assert not there.is_meta, f"{original} has neither an initial value nor data"
             window = tuple(slice(o, o + n) for o, n in zip(sharding.slice.offset, sharding.slice.length, strict=True))
-            values = there.detach()[window].clone()
+            values = there.detach()[window].clone(memory_format=torch.contiguous_format)
         values = values.to(device=device, dtype=self._precision.main)
         return nn.Parameter(values, requires_grad=there.requires_grad)
 

@@ -111,10 +111,14 @@ class LocalUnit:
         """Parameters stay whole."""
 
     def add_gradients(self, gradients: Sequence[Tensor | None]) -> None:
-        """Keep the first micro-batch's gradients as they are, add the others in place."""
+        """Keep the first micro-batch's gradients as they are, add the others in place.
+
+        A parameter that was not used has a gradient of zeros, as in the buffer of a FlatUnit, so that every
+        plan decays it alike.
+        """
         for tensor, gradient in zip(self._trained, gradients, strict=True):
             if self._fresh or tensor.grad is None:
-                tensor.grad = None if gradient is None else gradient.to(tensor.dtype)
+                tensor.grad = torch.zeros_like(tensor) if gradient is None else _laid_out_like(tensor, gradient)
             elif gradient is not None:
                 tensor.grad.add_(gradient)
         self._fresh = False
@@ -137,3 +141,14 @@ class LocalUnit:
             yield master.tensor
             if master.tensor.grad is not None:
                 yield master.tensor.grad
+
+
+def _laid_out_like(tensor: Tensor, gradient: Tensor) -> Tensor:
+    """``gradient`` in the type and the strides of ``tensor``.
+
+    autograd may give a transposed or expanded one, and fused AdamW reads parameter and gradient side by side.
+    """
+    gradient = gradient.to(tensor.dtype)
+    if gradient.stride() == tensor.stride():
+        return gradient
+    return torch.empty_like(tensor, requires_grad=False).copy_(gradient)

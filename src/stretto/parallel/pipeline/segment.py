@@ -102,7 +102,7 @@ class Segment:
         outputs, seeds = _differentiable(ends, tensors_of(dy))
         if not outputs or not (sources or parameters):
             return None
-        gradients = torch.autograd.grad(outputs, [*sources, *parameters], seeds, allow_unused=True)
+        gradients = _apart(torch.autograd.grad(outputs, [*sources, *parameters], seeds, allow_unused=True))
         at = len(sources)
         for unit in self.units:
             unit.add_gradients(gradients[at : at + len(unit.parameters)])
@@ -121,6 +121,22 @@ def _differentiable(
     """The outputs that have a graph, with their seeds."""
     pairs = [(end, dy) for end, dy in zip(ends, dys, strict=True) if end is not None]
     return [end for end, _ in pairs], [dy for _, dy in pairs]
+
+
+def _apart(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The gradients without shared memory.
+
+    autograd gives both summands of a sum one and the same tensor; units add to and scale what they get.
+    """
+    seen: set[int] = set()
+    found: list[Tensor | None] = []
+    for gradient in gradients:
+        if gradient is not None and gradient.untyped_storage().data_ptr() in seen:
+            gradient = gradient.clone()
+        if gradient is not None:
+            seen.add(gradient.untyped_storage().data_ptr())
+        found.append(gradient)
+    return found
 
 
 def _gradients_of(x: Value, gradients: Sequence[Tensor | None]) -> Value:
