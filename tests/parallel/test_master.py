@@ -39,9 +39,7 @@ def masters_of(whole: torch.Tensor, *, dim: int | None, tp: int, shards: int) ->
             low, high = min(d * width, flat.numel()), min((d + 1) * width, flat.numel())
             counted = counts_here(sharding, mesh_at(tp=(t, tp)))
             found.append(
-                Master(
-                    tensor=flat[low:high], sharding=sharding, start=low, stop=high, counted=counted, owned=counted
-                )
+                Master(tensor=flat[low:high], sharding=sharding, start=low, stop=high, counted=counted, owned=counted)
             )
     return found
 

@@ -65,9 +65,7 @@ def test_cross_entropy_equals_torch(ranks: Ranks) -> None:
     for number, case in enumerate(CASES):
         data = data_of(*case)
         logits = data["logits"].detach().to(torch.float64).requires_grad_()
-        expected = F.cross_entropy(
-            logits.flatten(0, 1), data["labels"].flatten(), ignore_index=IGNORE, reduction="sum"
-        )
+        expected = F.cross_entropy(logits.flatten(0, 1), data["labels"].flatten(), ignore_index=IGNORE, reduction="sum")
         (gradient,) = torch.autograd.grad(3 * expected, [logits])
         losses = [r[number][0] for r in by_rank]
         together = torch.cat([r[number][1] for r in by_rank], -1)
