@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import io
 import math
-import mmap
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -171,17 +170,41 @@ def _narrow(tensor: Tensor, offsets: Sequence[int], lengths: Sequence[int]) -> T
     return tensor
 
 
+class _Window(io.RawIOBase):
+    """Part of a file as a file of its own, which torch reads straight into the tensor's memory."""
+
+    def __init__(self, stream: io.BufferedReader, start: int, length: int) -> None:
+        self._stream, self._start, self._length, self._at = stream, start, length, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any, /) -> int:
+        view = memoryview(buffer).cast("B")
+        self._stream.seek(self._start + self._at)
+        count = self._stream.readinto(view[: max(0, self._length - self._at)])
+        self._at += count
+        return count
+
+
 class PieceReader(FileSystemReader):
     """torch's reader, except that a stored rectangle is decoded once however many pieces need it."""
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         """Fill the tensors of all items, file by file, front to back."""
         for name, items in self._by_file(plan).items():
-            with (
-                (Path(self.path) / name).open("rb") as stream,
-                mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
-            ):
-                for item, stored in self._decoded(items, content):
+            with (Path(self.path) / name).open("rb") as stream:
+                for item, stored in self._decoded(items, stream):
                     target = planner.resolve_tensor(item)
                     target.copy_(_narrow(stored, item.storage_offsets, item.lengths))
         done: Future[None] = Future()
@@ -194,11 +217,11 @@ class PieceReader(FileSystemReader):
             files[self.storage_data[item.storage_index].relative_path].append(item)
         return files
 
-    def _decoded(self, items: list[ReadItem], content: mmap.mmap) -> Iterator[tuple[ReadItem, Tensor]]:
+    def _decoded(self, items: list[ReadItem], stream: io.BufferedReader) -> Iterator[tuple[ReadItem, Tensor]]:
         at, stored = -1, torch.empty(0)
         for item in sorted(items, key=lambda i: self.storage_data[i.storage_index].offset):
             where = self.storage_data[item.storage_index]
             if where.offset != at:
-                raw = io.BytesIO(content[where.offset : where.offset + where.length])
-                at, stored = where.offset, torch.load(raw, map_location="cpu", weights_only=True)
+                window: Any = _Window(stream, where.offset, where.length)
+                at, stored = where.offset, torch.load(window, map_location="cpu", weights_only=True)
             yield item, stored
