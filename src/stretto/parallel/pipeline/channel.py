@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from stretto.parallel.pipeline.segment import Value, tensors_of
+from stretto.spec.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup, Work
@@ -140,7 +141,13 @@ class PeerChannel:
 
     def _send_header(self, message: Message, value: Value) -> None:
         tensors = tensors_of(value)
-        assert len(tensors) <= MAX_TENSORS and all(t.ndim <= MAX_DIMS for t in tensors)
+        if len(tensors) > MAX_TENSORS or any(t.ndim > MAX_DIMS or t.dtype not in DTYPES for t in tensors):
+            found = ", ".join(f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for t in tensors)
+            names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+            raise UnsupportedError(
+                f"stage {message.boundary} passes on {len(tensors)} tensors ({found}); what crosses between pipeline "
+                f"ranks may be at most {MAX_TENSORS} tensors of at most {MAX_DIMS} dims, in {names}."
+            )
         header = torch.zeros(MAX_TENSORS + 1, MAX_DIMS + 2, dtype=torch.int64)
         header[0, 0], header[0, 1] = len(tensors), int(isinstance(value, Tensor))
         for row, t in zip(header[1:], tensors, strict=False):
