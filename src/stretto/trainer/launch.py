@@ -16,6 +16,7 @@ from stretto.resilience import StopRequest
 from stretto.spec import toml
 from stretto.spec.check import check
 from stretto.spec.run import RunSpec
+from stretto.trainer.corpus import prepare_corpus
 from stretto.trainer.local import run_local
 from stretto.trainer.member import STOPPED, Train, train_as_member
 from stretto.trainer.placement import Membership, find_membership
@@ -91,15 +92,21 @@ def _say_plan(run: RunSpec, run_file: Path | None) -> None:
 
 
 def _prepare_data(run: RunSpec) -> None:
-    from stretto.data import prepare
-
-    cache = Path(run.data.cache) if run.data.cache else Path(run.run.dir) / "tokens"
     with ProgressBar() as progress:
-        corpus = prepare(
-            run.data,
-            cache=cache,
-            sequence_length=run.training.sequence_length,
-            vocab_size=run.model.vocab_size,
-            progress=progress,
-        )
+        corpus = prepare_corpus(run, progress)
     print(f"corpus: {corpus.describe()}", flush=True)
+    _check_checkpoint(run, corpus.tokenizer.fingerprint)
+
+
+def _check_checkpoint(run: RunSpec, tokenizer: str) -> None:
+    """Refuse a checkpoint that doesn't fit before any process starts."""
+    from stretto.trainer.fitting import check_fits, checkpoint_folder, find_checkpoint
+
+    if run.checkpoint.resume == "auto" and not checkpoint_folder(run).exists():
+        return
+    path = find_checkpoint(run)
+    if path is not None:
+        from stretto.checkpoint import read_state, verify
+
+        verify(path)
+        check_fits(run, read_state(path), path, tokenizer=tokenizer)

@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from stretto.data import Corpus, Loader, Share, prepare
+from stretto.data import Loader, Share
 from stretto.parallel.collectives import all_reduce
 from stretto.planner.flops import mfu
 from stretto.spec.contract import Observer, Silent, Stack
 from stretto.spec.run import RunSpec
+from stretto.trainer.corpus import prepare_corpus
+from stretto.trainer.fitting import find_checkpoint
 from stretto.trainer.memory import ActivationMeter, persistent_bytes
 from stretto.trainer.metrics import Board, MetricsFile, step_line
 from stretto.trainer.rate import learning_rate
-from stretto.trainer.resume import find_checkpoint, resume_session, save_session
+from stretto.trainer.resume import resume_session, save_session
 from stretto.trainer.session import Session
 from stretto.trainer.step import StepResult
 from stretto.trainer.transfer import to_device
@@ -43,22 +45,6 @@ class Hooks:
 
 QUIET = Hooks(observer=Silent(), should_stop=lambda: False, say=lambda line: None)
 """Hooks that do nothing."""
-
-
-def token_cache(run: RunSpec) -> Path:
-    """Where token shards of a run are kept."""
-    return Path(run.data.cache) if run.data.cache else Path(run.run.dir) / "tokens"
-
-
-def prepare_corpus(run: RunSpec, progress: Any = None) -> Corpus:
-    """The corpus of a run, tokenised if it isn't yet."""
-    return prepare(
-        run.data,
-        cache=token_cache(run),
-        sequence_length=run.training.sequence_length,
-        vocab_size=run.model.vocab_size,
-        progress=progress,
-    )
 
 
 def device_of(run: RunSpec, local_rank: int) -> torch.device:

@@ -12,20 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from stretto.checkpoint import latest, load, read_state, save
+from stretto.checkpoint import load, read_state, save
 from stretto.spec.contract import Piece
-from stretto.spec.errors import CheckpointError
-from stretto.spec.run import RunSpec
-from stretto.trainer.optimizer import optimizer_pieces, set_steps_taken, steps_taken
+from stretto.trainer.fitting import check_fits, checkpoint_folder
+from stretto.trainer.optimizer import optimizer_pieces, set_steps_taken
 from stretto.trainer.session import Session
-
-NOT_COMPARED = {"name", "path", "weights", "module", "dropout", "initial_std"}
-"""Model fields that may differ between a checkpoint and the run that goes on from it."""
-
-
-def checkpoint_folder(run: RunSpec) -> Path:
-    """Where checkpoints of a run are."""
-    return Path(run.checkpoint.dir) if run.checkpoint.dir else Path(run.run.dir) / "checkpoints"
 
 
 def save_session(session: Session, *, step: int, tokens_seen: int, tokenizer: str, corpus: str) -> Path:
@@ -37,11 +28,10 @@ def save_session(session: Session, *, step: int, tokens_seen: int, tokenizer: st
         corpus: fingerprint of the corpus.
     """
     run = session.run
-    taken = steps_taken(session.optimizer)
     state = {
         "seed": run.run.seed,
         "tokens_seen": tokens_seen,
-        "optimizer_steps": step if taken is None else int(taken),
+        "optimizer_steps": session.step.updates,
         "tokenizer": tokenizer,
         "corpus": corpus,
         "model": asdict(run.model),
@@ -63,22 +53,6 @@ def session_pieces(session: Session) -> list[Piece]:
     return list(optimizer_pieces(session.model.masters, session.optimizer))
 
 
-def find_checkpoint(run: RunSpec) -> Path | None:
-    """The checkpoint that ``checkpoint.resume`` names, or None to start anew."""
-    if run.checkpoint.resume == "never":
-        return None
-    if run.checkpoint.resume == "auto":
-        return latest(checkpoint_folder(run))
-    path = Path(run.checkpoint.resume)
-    if not path.exists():
-        newest = latest(path.parent)
-        hint = f"; the newest there is {newest}" if newest else ""
-        raise CheckpointError(
-            f"checkpoint {path} does not exist{hint}. checkpoint.resume may be auto, never or a path."
-        )
-    return path if (path / "manifest.json").exists() else latest(path) or path
-
-
 def resume_session(session: Session, path: Path, *, tokenizer: str) -> Mapping[str, Any]:
     """Fill the session from a checkpoint; collective.  Returns the checkpoint's state.
 
@@ -87,42 +61,7 @@ def resume_session(session: Session, path: Path, *, tokenizer: str) -> Mapping[s
     """
     check_fits(session.run, read_state(path), path, tokenizer=tokenizer)
     state = load(path, session_pieces(session))
-    set_steps_taken(session.optimizer, state["optimizer_steps"])
+    session.step.updates = int(state["optimizer_steps"])
+    set_steps_taken(session.optimizer, session.step.updates)
     session.model.publish()
     return state
-
-
-def check_fits(run: RunSpec, state: Mapping[str, Any], path: Path, *, tokenizer: str | None = None) -> None:
-    """Refuse a checkpoint that another run's settings wrote, naming what differs."""
-    mine, theirs = asdict(run.model), state["model"]
-    differing = [k for k in mine if k not in NOT_COMPARED and _plain(mine[k]) != theirs.get(k)]
-    if differing:
-        listed = ", ".join(f"{k} is {theirs.get(k)} there and {mine[k]} here" for k in differing)
-        raise CheckpointError(
-            f"checkpoint {path} is of another model: {listed}. "
-            "Use its model, another run.dir, or checkpoint.resume = never."
-        )
-    if tokenizer is not None and state["tokenizer"] != tokenizer:
-        raise CheckpointError(
-            f"checkpoint {path} was trained with another tokenizer ({state['data']['tokenizer']}) than "
-            f"data.tokenizer = {run.data.tokenizer}; give that one, another run.dir, or checkpoint.resume = never."
-        )
-    if state["step"] == 0:
-        return  # converted weights: no data was read yet
-    for key in ("global_batch_size", "sequence_length"):
-        here, there = getattr(run.training, key), state["training"][key]
-        if here != there:
-            raise CheckpointError(
-                f"checkpoint {path} was written with training.{key} = {there}, here it is {here}: samples would be "
-                f"repeated or skipped. Keep {there}, or start another run from the weights (stretto convert)."
-            )
-    if state["seed"] != run.run.seed:
-        raise CheckpointError(
-            f"checkpoint {path} was written with run.seed = {state['seed']}, here it is {run.run.seed}: the order of "
-            f"samples would change. Keep {state['seed']}, or set checkpoint.resume = never."
-        )
-
-
-def _plain(value: Any) -> Any:
-    """As JSON gives it back."""
-    return list(value) if isinstance(value, tuple) else value

@@ -72,6 +72,8 @@ class TrainStep:
         self._model, self._runtime, self._optimizer = model, runtime, optimizer
         self._training, self._seed, self._observer = training, seed, observer
         self._masters = model.masters
+        self.updates = 0
+        """Updates of the run so far; a step whose gradient was not finite makes none."""
 
     def gradients(self, step: int, batches: Sequence[Batch], *, stop: bool = False) -> Totals:
         """Sums over the mesh; the gradients are then in the masters."""
@@ -121,6 +123,7 @@ class TrainStep:
             for group in self._optimizer.param_groups:
                 group["lr"] = learning_rate(self._training, step)
             self._optimizer.step()
+            self.updates += 1
             self._model.publish()
             self._observer.end()
         return StepResult(loss=loss, grad_norm=norm, tokens=totals.tokens, updated=finite, stop=totals.stop)
