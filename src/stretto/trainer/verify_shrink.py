@@ -1,7 +1,7 @@
 """A run made small enough to verify on a laptop, with everything kept that a plan can get wrong.
 
              user's run                         shrunk
-layers       (10, 12, 12, 10)                   (2, 3, 3, 2)        who holds more than whom
+layers       (10, 12, 12, 10)                   (1, 2, 2, 1)        who holds more than whom
 heads        64 query, 8 key/value, tp=4        32 query, 4 kv      the ratio; several per rank
 vocabulary   128256                             61                  odd: tp ranks hold unequal shares
 batch        1024 sequences of 8192             a few of 16         unequal stages of the pipeline's fill
@@ -98,10 +98,10 @@ def pick_stages(layers: tuple[int, ...], count: int) -> tuple[int, ...]:
 
 
 def shrink_stages(layers: tuple[int, ...]) -> tuple[int, ...]:
-    """The fewest layers in proportion that keep which stage holds more than which.
+    """The fewest layers, in proportion where four a stage suffice, that keep which stage holds more than which.
 
     >>> shrink_stages((10, 12, 12, 10)), shrink_stages((1, 4, 2)), shrink_stages((8, 8)), shrink_stages((1, 50, 2))
-    ((2, 3, 3, 2), (1, 4, 2), (2, 2), (1, 3, 2))
+    ((1, 2, 2, 1), (1, 4, 2), (2, 2), (1, 3, 2))
     """
     largest = max(layers)
     sizes = sorted(set(layers))
