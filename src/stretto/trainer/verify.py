@@ -100,12 +100,8 @@ def verify(
     shrunk = shrink(run)
     small, foreign = shrunk.run, run.model.family == "foreign"
     world = small.plan.num_ranks
-    say(
-        f"verify: {small.model.num_layers} layers in stages of {list(layers_of(small))} on {world} "
-        f"local process{'es' if world > 1 else ''}, {steps} steps in float64"
-    )
-    for note in shrunk.notes:
-        say(f"verify: {note}")
+    for line in (describe(small, steps), *shrunk.notes):
+        say(f"verify: {line}")
     tolerance = FOREIGN_TOLERANCE if foreign else TOLERANCE
     found: list[list[RankStep]] = run_ranks(train_on_rank, world, small, steps, around)
     with one_thread():
@@ -123,18 +119,33 @@ def verify(
     finding = praise(errors, world) if equal else locate(errors[-1], tolerance, look_inside)
     return VerifyReport(
         equal=equal,
-        loss_error=max(step.loss for step in errors),
-        grad_error=max(error for step in errors for error in step.gradients.values()),
         worst_parameter=finding.parameter,
         first_output=finding.output,
-        norm_error=max(step.norm for step in errors),
-        weight_error=max(error for step in errors for error in step.weights.values()),
+        finding=finding.sentence,
         tolerance=tolerance,
         steps=len(errors),
         ranks=world,
-        finding=finding.sentence,
         notes=shrunk.notes,
+        **figures_of(errors),
     )
+
+
+def describe(small: RunSpec, steps: int) -> str:
+    """What is about to run."""
+    world = small.plan.num_ranks
+    processes = f"{world} local process{'es' if world > 1 else ''}"
+    stages = f"{small.model.num_layers} layers in stages of {list(layers_of(small))}"
+    return f"{stages} on {processes}, {steps} steps in float64"
+
+
+def figures_of(errors: list[StepErrors]) -> dict[str, float]:
+    """The largest error of each kind over the steps, named as in the report."""
+    return {
+        "loss_error": max(step.loss for step in errors),
+        "grad_error": max(error for step in errors for error in step.gradients.values()),
+        "norm_error": max(step.norm for step in errors),
+        "weight_error": max(error for step in errors for error in step.weights.values()),
+    }
 
 
 @contextmanager
