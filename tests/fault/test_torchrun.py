@@ -1,6 +1,7 @@
 """The same under torchrun: it starts and restarts the ranks, we join, watch and name the culprit."""
 
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -30,3 +31,13 @@ def test_a_rank_that_raises_under_torchrun_is_shown_and_who_noticed_is_quiet(tmp
     assert code != 0
     assert re.search(r"RankError: rank 1 \(host .*\) failed: KeyError: 'the culprit'", errors), errors
     assert "RankError: rank 0" not in errors
+
+
+def test_torchrun_passes_on_sigterm_and_waits_for_the_checkpoint(tmp_path: Path) -> None:
+    launched = Launched(small_run(tmp_path), "until_asked", command=STANDALONE)
+    for rank in range(2):
+        launched.wait_for(f"pid-{rank}")
+    launched.process.send_signal(signal.SIGTERM)
+    code, errors, _ = launched.finish(timeout=90)
+    assert code != 0, "not finished"
+    assert (launched.folder / "saved-0").read_text() == (launched.folder / "saved-1").read_text(), errors
