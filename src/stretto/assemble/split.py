@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from stretto.spec.contract import Stack
+from stretto.spec.errors import UnsupportedError
 from stretto.spec.sharding import TensorRule
 
 
@@ -57,15 +58,28 @@ def generic(name: str) -> str:
 
 
 def holders_of_tied(tied: Mapping[str, str], placement: Sequence[int], stages: Sequence[StageParts]) -> dict[str, bool]:
-    """For each tied name (copy and original): whether the tie crosses ranks."""
+    """For each tied name (copy and original): whether the tie crosses ranks.
+
+    Raises:
+        UnsupportedError: where it crosses between other ranks than the first and the last.
+    """
     rank_of_part = {part: placement[s.index] for s in stages for part in s.parts}
 
     def holder(name: str) -> int:
         return next(rank for part, rank in rank_of_part.items() if name.startswith(part + "."))
 
-    crossing = {}
+    crossing: dict[str, bool] = {}
+    ends = {0, max(placement)}
     for copy, original in tied.items():
-        crossing[copy] = crossing[original] = holder(copy) != holder(original)
+        ranks = {holder(copy), holder(original)}
+        if len(ranks) > 1 and ranks != ends:
+            raise UnsupportedError(
+                f"{copy} is tied to {original}, and their stages lie on the pipeline ranks {min(ranks)} and "
+                f"{max(ranks)}; a tie can join only the first and the last rank. Take plan.pp = 2 or 1, or "
+                "plan.stages that put both into one stage."
+            )
+        crossing[copy] = len(ranks) > 1
+        crossing[original] = crossing[copy] or crossing.get(original, False)
     return crossing
 
 
