@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from stretto.parallel.flat import FlatUnit
 from stretto.trainer.session import Session
 
 
@@ -22,6 +23,7 @@ class ActivationMeter:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._own = {_key(t) for t in persistent_tensors(session)}
+        self._gathered = [unit for unit in session.model.units if isinstance(unit, FlatUnit)]
         self._holders: dict[int, int] = {}
         self._bytes = 0
         self.peak_bytes = 0
@@ -34,7 +36,7 @@ class ActivationMeter:
 
     def _pack(self, tensor: Tensor) -> _Held:
         key = _key(tensor)
-        held = _Held(tensor, self if key not in self._own else None, key)
+        held = _Held(tensor.detach(), None if self._is_own(key) else self, key)
         if held.meter is not None:
             if not self._holders.get(key):
                 self._bytes += tensor.untyped_storage().nbytes()
@@ -43,6 +45,10 @@ class ActivationMeter:
             extra = sum(t.untyped_storage().nbytes() for k, t in kept.items() if not self._holders.get(k))
             self.peak_bytes = max(self.peak_bytes, self._bytes + extra)
         return held
+
+    def _is_own(self, key: int) -> bool:
+        """Whether it is a parameter; under zero 3 those get new storage with every gathering."""
+        return key in self._own or any(key == _key(t) for unit in self._gathered for t in unit.buffers())
 
     def release(self, held: _Held) -> None:
         """A saved tensor was let go."""
