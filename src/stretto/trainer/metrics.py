@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -23,14 +24,18 @@ class MetricsFile:
         self._file: TextIO = path.open("a")
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append a record; what is not known (None) is left out."""
-        known = {key: value for key, value in record.items() if value is not None}
+        """Append a record; what is not known (None) or not finite, which JSON can't say, is left out."""
+        known = {key: value for key, value in record.items() if value is not None and _sayable(value)}
         self._file.write(json.dumps(known) + "\n")
         self._file.flush()
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _sayable(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _lines(path: Path) -> list[str]:
