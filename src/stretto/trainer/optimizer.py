@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
 
 from stretto.parallel.master import Master
 from stretto.spec.contract import Piece
@@ -44,12 +43,7 @@ def optimizer_pieces(masters: Sequence[Master], optimizer: torch.optim.AdamW) ->
             yield from master.pieces(f"optimizer.{moment}", optimizer.state[master.tensor][moment])
 
 
-def steps_taken(optimizer: torch.optim.AdamW) -> Tensor | None:
-    """AdamW's own step count (skipped updates don't count); None without parameters."""
-    return next((state["step"] for state in optimizer.state.values()), None)
-
-
 def set_steps_taken(optimizer: torch.optim.AdamW, steps: int) -> None:
-    """Restore the count that bias correction uses."""
+    """Restore the count that bias correction uses (skipped updates don't count)."""
     for state in optimizer.state.values():
         state["step"].fill_(float(steps))
