@@ -53,6 +53,14 @@ class ReduceQueue:
         unit.accumulate_shard(shard)
 
 
+def _held(buffer: Tensor) -> Tensor:
+    """``buffer`` with memory behind it, whatever that holds; views of it stay valid."""
+    storage = buffer.untyped_storage()
+    if not storage.nbytes():
+        storage.resize_(buffer.numel() * buffer.element_size())
+    return buffer
+
+
 class FlatUnit:
     """Parameters in one flat buffer, shared along dp_replicate, dp_shard, tp or a tie."""
 
@@ -94,6 +102,7 @@ class FlatUnit:
         self._whole = self._zero < 3
         if not self._whole:
             self._free()
+        self._free_gradients()
 
     def _make_buffers(self, held: Sequence[tuple[nn.Parameter, Sharding]], compute: torch.dtype) -> None:
         first = held[0][0]
@@ -144,11 +153,15 @@ class FlatUnit:
             )
 
     def begin_step(self, contributions: int) -> None:
-        """Forget the last step's gradients."""
+        """Let the last step's gradients go, so that the forward pass has their memory."""
         self._remaining = contributions
         self._fresh = True
-        if self._grad_shard is not None and (self._zero >= 2 or contributions == 0):
-            self._grad_shard.zero_()
+        self._free_gradients()
+
+    def _free_gradients(self) -> None:
+        for buffer in (self._grad, self._grad_shard):
+            if buffer is not None:
+                buffer.untyped_storage().resize_(0)
 
     def unshard(self) -> None:
         """Start gathering the parameters (zero 3)."""
@@ -174,7 +187,7 @@ class FlatUnit:
 
     def add_gradients(self, gradients: Sequence[Tensor | None]) -> None:
         """Add one backward pass into the buffer; reduce when zero or the last pass says so."""
-        buffer = self._main.new_zeros(self._width * self._ranks) if self._grad is None else self._grad
+        buffer = self._main.new_zeros(self._width * self._ranks) if self._grad is None else _held(self._grad)
         views = buffer[: sum(self._sizes)].split(self._sizes)
         fresh = self._fresh or self._zero >= 2
         for i, gradient in zip(self._trained, gradients, strict=True):
@@ -196,14 +209,17 @@ class FlatUnit:
     def _start_reduction(self) -> None:
         assert self._grad is not None and self._grad_shard is not None
         if self._zero == 1:
-            self._reducing = reduce_scatter(self._grad, self._grad_shard, self._mesh.group("dp_shard"))
+            self._reducing = reduce_scatter(self._grad, _held(self._grad_shard), self._mesh.group("dp_shard"))
         else:
             self._reducing = all_reduce(self._grad, self._mesh.group("dp_replicate"))
 
     def accumulate_shard(self, shard: Tensor) -> None:
         """Add a reduced gradient shard (zero 2 and 3)."""
         assert self._grad_shard is not None
-        self._grad_shard.add_(shard)
+        if self._grad_shard.untyped_storage().nbytes():
+            self._grad_shard.add_(shard)
+        else:
+            _held(self._grad_shard).copy_(shard)
 
     def settle(self, phase: int) -> Pending:
         """Phase 0 ends the reduction over dp_shard, 1 sums over replicas and ties, 2 over tp."""
@@ -214,6 +230,8 @@ class FlatUnit:
             pending, self._reducing = self._reducing, DONE
             return pending
         if phase == 1:
+            if self._zero == 1 and self._grad is not None:
+                self._grad.untyped_storage().resize_(0)  # the shard has it now
             if self._zero:
                 all_reduce(grad, self._mesh.group("dp_replicate")).wait()
             return all_reduce(grad, self._mesh.tied) if self._tied else DONE

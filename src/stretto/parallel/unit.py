@@ -78,7 +78,6 @@ class LocalUnit:
         self.name = name
         self.parameters = [p for p, _ in held if p.requires_grad]
         self.masters = []
-        self._fresh = True
         for parameter, sharding in held:
             tensor: Tensor = parameter
             if parameter.dtype != compute:
@@ -98,8 +97,9 @@ class LocalUnit:
         self._trained = [m.tensor for (p, _), m in zip(held, self.masters, strict=True) if p.requires_grad]
 
     def begin_step(self, contributions: int) -> None:
-        """Forget the last step's gradients."""
-        self._fresh = True
+        """Let the last step's gradients go, so that the forward pass has their memory."""
+        for tensor in self._trained:
+            tensor.grad = None
 
     def unshard(self) -> None:
         """Parameters are always whole."""
@@ -117,11 +117,10 @@ class LocalUnit:
         plan decays it alike.
         """
         for tensor, gradient in zip(self._trained, gradients, strict=True):
-            if self._fresh or tensor.grad is None:
+            if tensor.grad is None:
                 tensor.grad = torch.zeros_like(tensor) if gradient is None else _laid_out_like(tensor, gradient)
             elif gradient is not None:
                 tensor.grad.add_(gradient)
-        self._fresh = False
 
     def settle(self, phase: int) -> Pending:
         """Nothing to reduce."""

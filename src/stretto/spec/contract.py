@@ -108,6 +108,9 @@ class Piece:
 class Observer(Protocol):
     """Hears what a rank does, operation by operation; must be cheap (a microsecond)."""
 
+    step: int
+    """The optimizer step under way; the loop sets it."""
+
     def begin(self, operation: str, /, *, peer: int | None = None) -> None:
         """``operation`` (``2F7``, ``RECV_F 2 7``, ``OPT`` ...) starts; ``peer`` is whom it waits for."""
 
@@ -117,6 +120,8 @@ class Observer(Protocol):
 
 class Silent:
     """The Observer that hears nothing."""
+
+    step = 0
 
     def begin(self, operation: str, /, *, peer: int | None = None) -> None:
         """Ignore it."""

@@ -150,6 +150,7 @@ class Loop:
 
     def _step(self, step: int) -> tuple[dict[str, Any], bool]:
         start = time.perf_counter()
+        self._hooks.observer.step = step
         batches = self._batches(self._train, step)
         stop = self._hooks.should_stop()
         if self._memory is None:

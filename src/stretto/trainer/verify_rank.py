@@ -59,6 +59,8 @@ class RankStep:
 class Recorder:
     """An Observer that copies the gradients where they are complete and not yet clipped."""
 
+    step = 0
+
     def __init__(self) -> None:
         self.session: Session | None = None
         self.gradients: list[Patch] = []
