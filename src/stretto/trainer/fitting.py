@@ -38,7 +38,7 @@ def find_checkpoint(run: RunSpec) -> Path | None:
 
 def check_fits(run: RunSpec, state: Mapping[str, Any], path: Path, *, tokenizer: str | None = None) -> None:
     """Refuse a checkpoint that another run's settings wrote, naming what differs."""
-    mine, theirs = asdict(run.model), state["model"]
+    mine, theirs = _settled(asdict(run.model)), _settled(state["model"])
     differing = [k for k in mine if k not in NOT_COMPARED and _plain(mine[k]) != theirs.get(k)]
     if differing:
         listed = ", ".join(f"{k} is {theirs.get(k)} there and {mine[k]} here" for k in differing)
@@ -65,6 +65,17 @@ def check_fits(run: RunSpec, state: Mapping[str, Any], path: Path, *, tokenizer:
             f"checkpoint {path} was written with run.seed = {state['seed']}, here it is {run.run.seed}: the order of "
             f"samples would change. Keep {state['seed']}, or set checkpoint.resume = never."
         )
+
+
+def _settled(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields with what an absent one stands for: a directory writes out what a run file may leave away."""
+    heads = max(1, model["num_heads"])
+    return {
+        **model,
+        "num_kv_heads": model["num_kv_heads"] or heads,
+        "head_dim": model["head_dim"] or model["hidden_size"] // heads,
+        "qkv_bias": model["qkv_bias"] or model["family"] == "gpt2",
+    }
 
 
 def _plain(value: Any) -> Any:
