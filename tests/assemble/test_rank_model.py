@@ -102,13 +102,16 @@ class Scaled(nn.Module):
         return x if self.shared is None else x @ self.shared
 
 
-def odd_stack(*, frozen_embedding: bool = False, shared: bool = False) -> ForeignStack:
+def odd_stack(*, frozen_embedding: bool = False, shared: bool = False, tied: bool = False) -> ForeignStack:
     torch.manual_seed(1)
     weight = nn.Parameter(torch.eye(16)) if shared else None
     embed = nn.Embedding(61, 16)
     embed.weight.requires_grad_(not frozen_embedding)
     blocks = [Scaled(weight) for _ in range(3)]
-    return ForeignStack(embed=embed, blocks=blocks, head=nn.Linear(16, 61), tensor_rules={})
+    head = nn.Linear(16, 61)
+    if tied:
+        head.weight = embed.weight
+    return ForeignStack(embed=embed, blocks=blocks, head=head, tensor_rules={})
 
 
 def odd_on_rank(rank: int, world: int, run: RunSpec, steps: int, options: dict[str, bool]) -> dict[str, Any]:
@@ -129,15 +132,32 @@ def odd_on_rank(rank: int, world: int, run: RunSpec, steps: int, options: dict[s
 FOREIGN = replace(RUN, model=replace(MODEL, family="foreign", module="nowhere:odd", num_layers=3))
 
 
-@pytest.mark.parametrize("options", [{}, {"frozen_embedding": True}, {"shared": True}], ids=str)
+OPTIONS: list[dict[str, bool]] = [
+    {},
+    {"frozen_embedding": True},
+    {"frozen_embedding": True, "tied": True},
+    {"shared": True},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize(
-    "plan", [{"pp": 2}, {"dp_replicate": 2}, {"dp_shard": 2, "zero": 1}, {"dp_shard": 2, "zero": 3}], ids=str
+    "plan",
+    [
+        {"pp": 2},
+        {"dp_replicate": 2},
+        {"dp_shard": 2, "zero": 2},
+        *({"dp_replicate": 2, "dp_shard": 2, "zero": zero} for zero in (1, 2, 3)),
+        {"pp": 2, "dp_replicate": 2},
+    ],
+    ids=str,
 )
 def test_frozen_unused_transposed_and_shared_parameters(
     ranks: Ranks, plan: dict[str, Any], options: dict[str, bool]
 ) -> None:
     (expected,) = ranks.run(odd_on_rank, 1, FOREIGN, 3, options)
-    found = ranks.run(odd_on_rank, 2, replace(FOREIGN, plan=PlanSpec(**plan)), 3, options)
+    run = replace(FOREIGN, plan=PlanSpec(**plan))
+    found = ranks.run(odd_on_rank, run.plan.num_ranks, run, 3, options)
     for mine in found:
         assert mine["losses"] == pytest.approx(expected["losses"], rel=1e-10)
         assert mine["norms"] == pytest.approx(expected["norms"], rel=1e-10)

@@ -82,8 +82,16 @@ def on_rank(rank: int, world: int, plan: PlanSpec) -> dict[str, Any]:
         assert torch.equal(parameter.detach(), value_of(name) + 1), name
     unit.reshard()
     masters = plain([p for m in unit.masters for p in m.pieces("m", m.tensor)])
+    kept = [bytes_of(unit)]
+    unit.begin_step(3)
+    kept.append(bytes_of(unit))
+    return {"resharded": resharded, "gradients": gradients, "masters": masters, "kept": kept}
+
+
+def bytes_of(unit: FlatUnit) -> int:
+    """Each storage once."""
     kept = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in unit.buffers()}
-    return {"resharded": resharded, "gradients": gradients, "masters": masters, "kept": sum(kept.values())}
+    return sum(kept.values())
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=lambda p: f"replicate{p.dp_replicate}-shard{p.dp_shard}-zero{p.zero}")
@@ -101,10 +109,10 @@ def test_sums_and_what_is_kept(ranks: Ranks, plan: PlanSpec) -> None:
     width = -(-26 // plan.dp_shard)
     whole = 8 * width * plan.dp_shard
     zero = plan.zero if plan.dp_shard > 1 else 0
-    # Masters are a view of the parameters except under zero 3; zero 1 has whole gradients and its shard of the sum.
-    expected_bytes = {0: 2 * whole, 1: 2 * whole + 8 * width, 2: whole + 8 * width, 3: 2 * 8 * width}[zero]
+    # Masters are a view of the parameters except under zero 3; gradients are gone when the next step begins.
+    parameters = {0: whole, 1: whole, 2: whole, 3: 8 * width}[zero]
     for mine in found:
-        assert mine["kept"] == expected_bytes
+        assert mine["kept"] == [parameters + 8 * width, parameters]
         assert mine["resharded"] == ([0, 0] if zero == 3 else [whole, whole])
 
 

@@ -187,6 +187,8 @@ class FlatUnit:
 
     def add_gradients(self, gradients: Sequence[Tensor | None]) -> None:
         """Add one backward pass into the buffer; reduce when zero or the last pass says so."""
+        if not self._trained:
+            return
         buffer = self._main.new_zeros(self._width * self._ranks) if self._grad is None else _held(self._grad)
         views = buffer[: sum(self._sizes)].split(self._sizes)
         fresh = self._fresh or self._zero >= 2
@@ -229,6 +231,8 @@ class FlatUnit:
             self._queue.drain()
             pending, self._reducing = self._reducing, DONE
             return pending
+        if not self._trained:  # frozen: no gradient has memory
+            return DONE
         if phase == 1:
             if self._zero == 1 and self._grad is not None:
                 self._grad.untyped_storage().resize_(0)  # the shard has it now

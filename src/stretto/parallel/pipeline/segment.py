@@ -101,6 +101,8 @@ class Segment:
         parameters = [p for unit in self.units for p in unit.parameters]
         outputs, seeds = _differentiable(ends, tensors_of(dy))
         if not outputs or not (sources or parameters):
+            for unit in self.units:  # each backward is a contribution that the unit counts
+                unit.add_gradients([None] * len(unit.parameters))
             return None
         gradients = _apart(torch.autograd.grad(outputs, [*sources, *parameters], seeds, allow_unused=True))
         at = len(sources)
