@@ -85,7 +85,7 @@ def arguments(description: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--pairs", type=int, default=15, help="alternating pairs (default 15)")
     parser.add_argument("--turn", type=int, default=3, help="steps that a side runs in its turn (default 3)")
-    parser.add_argument("--only", default="", help="run only the rows whose name contains this")
+    parser.add_argument("--only", default="", help="run only the rows whose name contains this; writes nothing")
     parser.add_argument("--no-write", action="store_true", help="leave the results file as it is")
     return parser.parse_args()
 
@@ -197,7 +197,7 @@ def report(name: str, rows: Sequence[dict[str, Any]], args: argparse.Namespace) 
         f"ours, peer: ms per step of the slowest rank; cpu: ratio of processor time; memory: MB at the peak of the "
         f"fullest rank; {rows[0]['pairs']} pairs"
     )
-    if not args.no_write:
+    if not (args.no_write or args.only):
         RESULTS.mkdir(exist_ok=True)
         record = {"command": command(name), "machine": machine(), "steps_per_turn": args.turn, "rows": list(rows)}
         (RESULTS / f"{name}.json").write_text(json.dumps(_rounded(record), indent=1) + "\n")

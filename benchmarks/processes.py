@@ -26,7 +26,10 @@ def main(name: str, description: str, cases: Sequence[Case]) -> None:
     torch.set_num_threads(1)
     args = arguments(description)
     effort = Effort(pairs=args.pairs, turn=args.turn)
-    report(name, [measure(case, effort) for case in cases if args.only in case.name], args)
+    chosen = [case for case in cases if args.only in case.name]
+    if not chosen:
+        raise SystemExit(f"no row contains {args.only!r}; there are: {'; '.join(case.name for case in cases)}.")
+    report(name, [measure(case, effort) for case in chosen], args)
 
 
 def measure(case: Case, effort: Effort) -> dict[str, Any]:
