@@ -85,8 +85,8 @@ def gradient_of(tensor: Tensor) -> Tensor:
 
 
 def patches(pieces: Iterable[Piece]) -> list[Patch]:
-    """Copies of pieces without the kind in their names."""
-    return [Patch(p.name.split(".", 1)[1], p.offset, p.tensor.detach().numpy().copy()) for p in pieces]
+    """Copies of pieces without the kind in their names; cloned first, since ``numpy()`` pins a unit's storage."""
+    return [Patch(p.name.split(".", 1)[1], p.offset, p.tensor.detach().clone().numpy()) for p in pieces]
 
 
 class Outputs:
