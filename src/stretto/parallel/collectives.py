@@ -88,6 +88,11 @@ def reduce_scatter_dim(x: Tensor, dim: int, group: ProcessGroup | None) -> Tenso
         return x
     ranks = dist.get_world_size(group)
     parts = x.reshape(*x.shape[:dim], ranks, x.shape[dim] // ranks, *x.shape[dim + 1 :]).movedim(dim, 0).contiguous()
+    if dist.get_backend(group) == "gloo":
+        # Gloo's reduce-scatter takes twice the time of an exchange and a local sum of the same bytes.
+        received = torch.empty_like(parts)
+        dist.all_to_all_single(received.view(-1), parts.view(-1), group=group)
+        return received.sum(0)
     mine = torch.empty_like(parts[0])
     reduce_scatter(parts, mine, group).wait()
     return mine
