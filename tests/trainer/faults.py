@@ -274,7 +274,7 @@ def last_micro_batch_wins() -> Iterator[None]:
     add_gradients = LocalUnit.add_gradients
 
     def wrong(self: LocalUnit, gradients: Any) -> None:
-        self._fresh = True
+        self.begin_step(1)
         add_gradients(self, gradients)
 
     with patch.object(LocalUnit, "add_gradients", wrong):
