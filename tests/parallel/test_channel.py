@@ -10,12 +10,16 @@ from torch import Tensor
 
 from ranks import Ranks
 from stretto.parallel.mesh import build_mesh
-from stretto.parallel.pipeline.channel import Message, PeerChannel
+from stretto.parallel.pipeline.channel import Message, PeerChannel, routes_of
 from stretto.parallel.pipeline.segment import tensors_of
+from stretto.schedule.families import build
+from stretto.schedule.passes.communication import lower
 from stretto.spec.errors import UnsupportedError
 from stretto.spec.plan import PlanSpec
 
 COUNT = 5
+ALONE = lower(build("gpipe", ranks=1, microbatches=2))
+SCHEDULE = lower(build("1f1b", ranks=2, microbatches=COUNT))
 
 
 def value_of(microbatch: int, length: int) -> tuple[Tensor, ...]:
@@ -38,7 +42,7 @@ def equal(found: Any, expected: Any) -> bool:
 
 def exchange(rank: int, world: int, lengths: list[int], single: bool) -> list[bool]:
     """Rank 0 sends forward, rank 1 answers backward; one step for each length."""
-    channel = PeerChannel(build_mesh(PlanSpec(pp=2), rank), torch.device("cpu"), 2)
+    channel = PeerChannel(build_mesh(PlanSpec(pp=2), rank), torch.device("cpu"), [SCHEDULE])
 
     def pick(microbatch: int, length: int) -> Any:
         return value_of(microbatch, length)[0] if single else value_of(microbatch, length)
@@ -67,7 +71,7 @@ def test_values_arrive_as_sent_under_every_batch_shape(ranks: Ranks, single: boo
 
 
 def order_on_rank(rank: int, world: int) -> tuple[str, str, list[float]]:
-    channel = PeerChannel(build_mesh(PlanSpec(pp=2), rank), torch.device("cpu"), 2)
+    channel = PeerChannel(build_mesh(PlanSpec(pp=2), rank), torch.device("cpu"), [SCHEDULE])
     messages = [Message("F", 0, m, 1 - rank) for m in range(2)]
     channel.begin_step(messages if rank else [], (1,))
     if rank == 0:
@@ -101,7 +105,14 @@ def test_receives_come_in_the_order_of_the_schedule(ranks: Ranks) -> None:
     ids=["seven tensors", "seven dims", "complex"],
 )
 def test_what_cannot_travel_is_refused_in_a_sentence(value: Any) -> None:
-    channel = PeerChannel(build_mesh(PlanSpec(), 0), torch.device("cpu"), 2)
+    channel = PeerChannel(build_mesh(PlanSpec(), 0), torch.device("cpu"), [ALONE])
     channel.begin_step([], (1,))
     with pytest.raises(UnsupportedError, match=r"stage 0 passes on .* at most 6 tensors of at most 6 dims"):
         channel.send(Message("F", 0, 0, 1), value)
+
+
+def test_routes_are_those_of_the_sends() -> None:
+    assert routes_of(SCHEDULE) == {("F", 0, 1), ("B", 1, 0)}
+    loop = lower(build("interleaved", ranks=2, microbatches=2, chunks=2))
+    assert routes_of(loop) == {("F", 0, 1), ("F", 1, 0), ("B", 0, 1), ("B", 1, 0)}
+    assert routes_of(ALONE) == set()

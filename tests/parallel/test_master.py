@@ -22,8 +22,6 @@ def mesh_at(**place: tuple[int, int]) -> Mesh:
         rank=0,
         groups={},
         tied=None,
-        forward=None,
-        backward=None,
     )
 
 

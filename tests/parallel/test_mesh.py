@@ -33,7 +33,6 @@ def describe(rank: int, world: int, plans: list[PlanSpec]) -> list[dict[str, Any
                 "place": tuple(mesh.index(a) for a in AXES),
                 "groups": {axes: members(mesh.group(*axes)) for axes in GROUPED},
                 "tied": members(mesh.tied),
-                "world": (members(mesh.forward), members(mesh.backward), mesh.forward is mesh.backward),
                 "dp_index": mesh.dp_index,
                 "column": [mesh.pipeline_rank(i) for i in range(plan.pp)],
             }
@@ -75,13 +74,6 @@ def test_a_group_holds_who_differs_along_its_axes_only(which: int, described: li
         ends = [mine["column"][0], mine["column"][-1]]
         at_an_end = plan.pp > 1 and mine["place"][0] in (0, plan.pp - 1)
         assert mine["tied"] == (ends if at_an_end else None)
-
-
-def test_each_direction_of_the_pipeline_has_its_own_group(described: list[list[dict[str, Any]]]) -> None:
-    for plan, everybody in zip(PLANS, described, strict=True):
-        for mine in everybody:
-            expected = (list(range(8)), list(range(8)), False) if plan.pp > 1 else (None, None, True)
-            assert mine["world"] == expected
 
 
 def test_one_rank_needs_no_process_group() -> None:

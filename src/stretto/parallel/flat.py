@@ -253,3 +253,9 @@ class FlatUnit:
         """Parameters, masters and gradients."""
         held = (self._flat, self._shard, self._main, self._grad, self._grad_shard)
         return [tensor for tensor in held if tensor is not None]
+
+    def passing_bytes(self) -> int:
+        """The whole gradients of zero 1, which end when their shards are reduced."""
+        if self._zero != 1 or self._grad is None:
+            return 0
+        return self._grad.numel() * self._grad.element_size()

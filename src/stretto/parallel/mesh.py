@@ -39,10 +39,6 @@ class Mesh:
     """Process group of the ranks that differ from this one only along the given axes."""
     tied: ProcessGroup | None = field(repr=False)
     """The first and the last pipeline rank, at equal other coordinates; None for ranks between."""
-    forward: ProcessGroup | None = field(repr=False)
-    """World group that carries activations."""
-    backward: ProcessGroup | None = field(repr=False)
-    """World group that carries gradients (its own, so that NCCL can overlap both directions)."""
 
     def size(self, *axes: str) -> int:
         """Number of ranks along ``axes`` together."""
@@ -60,6 +56,12 @@ class Mesh:
     def dp_index(self) -> int:
         """Which share of the global batch this rank reads."""
         return self.index("dp_replicate") * self.sizes["dp_shard"] + self.index("dp_shard")
+
+    @property
+    def columns(self) -> list[list[int]]:
+        """Global ranks of every pipeline, each from first to last; this rank's is one of them."""
+        stride = self.size("dp_replicate", "dp_shard", "tp")
+        return [list(range(first, stride * self.sizes["pp"], stride)) for first in range(stride)]
 
     def pipeline_rank(self, pp: int) -> int:
         """Global rank at pipeline position ``pp`` with this rank's other coordinates."""
@@ -95,8 +97,6 @@ def build_mesh(plan: PlanSpec, rank: int) -> Mesh:
         rank=rank,
         groups=groups,
         tied=tied,
-        forward=dist.new_group() if sizes["pp"] > 1 else None,
-        backward=dist.new_group() if sizes["pp"] > 1 else None,
     )
 
 

@@ -57,6 +57,9 @@ class Unit(Protocol):
     def buffers(self) -> Iterable[Tensor]:
         """The tensors that it keeps between steps."""
 
+    def passing_bytes(self) -> int:
+        """Memory that a step needs beyond ``buffers`` until gradients are reduced, in bytes."""
+
 
 SETTLE_PHASES = 3
 
@@ -140,6 +143,10 @@ class LocalUnit:
             yield master.tensor
             if master.tensor.grad is not None:
                 yield master.tensor.grad
+
+    def passing_bytes(self) -> int:
+        """None."""
+        return 0
 
 
 def _laid_out_like(tensor: Tensor, gradient: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from stretto.spec.contract import Observer, Silent, Stack
 from stretto.spec.run import RunSpec
 from stretto.trainer.corpus import prepare_corpus
 from stretto.trainer.fitting import find_checkpoint
-from stretto.trainer.memory import ActivationMeter, persistent_bytes
+from stretto.trainer.memory import ActivationMeter, passing_bytes, persistent_bytes
 from stretto.trainer.metrics import Board, MetricsFile, step_line
 from stretto.trainer.rate import learning_rate
 from stretto.trainer.resume import resume_session, save_session
@@ -157,7 +157,9 @@ class Loop:
             meter = ActivationMeter(self._session)
             with meter.watch():
                 result = self._session.train_step(step, batches, stop=stop)
-            self._memory = self._largest(persistent_bytes(self._session) + meter.peak_bytes)
+            self._memory = self._largest(
+                persistent_bytes(self._session) + passing_bytes(self._session) + meter.peak_bytes
+            )
         else:
             result = self._session.train_step(step, batches, stop=stop)
         seconds = time.perf_counter() - start

@@ -90,3 +90,8 @@ def persistent_bytes(session: Session) -> int:
     """Bytes of the tensors that live between steps, each storage once."""
     storages = {_key(t): t.untyped_storage().nbytes() for t in persistent_tensors(session)}
     return sum(storages.values())
+
+
+def passing_bytes(session: Session) -> int:
+    """Bytes of gradients that live only inside a step, until they are reduced."""
+    return sum(unit.passing_bytes() for unit in session.model.units)

@@ -94,7 +94,7 @@ class Session:
             reader=reader(stack) if reader else None,
         )
         pp = mesh.index("pp")
-        channel = PeerChannel(mesh, device, training.num_stages) if mesh.size("pp") > 1 else None
+        channel = PeerChannel(mesh, device, [training, evaluation]) if mesh.size("pp") > 1 else None
         runtime = Runtime(model.stages, training, rank=pp, channel=channel, observer=observer)
         optimizer = build_optimizer(model.masters, run.training)
         return cls(

@@ -20,12 +20,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from stretto.parallel.pipeline.segment import Value, tensors_of
+from stretto.schedule.op import Kind
 from stretto.spec.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup, Work
 
     from stretto.parallel.mesh import Mesh
+    from stretto.schedule.schedule import Schedule
 
 AHEAD = 2
 """Receives posted before they are needed, per source and direction."""
@@ -63,11 +65,41 @@ class Channel(Protocol):
         """Return when everything sent has left."""
 
 
-class PeerChannel:
-    """Messages over torch.distributed (gloo or NCCL), point to point."""
+Route = tuple[Direction, int, int]
+"""Direction, and the positions along pp of sender and receiver."""
 
-    def __init__(self, mesh: Mesh, device: torch.device, num_boundaries: int) -> None:
-        self._mesh, self._device, self._boundaries = mesh, device, num_boundaries
+
+def routes_of(schedule: Schedule) -> set[Route]:
+    """The routes on which a lowered schedule sends."""
+    routes: set[Route] = set()
+    for rank in range(schedule.num_ranks):
+        for kind, _, _, peer in schedule.rows(rank):
+            if kind in (Kind.SEND_F, Kind.SEND_B):
+                routes.add(("F" if kind == Kind.SEND_F else "B", rank, peer))
+    return routes
+
+
+class PeerChannel:
+    """Messages over torch.distributed (gloo or NCCL), point to point.
+
+    Each route has a group of its own: NCCL runs the messages of a group one after the other, so that a
+    receive posted ahead would hold up a send.
+
+    Args:
+        schedules: all lowered schedules that it will serve; the groups are made from them, collective
+            over the world.
+    """
+
+    def __init__(self, mesh: Mesh, device: torch.device, schedules: Sequence[Schedule]) -> None:
+        self._mesh, self._device = mesh, device
+        self._boundaries = max(schedule.num_stages for schedule in schedules)
+        self._groups: dict[Route, ProcessGroup] = {}
+        for direction, source, target in sorted({r for schedule in schedules for r in routes_of(schedule)}):
+            for column in mesh.columns:
+                ends = sorted((column[source], column[target]))
+                group = dist.new_group(ends)
+                if mesh.rank in ends:
+                    self._groups[direction, source, target] = group
         self._shapes: dict[Hashable, list[tuple[tuple[int, ...], torch.dtype]]] = {}
         self._single: dict[Hashable, bool] = {}
         self._queues: dict[tuple[Direction, int], deque[Message]] = {}
@@ -87,8 +119,10 @@ class PeerChannel:
     def _key(self, message: Message) -> Hashable:
         return message.boundary, self._batch_shape
 
-    def _group(self, message: Message) -> ProcessGroup | None:
-        return self._mesh.forward if message.direction == "F" else self._mesh.backward
+    def _group(self, message: Message, *, sending: bool) -> ProcessGroup:
+        here = self._mesh.index("pp")
+        ends = (here, message.peer) if sending else (message.peer, here)
+        return self._groups[message.direction, *ends]
 
     def _tag(self, message: Message, part: int) -> int:
         return (message.microbatch * self._boundaries + message.boundary) * (MAX_TENSORS + 1) + part
@@ -101,7 +135,7 @@ class PeerChannel:
             shapes = self._shapes.get(self._key(message))
             if shapes is None:
                 return
-            source, group = self._mesh.pipeline_rank(message.peer), self._group(message)
+            source, group = self._mesh.pipeline_rank(message.peer), self._group(message, sending=False)
             posted = []
             for part, (shape, dtype) in enumerate(shapes):
                 buffer = torch.empty(shape, dtype=dtype, device=self._device)
@@ -132,7 +166,7 @@ class PeerChannel:
             self._sending.popleft()
         if self._key(message) not in self._shapes:
             self._send_header(message, value)
-        target, group = self._mesh.pipeline_rank(message.peer), self._group(message)
+        target, group = self._mesh.pipeline_rank(message.peer), self._group(message, sending=True)
         for part, tensor in enumerate(tensors_of(value)):
             tensor = tensor.detach().contiguous()
             work = dist.isend(tensor, target, group=group, tag=self._tag(message, part))
@@ -155,7 +189,8 @@ class PeerChannel:
             row[2 : 2 + t.ndim] = torch.tensor(t.shape)
         header = header.to(self._device)
         target = self._mesh.pipeline_rank(message.peer)
-        work = dist.isend(header, target, group=self._group(message), tag=self._tag(message, MAX_TENSORS))
+        group = self._group(message, sending=True)
+        work = dist.isend(header, target, group=group, tag=self._tag(message, MAX_TENSORS))
         assert work is not None
         self._sending.append((work, header))
         self._remember(message, header)
@@ -163,7 +198,8 @@ class PeerChannel:
     def _receive_header(self, message: Message) -> None:
         header = torch.zeros(MAX_TENSORS + 1, MAX_DIMS + 2, dtype=torch.int64, device=self._device)
         source = self._mesh.pipeline_rank(message.peer)
-        dist.recv(header, source, group=self._group(message), tag=self._tag(message, MAX_TENSORS))
+        group = self._group(message, sending=False)
+        dist.recv(header, source, group=group, tag=self._tag(message, MAX_TENSORS))
         self._remember(message, header)
 
     def _remember(self, message: Message, header: Tensor) -> None:
