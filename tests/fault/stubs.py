@@ -73,6 +73,7 @@ def stopped_by_signal(run: RunSpec, world: World, hooks: Hooks) -> dict[str, Any
     """Rank ``run.seed`` is frozen in step 2, like a process on a machine that swaps."""
     for step in range(STEPS):
         if world.rank == run.run.seed and step == 2:
+            time.sleep(2.0)  # long enough that every rank was heard, also where the machine is busy
             hooks.observer.begin("3F1", peer=1 - world.rank)
             os.kill(os.getpid(), signal.SIGSTOP)
         _step(hooks, step)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from stretto.parallel.flat import FlatUnit
 from stretto.trainer.session import Session
 
 
@@ -22,8 +22,6 @@ class ActivationMeter:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._own = {_key(t) for t in persistent_tensors(session)}
-        self._gathered = [unit for unit in session.model.units if isinstance(unit, FlatUnit)]
         self._holders: dict[int, int] = {}
         self._bytes = 0
         self.peak_bytes = 0
@@ -47,8 +45,9 @@ class ActivationMeter:
         return held
 
     def _is_own(self, key: int) -> bool:
-        """Whether it is a parameter; under zero 3 those get new storage with every gathering."""
-        return key in self._own or any(key == _key(t) for unit in self._gathered for t in unit.buffers())
+        """Whether it is a parameter; looked up each time, since zero 3 gives them new storage with every gathering."""
+        module: Any = self._session.model.stack
+        return any(key == _key(parameter) for parameter in module.parameters())
 
     def release(self, held: _Held) -> None:
         """A saved tensor was let go."""
