@@ -115,7 +115,7 @@ _TINY = (
     _llama("tiny-tied", (64, 176, 4, 8, 4), vocab_size=260, max_positions=512, tied_embeddings=True),
     _gpt2("tiny-gpt2", 64, 4, 8, vocab_size=260, max_positions=512),
     # 1.7 M parameters: learns to write something like Python within minutes on two cores.
-    _llama("demo", (192, 512, 4, 6, 2), vocab_size=260, max_positions=1024),
+    _llama("demo", (128, 352, 4, 4, 2), vocab_size=260, max_positions=1024),
 )
 
 MODELS: Mapping[str, ModelSpec] = MappingProxyType(
