@@ -83,10 +83,11 @@ def test_what_the_run_file_gets_wrong(
 def test_world_size_that_does_not_fit(
     place: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for key, value in {"RANK": "0", "WORLD_SIZE": "3", "LOCAL_RANK": "0"}.items():
+    joined = {"RANK": "0", "WORLD_SIZE": "3", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29999"}
+    for key, value in joined.items():
         monkeypatch.setenv(key, value)
     text = refused(place, capfd, "plan.dp_replicate=2")
-    assert "3" in text and "2" in text
+    assert "needs 2 ranks" in text and "processes is 3" in text and "start 2 processes" in text, text
 
 
 def test_empty_corpus(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
