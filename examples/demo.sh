@@ -9,7 +9,7 @@ rm -rf runs/demo
 say "train: 4 processes, a pipeline of 2 stages in 2 copies" "stretto train examples/demo.toml"
 stretto train examples/demo.toml
 
-more="plan.pp=1 plan.dp_replicate=1 plan.tp=2 training.steps=810"
+more="plan.pp=1 plan.dp_replicate=1 plan.tp=2 training.steps=660"
 say "go on from its checkpoint under another plan: tensor parallel over 2" "stretto train examples/demo.toml --set $more"
 # shellcheck disable=SC2086
 stretto train examples/demo.toml --set $more
