@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import tempfile
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
@@ -18,6 +19,8 @@ from benchmarks.pairs import Case, Effort, arguments, compare, report
 
 SILENT = timedelta(minutes=3)
 """A collective that takes longer ends the benchmark."""
+LIMIT_SECONDS = 1800.0
+"""So does a case that isn't finished after so long."""
 
 
 def main(name: str, description: str, cases: Sequence[Case]) -> None:
@@ -58,8 +61,11 @@ def _collect(pipe: Connection, workers: Sequence[Any]) -> dict[str, Any]:
     """What rank 0 sends, once all workers have ended well."""
     found: dict[str, Any] = {}
     running = {worker.sentinel: worker for worker in workers}
+    end = time.monotonic() + LIMIT_SECONDS
     while running:
-        for ready in wait([*running, *([] if found else [pipe])]):
+        if time.monotonic() > end:
+            raise SystemExit(f"the benchmark was not finished after {LIMIT_SECONDS:.0f} s")
+        for ready in wait([*running, *([] if found else [pipe])], timeout=10):
             if ready is pipe:
                 try:
                     found = pipe.recv()
