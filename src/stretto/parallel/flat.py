@@ -189,7 +189,7 @@ class FlatUnit:
         """Add one backward pass into the buffer; reduce when zero or the last pass says so."""
         if not self._trained:
             return
-        buffer = self._main.new_zeros(self._width * self._ranks) if self._grad is None else _held(self._grad)
+        buffer = self._main.new_empty(self._width * self._ranks) if self._grad is None else _held(self._grad)
         views = buffer[: sum(self._sizes)].split(self._sizes)
         fresh = self._fresh or self._zero >= 2
         for i, gradient in zip(self._trained, gradients, strict=True):

@@ -10,6 +10,7 @@ a group of one rank is None, and whoever uses it then communicates nothing.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,7 @@ class Mesh:
 
     def size(self, *axes: str) -> int:
         """Number of ranks along ``axes`` together."""
-        return int(np.prod([self.sizes[a] for a in axes]))
+        return math.prod(self.sizes[a] for a in axes)
 
     def index(self, axis: str) -> int:
         """This rank's index along ``axis``."""
