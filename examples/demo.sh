@@ -9,13 +9,13 @@ rm -rf runs/demo
 say "train: 4 processes, a pipeline of 2 stages in 2 copies" "stretto train examples/demo.toml"
 stretto train examples/demo.toml
 
-more="plan.pp=1 plan.dp_replicate=1 plan.tp=2 training.steps=660"
+more="plan.pp=1 plan.dp_replicate=1 plan.tp=2 training.steps=810"
 say "go on from its checkpoint under another plan: tensor parallel over 2" "stretto train examples/demo.toml --set $more"
 # shellcheck disable=SC2086
 stretto train examples/demo.toml --set $more
 
-say "text from it, on one process" "stretto generate runs/demo --prompt 'class '"
-stretto generate runs/demo --prompt 'class ' --max-tokens 240 --temperature 0.6 --top-k 20 --seed 3
+say "text from it, on one process" "stretto generate runs/demo --prompt '    def __init__(self'"
+stretto generate runs/demo --prompt '    def __init__(self' --max-tokens 220 --temperature 0.6 --top-k 20 --seed 1
 
 say "export" "stretto convert runs/demo runs/demo/hugging-face"
 stretto convert runs/demo runs/demo/hugging-face
