@@ -39,6 +39,7 @@ LLAMA = ModelSpec(
 MODELS = {
     "llama": LLAMA,
     "tied": replace(LLAMA, tied_embeddings=True),
+    "deep": replace(LLAMA, num_layers=7, tied_embeddings=True),
     "qwen": replace(LLAMA, qkv_bias=True, qk_norm=True),
     "window": replace(LLAMA, sliding_window=5),
     "dropout": replace(LLAMA, dropout=0.2),
@@ -58,6 +59,8 @@ PLANS: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"pp": 2, "schedule": "gpipe"}),
     ("llama", {"pp": 2, "schedule": "interleaved", "chunks": 2}),
     ("llama", {"pp": 3, "stages": (1, 2, 1), "recompute": "full"}),
+    ("deep", {"pp": 4, "stages": (1, 3, 2, 1)}),
+    ("deep", {"pp": 4, "stages": (2, 1, 1, 3), "dp_shard": 2, "zero": 3}),
     ("llama", {"tp": 2}),
     ("llama", {"tp": 4}),
     ("llama", {"tp": 2, "recompute": "selective"}),

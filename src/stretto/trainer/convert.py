@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from stretto.assemble.rank_model import Precision
 from stretto.checkpoint import save
 from stretto.checkpoint.safetensors import HuggingFaceReader, write_directory
 from stretto.checkpoint.weights import find_stored, read_weights
@@ -18,8 +19,6 @@ from stretto.spec.resolve import read_model
 from stretto.spec.run import RunSpec
 from stretto.spec.sharding import Sharding
 from stretto.trainer.optimizer import MOMENTS
-
-DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def convert(source: str, target: str, *, dtype: str | None = None) -> Path:
@@ -36,7 +35,7 @@ def convert(source: str, target: str, *, dtype: str | None = None) -> Path:
     folder = Path(target)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and isn't empty; name a new directory.")
-    kind = None if dtype is None else DTYPES[dtype]
+    kind = None if dtype is None else Precision.of(dtype).compute
     stored = find_stored(source)
     if stored is None:
         return _to_checkpoint(Path(source), folder, kind)
