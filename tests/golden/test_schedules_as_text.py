@@ -24,6 +24,8 @@ SCHEDULES: dict[str, Schedule] = {
     "interleaved-4x8x2": build("interleaved", ranks=4, microbatches=8, chunks=2),
     "interleaved-4x6x2": build("interleaved", ranks=4, microbatches=6, chunks=2),
     "interleaved-4x3x2": build("interleaved", ranks=4, microbatches=3, chunks=2),
+    "zb-h1-4x6": build("zb-h1", ranks=4, microbatches=6),
+    "zb-h2-4x8": build("zb-h2", ranks=4, microbatches=8),
     "forward-only-4x6x2": build("forward-only", ranks=4, microbatches=6, chunks=2),
 }
 FOLDER = Path(__file__).parent

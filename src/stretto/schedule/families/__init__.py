@@ -9,14 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stretto.schedule.families.forward_only import forward_only
 from stretto.schedule.families.gpipe import gpipe
 from stretto.schedule.families.interleaved import interleaved
 from stretto.schedule.families.one_f_one_b import one_f_one_b
+from stretto.schedule.families.zero_bubble import zb_h1, zb_h2
 from stretto.schedule.schedule import Schedule
 from stretto.spec.errors import ScheduleError, nearest
+
+if TYPE_CHECKING:
+    from stretto.schedule.simulate.costs import Costs
+
+TOLERANCE = 1e-6
+"""How far above its limit memory may come out, for the sake of rounding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +38,11 @@ class Family:
     """Whether a rank may hold several stages."""
     options: tuple[str, ...] = ()
     """Names of the options that the builder takes besides."""
+    chunk_counts: tuple[int, ...] | None = None
+    """Stages per rank that it can have, its own count first; empty where its options decide; None: any where
+    ``chunked``, else one.  Only the builder of a ``chunked`` family is handed ``chunks``."""
+    costed: bool = False
+    """Whether the builder takes ``costs`` (simulate's Costs) and ``memory_limit`` (float or None) besides."""
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -39,36 +51,101 @@ FAMILIES: Mapping[str, Family] = {
     "interleaved": Family(
         builder=interleaved, summary="1f1b over several chunks per rank; a shorter bubble", chunked=True
     ),
+    "zb-h1": Family(builder=zb_h1, summary="1f1b with W later than I: a third of its bubble at its memory"),
+    "zb-h2": Family(builder=zb_h2, summary="no bubble once every rank has started; up to 2R - 1 micro-batches alive"),
     "forward-only": Family(builder=forward_only, summary="no backward; evaluation and inference", chunked=True),
 }
 
 
 def build(
-    name: str, *, ranks: int, microbatches: int, chunks: int = 1, options: Mapping[str, Any] | None = None
+    name: str,
+    *,
+    ranks: int,
+    microbatches: int,
+    chunks: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    costs: Costs | None = None,
+    memory_limit: float | None = None,
 ) -> Schedule:
     """Build a family's schedule.
 
-    Raises ScheduleError for an unknown name or option and for a shape that the family can't have.
+    ``chunks`` left out is the family's own count.  ``costs`` (default: one unit per pass) and
+    ``memory_limit`` (largest activation memory of a rank, in micro-batches over a rank's whole share of the
+    layers) are used by the families that are ``costed``; another family's peak is held against the limit.
+
+    Raises ScheduleError for an unknown name or option, for a shape that the family can't have and where the
+    limit can't be kept.
     """
+    from stretto.schedule.simulate.costs import Costs
+
+    family = _family(name)
+    for value, what in ((ranks, "ranks"), (microbatches, "micro-batches"), (chunks, "chunks")):
+        if value is not None and value < 1:
+            raise ScheduleError(f"Schedule {name} can't have {value} {what}; it needs at least 1.")
+    arguments = _options(name, family, options or {})
+    chunks = _chunks(name, family, chunks)
+    if family.chunked:
+        arguments["chunks"] = chunks
+    if memory_limit is not None and not memory_limit > 0:
+        raise ScheduleError(f"The memory limit is {memory_limit:g}, but a rank that computes needs memory above 0.")
+    costs = costs or Costs()
+    if family.costed:
+        arguments |= {"costs": costs, "memory_limit": memory_limit}
+    schedule = family.builder(ranks=ranks, microbatches=microbatches, **arguments)
+    if memory_limit is not None and not family.costed:
+        _check_peak(schedule, costs, memory_limit)
+    return schedule
+
+
+def _family(name: str) -> Family:
+    """The family of a name."""
     if name not in FAMILIES:
         raise ScheduleError(
             f"There is no schedule {name!r}{nearest(name, FAMILIES) or '.'} Known: {', '.join(FAMILIES)}."
         )
-    family = FAMILIES[name]
-    for value, what in ((ranks, "ranks"), (microbatches, "micro-batches"), (chunks, "chunks")):
-        if value < 1:
-            raise ScheduleError(f"Schedule {name} can't have {value} {what}; it needs at least 1.")
-    if chunks > 1 and not family.chunked:
-        several = ", ".join(other for other in FAMILIES if FAMILIES[other].chunked)
-        raise ScheduleError(
-            f"Schedule {name} holds one stage per rank, so chunks={chunks} can't be; take chunks=1 or one of {several}."
-        )
-    options = dict(options or {})
+    return FAMILIES[name]
+
+
+def _options(name: str, family: Family, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, all of which the family has."""
     for option in options:
         if option not in family.options:
             known = ", ".join(family.options) or "none"
             close = nearest(option, family.options) or "."
             raise ScheduleError(f"Schedule {name} has no option {option!r}{close} Its options: {known}.")
-    if family.chunked:
-        options["chunks"] = chunks
-    return family.builder(ranks=ranks, microbatches=microbatches, **options)
+    return dict(options)
+
+
+def _chunks(name: str, family: Family, chunks: int | None) -> int:
+    """Chunks per rank: what was asked for where the family can have it, else its own count."""
+    counts = family.chunk_counts if family.chunked or family.chunk_counts is not None else (1,)
+    if chunks is None:
+        return counts[0] if counts else 1
+    if counts is None or chunks in counts:
+        return chunks
+    if not counts:
+        raise ScheduleError(f"Schedule {name} takes no chunks; its options ({', '.join(family.options)}) decide.")
+    several = ", ".join(other for other in FAMILIES if FAMILIES[other].chunked and not FAMILIES[other].chunk_counts)
+    if counts == (1,):
+        raise ScheduleError(
+            f"Schedule {name} holds one stage per rank, so chunks={chunks} can't be; take chunks=1 or one of {several}."
+        )
+    can = " or ".join(map(str, counts))
+    raise ScheduleError(
+        f"Schedule {name} holds {can} stages per rank, so chunks={chunks} can't be; "
+        f"take chunks={can}, leave them out, or take one of {several}."
+    )
+
+
+def _check_peak(schedule: Schedule, costs: Costs, memory_limit: float) -> None:
+    """Raise ScheduleError where a rank keeps more than the limit."""
+    from stretto.schedule.simulate.memory import peak_activation
+
+    peaks = peak_activation(schedule, act_w=costs.act_w)
+    peak = max(peaks)
+    if peak > memory_limit + TOLERANCE:
+        fitting = ", ".join(name for name, family in FAMILIES.items() if family.costed) or "none yet"
+        raise ScheduleError(
+            f"Schedule {schedule.name} keeps {peak:g} micro-batches of activations on rank {peaks.index(peak)}, "
+            f"above the memory limit of {memory_limit:g}; families that fit themselves to a limit: {fitting}."
+        )
