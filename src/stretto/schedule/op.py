@@ -90,6 +90,8 @@ class Op:
     """Micro-batch worked for (block index for UNSHARD, RESHARD, REDUCE_GRAD), -1 where there is none."""
     peer: int = -1
     """Rank at the other end of a message, -1 where there is none or where placement decides it."""
+    joined: bool = False
+    """Whether it overlaps with the operation that follows it on its rank."""
 
     def __str__(self) -> str:
         """``2F0``, ``2UNSHARD0``, ``OPT``; the peer is not part of it, since the placement gives it."""

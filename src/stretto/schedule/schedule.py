@@ -15,10 +15,10 @@ like) is derived from these columns elsewhere in the room; when a rank idles is 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
-from stretto.schedule.op import MESSAGES, PER_BLOCK, Kind, Op, text
+from stretto.schedule.op import PER_BLOCK, Kind, Op, text
 from stretto.spec.errors import ScheduleError
 
 if TYPE_CHECKING:
@@ -37,6 +37,22 @@ class Flow(TypedDict, total=False):
     paths: Sequence[Sequence[int]] | None
     frozen: Iterable[int]
     forward_only: bool
+
+
+class Shape(TypedDict):
+    """What every schedule has besides its rows."""
+
+    name: str
+    num_stages: int
+    num_microbatches: int
+    placement: Sequence[Sequence[int]]
+
+
+class FlowAndColumns(Flow, total=False):
+    """The flow, and the columns that most schedules leave out."""
+
+    peer: npt.ArrayLike
+    joined: npt.ArrayLike | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -71,15 +87,21 @@ class Schedule:
     """Stages that have no backward."""
     forward_only: bool = False
     """True where no stage has a backward (evaluation, inference)."""
+    joined: npt.NDArray[np.int8] | None = None
+    """1 where an operation overlaps with the one that follows it on its rank (``2F7+5B3``); None: nowhere."""
 
     def __post_init__(self) -> None:
-        """Make the columns read-only int32 and check that all parts fit."""
+        """Make the columns read-only int32 (``joined`` int8) and check that all parts fit."""
         import numpy as np
 
         for name in COLUMNS:
             column = np.array(getattr(self, name), dtype=np.int32)
             column.setflags(write=False)
             object.__setattr__(self, name, column)
+        if self.joined is not None:
+            joined = np.array(self.joined, dtype=np.int8)
+            joined.setflags(write=False)
+            object.__setattr__(self, "joined", joined if joined.any() else None)
         _check_flow(self)
         _check_rows(self)
 
@@ -99,42 +121,104 @@ class Schedule:
         ``flow`` may hold ``voice`` (default: all micro-batches through replica 0), ``paths``,
         ``frozen`` and ``forward_only``.  A message without a peer gets the one that placement gives.
         """
-        paths = flow.get("paths")
         rows = [op for order in orders for op in order]
         offsets = [0]
         for order in orders:
             offsets.append(offsets[-1] + len(order))
+        return cls.from_columns(
+            kind=[op.kind for op in rows],
+            stage=[op.stage for op in rows],
+            microbatch=[op.microbatch for op in rows],
+            offsets=offsets,
+            name=name,
+            num_stages=num_stages,
+            num_microbatches=num_microbatches,
+            placement=placement,
+            peer=[op.peer for op in rows],
+            joined=[op.joined for op in rows],
+            **flow,
+        )
+
+    @classmethod
+    def from_columns(
+        cls,
+        *,
+        kind: npt.ArrayLike,
+        stage: npt.ArrayLike,
+        microbatch: npt.ArrayLike,
+        offsets: npt.ArrayLike,
+        name: str,
+        num_stages: int,
+        num_microbatches: int,
+        placement: Sequence[Sequence[int]],
+        **rest: Unpack[FlowAndColumns],
+    ) -> Schedule:
+        """Build a schedule from its columns, without an object per operation.
+
+        ``rest`` may hold what ``from_orders`` calls ``flow``, and the columns ``peer`` and ``joined``.
+        """
+        import numpy as np
+
+        paths, peer = rest.get("paths"), rest.get("peer")
+        starts = np.asarray(offsets)
         schedule = cls(
             name=name,
-            num_ranks=len(orders),
+            num_ranks=len(starts) - 1,
             num_stages=num_stages,
             num_microbatches=num_microbatches,
             placement=tuple(tuple(replica) for replica in placement),
-            voice=tuple(flow.get("voice", (0,) * num_microbatches)),
-            kind=[op.kind for op in rows],  # type: ignore[arg-type]  # __post_init__ makes columns
-            stage=[op.stage for op in rows],  # type: ignore[arg-type]
-            microbatch=[op.microbatch for op in rows],  # type: ignore[arg-type]
-            peer=[op.peer for op in rows],  # type: ignore[arg-type]
-            offsets=offsets,  # type: ignore[arg-type]
+            voice=tuple(rest.get("voice", (0,) * num_microbatches)),
+            kind=kind,  # type: ignore[arg-type]  # __post_init__ makes columns
+            stage=stage,  # type: ignore[arg-type]
+            microbatch=microbatch,  # type: ignore[arg-type]
+            peer=np.full(np.shape(kind), -1) if peer is None else peer,  # type: ignore[arg-type]
+            offsets=starts,
             paths=None if paths is None else tuple(tuple(path) for path in paths),
-            frozen=frozenset(flow.get("frozen", ())),
-            forward_only=flow.get("forward_only", False),
+            frozen=frozenset(rest.get("frozen", ())),
+            forward_only=rest.get("forward_only", False),
+            joined=rest.get("joined"),  # type: ignore[arg-type]
         )
         return schedule._with_peers()
 
     def with_orders(self, orders: Sequence[Sequence[Op]]) -> Schedule:
         """The same shape and flow with other operations; what passes return."""
-        return Schedule.from_orders(
-            orders,
-            name=self.name,
-            num_stages=self.num_stages,
-            num_microbatches=self.num_microbatches,
-            placement=self.placement,
-            voice=self.voice,
-            paths=self.paths,
-            frozen=self.frozen,
-            forward_only=self.forward_only,
+        return Schedule.from_orders(orders, **self._shape(), **self._flow())
+
+    def with_columns(
+        self,
+        *,
+        kind: npt.ArrayLike,
+        stage: npt.ArrayLike,
+        microbatch: npt.ArrayLike,
+        offsets: npt.ArrayLike,
+        peer: npt.ArrayLike | None = None,
+        joined: npt.ArrayLike | None = None,
+    ) -> Schedule:
+        """The same shape and flow with other columns; ``peer`` left out comes from the placement."""
+        rest: FlowAndColumns = {**self._flow(), "joined": joined}
+        if peer is not None:
+            rest["peer"] = peer
+        return Schedule.from_columns(
+            kind=kind, stage=stage, microbatch=microbatch, offsets=offsets, **self._shape(), **rest
         )
+
+    def _shape(self) -> Shape:
+        """Name, counts and placement."""
+        return {
+            "name": self.name,
+            "num_stages": self.num_stages,
+            "num_microbatches": self.num_microbatches,
+            "placement": self.placement,
+        }
+
+    def _flow(self) -> Flow:
+        """What ``from_orders`` calls flow."""
+        return {
+            "voice": self.voice,
+            "paths": self.paths,
+            "frozen": self.frozen,
+            "forward_only": self.forward_only,
+        }
 
     @property
     def num_chunks(self) -> int:
@@ -149,13 +233,17 @@ class Schedule:
     @property
     def lowered(self) -> bool:
         """True where messages are part of the order."""
-        return bool(set(self.kind.tolist()) & MESSAGES)
+        import numpy as np
+
+        return bool(np.any((self.kind >= Kind.SEND_F) & (self.kind <= Kind.RECV_B)))
 
     def ops(self, rank: int) -> list[Op]:
         """Operations of a rank, in order."""
+        start, end = int(self.offsets[rank]), int(self.offsets[rank + 1])
+        joined = [0] * (end - start) if self.joined is None else self.joined[start:end].tolist()
         return [
-            Op(Kind(kind), stage=stage, microbatch=microbatch, peer=peer)
-            for kind, stage, microbatch, peer in self.rows(rank)
+            Op(Kind(kind), stage=stage, microbatch=microbatch, peer=peer, joined=bool(together))
+            for (kind, stage, microbatch, peer), together in zip(self.rows(rank), joined, strict=True)
         ]
 
     def rows(self, rank: int) -> Iterator[tuple[int, int, int, int]]:
@@ -228,15 +316,15 @@ class Schedule:
 
     def _with_peers(self) -> Schedule:
         """Fill in the peers that no one gave."""
-        rows = zip(self.kind.tolist(), self.stage.tolist(), self.microbatch.tolist(), self.peer.tolist(), strict=True)
-        peers = [
-            self.peer_of(kind, stage, microbatch) if kind in MESSAGES and peer < 0 else peer
-            for kind, stage, microbatch, peer in rows
-        ]
-        if peers == self.peer.tolist():
+        import numpy as np
+
+        open_ends = (self.kind >= Kind.SEND_F) & (self.kind <= Kind.RECV_B) & (self.peer < 0)
+        if not open_ends.any():
             return self
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Schedule(**(values | {"peer": peers}))
+        peer = self.peer.copy()
+        for row in np.flatnonzero(open_ends).tolist():
+            peer[row] = self.peer_of(int(self.kind[row]), int(self.stage[row]), int(self.microbatch[row]))
+        return replace(self, peer=peer)
 
     def __eq__(self, other: object) -> bool:
         """Equal where every field is."""
@@ -312,10 +400,12 @@ def _check_rows(schedule: Schedule) -> None:
     offsets, rows = schedule.offsets, len(schedule.kind)
     if any(len(getattr(schedule, name)) != rows for name in ("stage", "microbatch", "peer")):
         raise ScheduleError("The columns kind, stage, microbatch and peer have different lengths.")
+    if schedule.joined is not None and len(schedule.joined) != rows:
+        raise ScheduleError(f"The column joined has {len(schedule.joined)} rows, the others have {rows}.")
     if len(offsets) != schedule.num_ranks + 1 or offsets[0] != 0 or offsets[-1] != rows or np.any(np.diff(offsets) < 0):
         raise ScheduleError(f"offsets must rise from 0 to {rows} in {schedule.num_ranks + 1} entries.")
-    vocabulary = np.isin(schedule.kind, [Kind.S, Kind.T])
-    per_block = np.isin(schedule.kind, list(PER_BLOCK))
+    vocabulary = (schedule.kind == Kind.S) | (schedule.kind == Kind.T)
+    per_block = (schedule.kind >= min(PER_BLOCK)) & (schedule.kind <= max(PER_BLOCK))
     alone = schedule.kind == Kind.OPT
     inside = {
         "kind": (schedule.kind >= 0) & (schedule.kind < len(Kind)),
