@@ -1,4 +1,5 @@
-"""Sharded parameters: gather before use, free after it, reduce gradients after the last (ZeRO-3, Rajbhandari et al. 2020).
+"""Sharded parameters: gather before use, free after it, reduce gradients after the last (ZeRO-3, Rajbhandari et al.
+2020).
 
     0UNSHARD0 0F0 0F1 0RESHARD0 ... 0UNSHARD0 0I0 0W0 0I1 0W1 0RESHARD0 0REDUCE_GRAD0 OPT
 
