@@ -1,110 +1,323 @@
-"""``stretto simulate``: time and draw a pipeline schedule without running it."""
+"""``stretto simulate``: build, check, time and draw a pipeline schedule without running it.
+
+    origin     --schedule NAME --pp R --microbatches M, or --schedule-file FILE
+    changes    --pass NAME, in the order given
+    costs      --cost F=1,... or --costs costs.json
+    results    the drawing and a table, or --json; --html --svg --trace --export write files
+
+Everything is computed before the first file is written, so that a command that fails leaves nothing behind.
+"""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stretto.spec.errors import ConfigError
+from stretto.spec.errors import ConfigError, ScheduleError, nearest
 
 if TYPE_CHECKING:
+    from stretto.schedule.families import Family
     from stretto.schedule.schedule import Schedule
-    from stretto.schedule.simulate.figures import Figures
+    from stretto.schedule.simulate import Costs, Figures, Timeline
 
 SUMMARY = "time and draw a pipeline schedule without running it"
 DESCRIPTION = """\
 Build a schedule (or read one), check that it is complete, ordered and free of deadlocks, and print its
 drawing and figures: makespan, bubble, activation memory of each rank. Times are in the unit of the costs,
-which are those of a rank's whole share of the model."""
+which are those of a rank's whole share of the model; memory is in micro-batches over that share, so that
+1f1b peaks at R on rank 0. --list names all families."""
 EXAMPLES = (
+    "stretto simulate --list",
     "stretto simulate --schedule 1f1b --pp 4 --microbatches 8",
     "stretto simulate --schedule interleaved --pp 4 --microbatches 8 --chunks 2 --cost F=1,I=1,W=1,comm=0.1 --json",
-    "stretto simulate --schedule-file schedule.json",
+    "stretto simulate --schedule 1f1b --pp 4 --microbatches 8 --against gpipe --html compared.html",
+    "stretto simulate --schedule 1f1b --pp 4 --microbatches 8 --lowered --export schedule.json",
+    "stretto simulate --schedule-file schedule.json --costs costs.json --trace trace.json",
 )
+OUTPUTS = ("export", "html", "svg", "trace")
+"""Options that name a file to write."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what simulate takes."""
-    origin = parser.add_mutually_exclusive_group(required=True)
-    origin.add_argument("--schedule", metavar="NAME", help="family to build, for example 1f1b")
-    origin.add_argument("--schedule-file", metavar="FILE", type=Path, help="schedule file to read")
-    parser.add_argument("--pp", type=int, metavar="R", help="pipeline ranks")
-    parser.add_argument("--microbatches", type=int, metavar="M", help="micro-batches of a step")
-    parser.add_argument("--chunks", type=int, metavar="V", help="stages per rank (1)")
-    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="option of the family")
-    parser.add_argument("--cost", default="", metavar="F=1,I=1,W=1,comm=0,act_w=1", help="costs of the operations")
-    parser.add_argument("--export", metavar="FILE", type=Path, help="also write the schedule as a schedule file")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON alone")
+    origin = parser.add_argument_group("what to simulate")
+    one = origin.add_mutually_exclusive_group(required=True)
+    one.add_argument("--schedule", metavar="NAME", help="family to build, for example 1f1b")
+    one.add_argument("--schedule-file", metavar="FILE", type=Path, help="schedule file to read")
+    one.add_argument("--list", action="store_true", help="name all families and passes")
+    origin.add_argument("--pp", type=int, metavar="R", help="pipeline ranks")
+    origin.add_argument("--microbatches", type=int, metavar="M", help="micro-batches of a step")
+    origin.add_argument("--chunks", type=int, metavar="V", help="stages per rank (the family's own count, or 1)")
+    origin.add_argument(
+        "--option", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="option of the family"
+    )
+    origin.add_argument("--time-budget", type=float, metavar="S", help="seconds that --schedule auto may search")
+    origin.add_argument("--seed", type=int, metavar="N", help="seed of --schedule auto; equal seeds, equal schedules")
+    origin.add_argument(
+        "--pass", dest="passes", action="append", default=[], metavar="NAME[:KEY=VALUE,...]",
+        help="change the schedule by a pass; may be given several times",
+    )  # fmt: skip
+    origin.add_argument(
+        "--against", action="append", default=[], metavar="NAME[:KEY=VALUE,...]|FILE",
+        help="compare with another family of the same shape and costs, or with a schedule file",
+    )  # fmt: skip
+    costs = parser.add_argument_group("under which costs").add_mutually_exclusive_group()
+    costs.add_argument("--cost", default="", metavar="F=1,I=1,W=1,comm=0,act_w=1", help="costs of the operations")
+    costs.add_argument("--costs", metavar="FILE", type=Path, help="costs per stage, as JSON")
+    parser.add_argument(
+        "--memory-limit", type=float, metavar="X", help="activation memory that no rank may exceed, in micro-batches"
+    )
+    results = parser.add_argument_group("what to do with it")
+    results.add_argument("--json", action="store_true", help="print the figures as JSON alone")
+    results.add_argument("--lowered", action="store_true", help="show and export the messages between ranks too")
+    results.add_argument("--export", metavar="FILE", type=Path, help="write the schedule as a schedule file")
+    results.add_argument("--html", metavar="FILE", type=Path, help="write a page to explore it in a browser")
+    results.add_argument("--svg", metavar="FILE", type=Path, help="write a drawing")
+    results.add_argument("--trace", metavar="FILE", type=Path, help="write a trace for Perfetto (ui.perfetto.dev)")
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Simulate and print."""
-    from stretto.schedule.document import save
-    from stretto.schedule.render.text import draw
-    from stretto.schedule.simulate import Costs, run, simulate
-    from stretto.schedule.validate import validate
+    """Simulate, write the files that are asked for, and print."""
+    if options.list:
+        print(json.dumps(_families()) if options.json else _listing())
+        return 0
+    _check_outputs(options)
+    from stretto.schedule.simulate import run, simulate
 
-    costs = Costs.parse(options.cost)
-    schedule = _schedule(options)
-    validate(schedule)
-    figures = simulate(schedule, costs)
-    if options.export is not None:
-        _writable(options.export)
-        save(schedule, options.export)
+    costs = _costs(options)
+    schedules = [_schedule(options, costs), *(_other(text, options, costs) for text in options.against)]
+    figures = [simulate(schedule, costs) for schedule in schedules]
+    drawn = not options.json or options.html or options.svg or options.trace
+    timelines = [run(schedule, costs) for schedule in schedules] if drawn else []
+    for path, content in _files(options, schedules, timelines).items():
+        path.write_text(content, encoding="utf-8")
     if options.json:
-        print(json.dumps(dataclasses.asdict(figures)))
+        document = dataclasses.asdict(figures[0])
+        if options.against:
+            document["against"] = [dataclasses.asdict(other) for other in figures[1:]]
+        print(json.dumps(document))
     else:
-        print(draw(run(schedule, costs)))
+        print(_shown(options, schedules, timelines))
         print(_table(figures))
     return 0
 
 
-def _schedule(options: argparse.Namespace) -> Schedule:
+def _costs(options: argparse.Namespace) -> Costs:
+    from stretto.schedule.simulate import Costs
+
+    return Costs.parse(options.cost) if options.costs is None else Costs.load(options.costs)
+
+
+def _schedule(options: argparse.Namespace, costs: Costs) -> Schedule:
+    """The schedule that the arguments ask for."""
+    from stretto.schedule.document import load
+
     shape = {"--pp": options.pp, "--microbatches": options.microbatches, "--chunks": options.chunks}
+    search = {"time_budget": options.time_budget, "seed": options.seed}
+    search = {name: value for name, value in search.items() if value is not None}
     if options.schedule_file is not None:
         given = [name for name, value in shape.items() if value is not None] + ["--option"] * bool(options.option)
+        given += [f"--{name.replace('_', '-')}" for name in search]
         if given:
             raise ConfigError(f"The schedule file says its own shape; leave out {', '.join(given)}.")
-        from stretto.schedule.document import load
-
-        return load(options.schedule_file)
+        return _checked(load(options.schedule_file), options, costs)
     missing = [name for name in ("--pp", "--microbatches") if shape[name] is None]
     if missing:
         raise ConfigError(f"--schedule {options.schedule} also needs {' and '.join(missing)}.")
+    chosen = dict(_pair(text, "--option") for text in options.option) | search
+    return _built(options.schedule, chosen, options, costs, chunks=options.chunks)
+
+
+def _other(text: str, options: argparse.Namespace, costs: Costs) -> Schedule:
+    """The schedule that ``--against`` names."""
+    from stretto.schedule.document import load
+
+    if text.endswith(".json") or os.sep in text:
+        return _checked(load(Path(text)), options, costs)
+    name, settings = _named(text, "--against")
+    if options.pp is None or options.microbatches is None:
+        raise ConfigError(f"--against {name} is built in the shape of --schedule; against a file, name a file.")
+    chunks = settings.pop("chunks", None)
+    return _built(name, settings, options, costs, chunks=chunks)
+
+
+def _built(
+    name: str, chosen: Mapping[str, Any], options: argparse.Namespace, costs: Costs, *, chunks: int | None
+) -> Schedule:
     from stretto.schedule.families import build
 
-    return build(
-        options.schedule,
+    schedule = build(
+        name,
         ranks=options.pp,
         microbatches=options.microbatches,
-        chunks=1 if options.chunks is None else options.chunks,
-        options=dict(_option(text) for text in options.option),
+        chunks=1 if chunks is None else chunks,
+        options=chosen,
     )
+    return _checked(schedule, options, costs)
 
 
-def _option(text: str) -> tuple[str, Any]:
+def _checked(schedule: Schedule, options: argparse.Namespace, costs: Costs) -> Schedule:
+    """The schedule after the passes of ``--pass``, proven right and within the memory limit."""
+    from stretto.schedule.simulate import peak_activation
+    from stretto.schedule.validate import validate
+
+    schedule = _passed(schedule, options)
+    validate(schedule)
+    if options.memory_limit is not None:
+        peaks = peak_activation(schedule, act_w=costs.act_w)
+        worst = max(range(len(peaks)), key=peaks.__getitem__)
+        if peaks[worst] > options.memory_limit + 1e-6:
+            raise ScheduleError(
+                f"{schedule.name} keeps {peaks[worst]:g} micro-batches on rank {worst}, above the memory limit of "
+                f"{options.memory_limit:g}; allow {peaks[worst]:g}, or take a family that keeps less (--list)."
+            )
+    return schedule
+
+
+def _passed(schedule: Schedule, options: argparse.Namespace) -> Schedule:
+    """The schedule after the passes that ``--pass`` names, in their order."""
+    if not options.passes:
+        return schedule
+    from stretto.schedule import passes
+
+    PASSES = getattr(passes, "PASSES", {})
+    for text in options.passes:
+        name, settings = _named(text, "--pass")
+        if name not in PASSES:
+            raise ConfigError(f"There is no pass {name!r}{nearest(name, PASSES) or '.'} Known: {', '.join(PASSES)}.")
+        known = PASSES[name].options
+        for setting in settings:
+            if setting not in known:
+                has = f"Its options: {', '.join(known)}." if known else "It has none."
+                raise ConfigError(f"Pass {name} has no option {setting!r}{nearest(setting, known) or '.'} {has}")
+        schedule = PASSES[name].apply(schedule, **settings)
+    return schedule
+
+
+def _named(text: str, flag: str) -> tuple[str, dict[str, Any]]:
+    """``NAME[:KEY=VALUE,...]`` in its parts."""
+    name, _, settings = text.partition(":")
+    return name, dict(_pair(item, flag) for item in settings.split(",") if item)
+
+
+def _pair(text: str, flag: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise ConfigError(f"--option {text}: write KEY=VALUE, for example waves=2.")
+        raise ConfigError(f"{flag} {text}: write KEY=VALUE, for example waves=2.")
     try:
         return name, json.loads(value)  # numbers, true, false and lists; a name is the string that it is
     except json.JSONDecodeError:
         return name, value
 
 
-def _writable(path: Path) -> None:
-    if path.is_dir() or not path.parent.is_dir():
-        raise ConfigError(f"--export {path}: name a file in a folder that exists.")
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Raise ConfigError where a file that is asked for can't be written, before any work is done."""
+    taken: dict[Path, str] = {}
+    for name in OUTPUTS:
+        path = getattr(options, name)
+        if path is None:
+            continue
+        if path.is_dir() or not path.parent.is_dir():
+            raise ConfigError(f"--{name} {path}: name a file in a folder that exists.")
+        if path.resolve() in taken:
+            raise ConfigError(f"--{name} {path}: --{taken[path.resolve()]} writes that file already.")
+        taken[path.resolve()] = name
 
 
-def _table(figures: Figures) -> str:
-    rows = [
-        ("makespan", f"{figures.makespan:g}"),
-        ("lower bound", f"{figures.lower_bound:g}"),
-        ("bubble", f"{figures.bubble_rate:.1%} of all ranks' time"),
-        ("peak activation", " ".join(f"{peak:g}" for peak in figures.peak_activation)),
+def _files(options: argparse.Namespace, schedules: list[Schedule], timelines: list[Timeline]) -> dict[Path, str]:
+    """What is to be written where."""
+    files: dict[Path, str] = {}
+    if options.export is not None:
+        from stretto.schedule.document import to_json
+
+        files[options.export] = to_json(_with_messages(schedules[0], options.lowered)) + "\n"
+    return files
+
+
+def _with_messages(schedule: Schedule, lowered: bool) -> Schedule:
+    """The schedule with the messages between its ranks, or with its compute operations alone."""
+    from stretto.schedule.op import COMPUTE
+    from stretto.schedule.passes.communication import lower
+
+    if lowered:
+        return lower(schedule)
+    if set(schedule.kind.tolist()) <= COMPUTE:
+        return schedule
+    return schedule.with_orders(
+        [[op for op in schedule.ops(rank) if op.kind in COMPUTE] for rank in range(schedule.num_ranks)]
+    )
+
+
+def _shown(options: argparse.Namespace, schedules: list[Schedule], timelines: list[Timeline]) -> str:
+    """The drawings, named where there are several."""
+    from stretto.schedule.render.text import draw
+
+    shown = []
+    for schedule, timeline in zip(schedules, timelines, strict=True):
+        name = [schedule.name] if len(schedules) > 1 else []
+        order = [str(_with_messages(schedule, True))] if options.lowered else []
+        shown.append("\n".join([*name, draw(timeline), *order]))
+    return "\n\n".join(shown)
+
+
+def _table(figures: list[Figures]) -> str:
+    """The figures as aligned lines, one column per schedule."""
+    columns = [
+        (
+            figure.name,
+            f"{figure.makespan:g}",
+            f"{figure.lower_bound:g}",
+            f"{figure.bubble_rate:.1%} of all ranks' time",
+            " ".join(f"{peak:g}" for peak in figure.peak_activation),
+        )
+        for figure in figures
     ]
-    return "\n".join(f"{name:<16} {value}" for name, value in rows)
+    names = ("", "makespan", "lower bound", "bubble", "peak activation")
+    widths = [max(map(len, column)) for column in columns]
+    lines = []
+    for row, name in enumerate(names):
+        cells = (f"{column[row]:<{width}}" for column, width in zip(columns, widths, strict=True))
+        lines.append(f"{name:<16} {'   '.join(cells)}".rstrip())
+    return "\n".join(lines if len(figures) > 1 else lines[1:])
+
+
+def _families() -> list[dict[str, Any]]:
+    """What ``--list --json`` prints: each family's name, summary, chunks and options."""
+    from stretto.schedule.families import FAMILIES
+
+    return [
+        {"name": name, "summary": family.summary, "chunks": _chunks(family), "options": list(family.options)}
+        for name, family in FAMILIES.items()
+    ]
+
+
+def _chunks(family: Family) -> str:
+    """How many stages a rank may hold, in words."""
+    counts = getattr(family, "chunk_counts", None)
+    if not family.chunked:
+        return "1"
+    return "any" if counts is None else " or ".join(map(str, counts))
+
+
+def _listing() -> str:
+    """What ``--list`` prints: one line for each family and pass, and what they can be told."""
+    from stretto.schedule import passes
+    from stretto.schedule.families import FAMILIES
+
+    PASSES = getattr(passes, "PASSES", {})
+    width = max(map(len, [*FAMILIES, *PASSES])) + 2
+    lines = ["families (--schedule NAME --pp R --microbatches M)"]
+    for name, family in FAMILIES.items():
+        told = [f"--chunks {_chunks(family)}"] if family.chunked else []
+        told += [f"--option {option}=" for option in family.options]
+        lines += [f"  {name:<{width}}{family.summary}"] + [f"  {'':<{width}}{'  '.join(told)}"] * bool(told)
+    lines += ["", "passes (--pass NAME:KEY=VALUE,...)"]
+    for name, change in PASSES.items():
+        lines.append(f"  {name:<{width}}{change.summary}")
+        lines += [f"  {'':<{width}}{' '.join(f'{option}=' for option in change.options)}"] * bool(change.options)
+    return "\n".join(lines)
