@@ -8,5 +8,6 @@ from stretto.schedule.simulate.clock import Timeline, run
 from stretto.schedule.simulate.costs import Costs
 from stretto.schedule.simulate.figures import Figures, simulate
 from stretto.schedule.simulate.memory import peak_activation
+from stretto.schedule.simulate.stage_costs import StageCosts
 
-__all__ = ["Costs", "Figures", "Timeline", "lower_bound", "peak_activation", "run", "simulate"]
+__all__ = ["Costs", "Figures", "StageCosts", "Timeline", "lower_bound", "peak_activation", "run", "simulate"]

@@ -36,26 +36,27 @@ def lower_bound(schedule: Schedule, costs: Costs) -> float:
 
 def _jobs(schedule: Schedule, costs: Costs, path: tuple[int, ...], holders: tuple[int, ...]) -> list[tuple[int, Job]]:
     """The operations of one micro-batch with the rank that runs each."""
-    cost = costs.of_chunk(schedule)
+    stage_costs = costs.of(schedule)
+    cost, latency = stage_costs.durations(), float(stage_costs.comm.min(initial=0.0))
     chain = [(Kind.F, stage) for stage in path]
     chain += [(Kind.I, stage) for stage in reversed(path) if schedule.has_backward(stage)]
     heads, at = [], 0.0
     for step, (kind, stage) in enumerate(chain):
         if step and holders[chain[step - 1][1]] != holders[stage]:
-            at += costs.comm
+            at += latency
         heads.append(at)
-        at += cost[kind]
+        at += cost[kind, stage]
     found: list[tuple[int, Job]] = []
     rest = 0.0
     for step in reversed(range(len(chain))):
         kind, stage = chain[step]
         if step + 1 < len(chain) and holders[chain[step + 1][1]] != holders[stage]:
-            rest += costs.comm
+            rest += latency
         if kind is Kind.I:
-            found.append((holders[stage], (heads[step] + cost[kind], cost[Kind.W], 0.0)))
-            rest = max(rest, cost[Kind.W])
-        found.append((holders[stage], (heads[step], cost[kind], rest)))
-        rest += cost[kind]
+            found.append((holders[stage], (heads[step] + cost[kind, stage], cost[Kind.W, stage], 0.0)))
+            rest = max(rest, cost[Kind.W, stage])
+        found.append((holders[stage], (heads[step], cost[kind, stage], rest)))
+        rest += cost[kind, stage]
     return found
 
 

@@ -47,7 +47,8 @@ def run(schedule: Schedule, costs: Costs) -> Timeline:
     """Time a schedule.  Raises ScheduleError where it can't finish, saying why."""
     schedule = without_messages(schedule)
     dependencies = Dependencies(schedule)
-    durations = costs.of_chunk(schedule)
+    stage_costs = costs.of(schedule)
+    durations, latency = stage_costs.durations().tolist(), float(stage_costs.comm.max(initial=0.0))
     orders = [[row[:3] for row in schedule.rows(rank)] for rank in range(schedule.num_ranks)]
     starts: list[list[float]] = [[] for _ in orders]
     ends: list[list[float]] = [[] for _ in orders]
@@ -66,11 +67,11 @@ def run(schedule: Schedule, costs: Costs) -> Timeline:
                     missing = need
                     break
                 at, giver = ended[need]
-                start = max(start, at + costs.comm if giver != rank else at)
+                start = max(start, at + latency if giver != rank else at)
             if missing is not None:
                 waiting.setdefault(missing, []).append(rank)
                 break
-            free = start + durations.get(op[0], 0.0)
+            free = start + durations[op[0]][op[1]]
             starts[rank].append(start)
             ends[rank].append(free)
             if op[0] not in REPEATABLE:

@@ -1,44 +1,121 @@
 """What operations cost: the values that a simulation is given.
 
-Scalars are for a rank's whole share of the model; with V chunks per rank each costs 1/V of it.
+A cost is either one number, for a rank's whole share of the model, or one number per stage, absolute:
+
+    Costs(F=2.0)                   with 2 chunks per rank, each F takes 1.0
+    Costs(F=(1.0, 1.5, 1.0, 2.5))  4 stages; F of stage 3 takes 2.5
+
+``Costs.of(schedule)`` turns both into arrays per stage, checked against the schedule's shape.
+
+Memory is counted in units, not bytes: one unit is what one micro-batch keeps alive over one rank's whole
+share of the layers.  Where stages keep different numbers of bytes that is the average rank's share, so
+
+    activation of a stage = its activation_bytes x ranks / sum of activation_bytes of all stages
+
+All stages together always weigh as many units as there are ranks, and limits and peaks mean the same
+whether or not bytes are given.  ``StageCosts.unit_bytes`` leads back to bytes.
 """
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
-from stretto.schedule.op import Kind
-from stretto.schedule.schedule import Schedule
+from stretto.schedule.simulate.stage_costs import StageCosts
 from stretto.spec.errors import ScheduleError, nearest
+
+if TYPE_CHECKING:
+    from stretto.schedule.simulate.stage_costs import Values
+
+Cost = float | Sequence[float]
+"""A number for a rank's whole share, or a sequence with one per stage."""
+
+POSITIVE = ("F", "I", "W", "R")
+"""Work that always takes time."""
+PASSES = ("F", "I", "W", "R", "O", "L", "UNSHARD", "RESHARD", "REDUCE_GRAD")
+"""Costs of a rank's whole share that its chunks divide among them; S, T and OPT happen per rank instead."""
+PER_STAGE = (*PASSES, "S", "T", "activation_bytes", "act_w")
+"""What has one entry per stage where it is a sequence."""
+REQUIRED = ("F", "I", "W")
+"""Keys that a costs file must have."""
+
+
+class Shape(Protocol):
+    """What costs must fit: a schedule, or anything with its shape."""
+
+    @property
+    def num_ranks(self) -> int:
+        """Pipeline ranks."""
+
+    @property
+    def num_stages(self) -> int:
+        """Stages of one replica."""
+
+    @property
+    def placement(self) -> tuple[tuple[int, ...], ...]:
+        """``placement[voice][stage]``: the rank that holds the stage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
-    """Scalar costs, in any unit of time.  Raises ScheduleError for a cost that can't be."""
+    """Costs in any unit of time.  Raises ScheduleError for a cost that can't be, or lengths that differ."""
 
-    F: float = 1.0
+    F: Cost = 1.0
     """Forward."""
-    I: float = 1.0  # noqa: E741
+    I: Cost = 1.0  # noqa: E741
     """Gradient of the inputs; B costs I + W."""
-    W: float = 1.0
+    W: Cost = 1.0
     """Gradient of the weights."""
-    R: float = 1.0
-    """Recompute, where the schedule has it."""
-    comm: float = 0.0
-    """Latency of a stage boundary between two ranks; it occupies neither of them."""
-    act_w: float = 1.0
+    R: Cost | None = None
+    """Recompute; None: as long as F, which it repeats."""
+    S: Cost = 0.0
+    """First vocabulary pass over one rank's shard; as a sequence, entry k is for shard k."""
+    T: Cost = 0.0
+    """Second vocabulary pass, likewise."""
+    O: Cost = 0.0  # noqa: E741
+    """Offload of an activation."""
+    L: Cost = 0.0
+    """Load of an activation."""
+    UNSHARD: Cost = 0.0
+    """Gathering parameters."""
+    RESHARD: Cost = 0.0
+    """Letting them go."""
+    REDUCE_GRAD: Cost = 0.0
+    """Reducing gradients."""
+    OPT: Cost = 0.0
+    """Optimizer step of a rank; as a sequence, one entry per rank."""
+    comm: Cost = 0.0
+    """Latency of a stage boundary between two ranks; as a sequence, entry s is for stages s and s + 1."""
+    act_w: Cost = 1.0
     """Fraction of an activation kept between I and W."""
+    activation_bytes: Sequence[float] | None = None
+    """What one micro-batch keeps alive on each stage; None: the same everywhere."""
 
     def __post_init__(self) -> None:
-        """Refuse what would make times meaningless."""
-        for name in ("F", "I", "W", "R"):
-            if not (math.isfinite(value := getattr(self, name)) and value > 0):
-                raise ScheduleError(f"Cost {name} is {value:g}, but an operation takes a time above 0.")
-        if not (math.isfinite(self.comm) and self.comm >= 0):
-            raise ScheduleError(f"Cost comm is {self.comm:g}, but a latency is 0 or more.")
-        if not 0 <= self.act_w <= 1:
-            raise ScheduleError(f"Cost act_w is {self.act_w:g}, but a fraction is between 0 and 1.")
+        """Make sequences tuples of floats and refuse what would make times meaningless."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Sequence):
+                object.__setattr__(self, field.name, tuple(float(item) for item in value))
+            for where, item in _items(field.name, value):
+                _check(field.name, where, item)
+        lengths = {name: len(value) for name in PER_STAGE if isinstance(value := getattr(self, name), tuple)}
+        for name, length in lengths.items():
+            first = next(iter(lengths))
+            if length != lengths[first]:
+                raise ScheduleError(
+                    f"Cost {first} has {lengths[first]} entries, but {name} has {length}; each has one per stage."
+                )
+        if lengths and isinstance(self.comm, tuple) and len(self.comm) != (stages := next(iter(lengths.values()))) - 1:
+            raise ScheduleError(
+                f"Cost comm has {len(self.comm)} entries, but {stages} stages have {stages - 1} boundaries."
+            )
+        if isinstance(self.activation_bytes, tuple) and sum(self.activation_bytes) == 0:
+            raise ScheduleError("Cost activation_bytes is 0 on every stage; leave it out where memory doesn't matter.")
 
     @classmethod
     def parse(cls, text: str) -> Costs:
@@ -47,7 +124,7 @@ class Costs:
         >>> Costs.parse("F=2,comm=0.5").F
         2.0
         """
-        names = [field.name for field in fields(cls)]
+        names = [field.name for field in fields(cls) if field.name != "activation_bytes"]
         values: dict[str, float] = {}
         for item in filter(None, (part.strip() for part in text.split(","))):
             name, equals, value = item.partition("=")
@@ -64,10 +141,85 @@ class Costs:
                 values[name] = float(value)
             except ValueError:
                 raise ScheduleError(f"Cost {name} is {value.strip()!r}, which is not a number.") from None
-        return cls(**values)
+        return cls(**values)  # type: ignore[arg-type]  # activation_bytes isn't among them
 
-    def of_chunk(self, schedule: Schedule) -> dict[int, float]:
-        """Duration of each kind of operation on one stage of the schedule; kinds left out take no time."""
-        chunks = schedule.num_stages / schedule.num_ranks
-        whole = {Kind.F: self.F, Kind.B: self.I + self.W, Kind.I: self.I, Kind.W: self.W, Kind.R: self.R}
-        return {int(kind): cost / chunks for kind, cost in whole.items()}
+    @classmethod
+    def load(cls, path: Path | str) -> Costs:
+        """Read a costs file: a JSON object of lists with one entry per stage, absolute, times in seconds.
+
+        ``F``, ``I`` and ``W`` are needed; ``comm`` has one entry per boundary and ``OPT`` one per rank.
+        Raises ScheduleError where it can't be read or says what can't be.
+        """
+        try:
+            document = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise ScheduleError(f"The costs file {path} can't be read: {error}.") from None
+        if not isinstance(document, dict):
+            raise ScheduleError(f"The costs file {path} holds no JSON object.")
+        known = [field.name for field in fields(cls)]
+        for name, value in document.items():
+            if name not in known:
+                raise ScheduleError(f"The costs file {path} has the unknown key {name!r}{nearest(name, known) or '.'}")
+            if not isinstance(value, list) or any(type(item) not in (int, float) for item in value):
+                raise ScheduleError(f"The costs file {path} has {name}={value!r}; it is a list of numbers.")
+        for name in REQUIRED:
+            if name not in document:
+                raise ScheduleError(f"The costs file {path} has no {name!r}; it needs {', '.join(REQUIRED)}.")
+        try:
+            return cls(**document)
+        except ScheduleError as error:
+            raise ScheduleError(f"{path}: {error}") from None
+
+    def of(self, shape: Shape) -> StageCosts:
+        """The costs of each stage.  Raises ScheduleError where a sequence has another length than the shape wants."""
+        import numpy as np
+
+        stages, ranks = shape.num_stages, shape.num_ranks
+        crossing = np.zeros(stages - 1, dtype=bool)
+        for replica in shape.placement:
+            crossing |= np.diff(replica) != 0
+        chunks = stages / ranks
+        costs = {name: self._column(name, stages, chunks if name in PASSES else 1.0) for name in PER_STAGE}
+        weight = costs.pop("activation_bytes")
+        return StageCosts(
+            **costs,
+            OPT=self._column("OPT", ranks, 1.0),
+            comm=self._column("comm", stages - 1, 1.0) * crossing,
+            activation=weight * (ranks / weight.sum()),
+            unit_bytes=None if self.activation_bytes is None else float(weight.sum()) / ranks,
+        )
+
+    def _column(self, name: str, length: int, parts: float) -> Values:
+        """A cost as an array; a single number is divided into ``parts``."""
+        import numpy as np
+
+        value = getattr(self, name)
+        if value is None:
+            return np.ones(length) if name == "activation_bytes" else self._column("F", length, parts)
+        if not isinstance(value, tuple):
+            return np.full(length, value / parts)
+        if len(value) != length:
+            entries = {"OPT": "ranks", "comm": "boundaries between stages"}.get(name, "stages")
+            raise ScheduleError(f"Cost {name} has {len(value)} entries, but the schedule has {length} {entries}.")
+        return np.array(value)
+
+
+def _items(name: str, value: Cost | None) -> Iterator[tuple[str, float]]:
+    """Each number of a cost with its name in messages."""
+    if isinstance(value, Sequence):
+        yield from ((f"{name}[{index}]", item) for index, item in enumerate(value))
+    elif value is not None:
+        yield name, value
+
+
+def _check(name: str, where: str, value: float) -> None:
+    """Raise ScheduleError for a number that the cost can't be."""
+    finite = math.isfinite(value)
+    if name in POSITIVE and not (finite and value > 0):
+        raise ScheduleError(f"Cost {where} is {value:g}, but an operation takes a time above 0.")
+    if name == "comm" and not (finite and value >= 0):
+        raise ScheduleError(f"Cost {where} is {value:g}, but a latency is 0 or more.")
+    if name == "act_w" and not 0 <= value <= 1:
+        raise ScheduleError(f"Cost {where} is {value:g}, but a fraction is between 0 and 1.")
+    if not (finite and value >= 0):
+        raise ScheduleError(f"Cost {where} is {value:g}, but it is 0 or more.")

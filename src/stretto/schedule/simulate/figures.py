@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+import numpy as np
+
 from stretto.schedule.schedule import Schedule
 from stretto.schedule.simulate.bound import lower_bound
 from stretto.schedule.simulate.clock import run
@@ -53,11 +55,11 @@ def simulate(schedule: Schedule, costs: Costs | None = None) -> Figures:
     """Time a schedule (unit costs by default).  Raises ScheduleError where it can't finish."""
     costs = costs or Costs()
     timeline = run(schedule, costs)
-    durations = costs.of_chunk(schedule)
+    durations = costs.of(schedule).durations()
     busy = []
     for rank in range(schedule.num_ranks):
-        kinds = Counter(row[0] for row in schedule.rows(rank))
-        busy.append(sum(durations.get(kind, 0.0) * count for kind, count in sorted(kinds.items())))
+        ops = Counter(row[:2] for row in schedule.rows(rank))
+        busy.append(float(sum(durations[op] * count for op, count in sorted(ops.items()))))
     makespan, span = timeline.makespan, max(timeline.spans)
     return Figures(
         name=schedule.name,
@@ -70,5 +72,5 @@ def simulate(schedule: Schedule, costs: Costs | None = None) -> Figures:
         bubble_rate=1 - sum(busy) / (schedule.num_ranks * makespan),
         bubble_rate_span=1 - max(busy) / span,
         busy=tuple(busy),
-        peak_activation=peak_activation(schedule, act_w=costs.act_w),
+        peak_activation=peak_activation(schedule, act_w=float(np.mean(costs.act_w))),
     )
