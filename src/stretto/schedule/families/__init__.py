@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from stretto.schedule.families.breadth_first import breadth_first
 from stretto.schedule.families.forward_only import forward_only
 from stretto.schedule.families.gpipe import gpipe
 from stretto.schedule.families.interleaved import interleaved
@@ -53,6 +54,12 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "zb-h1": Family(builder=zb_h1, summary="1f1b with W later than I: a third of its bubble at its memory"),
     "zb-h2": Family(builder=zb_h2, summary="no bubble once every rank has started; up to 2R - 1 micro-batches alive"),
+    "breadth-first": Family(
+        builder=breadth_first,
+        summary="all micro-batches through a chunk before the next; each stage gathered once per pass",
+        chunked=True,
+        options=("sharded",),
+    ),
     "forward-only": Family(builder=forward_only, summary="no backward; evaluation and inference", chunked=True),
 }
 
