@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stretto.schedule.families.breadth_first import breadth_first
+from stretto.schedule.families.dualpipe import dualpipe
+from stretto.schedule.families.dualpipe_v import dualpipe_v
 from stretto.schedule.families.forward_only import forward_only
 from stretto.schedule.families.gpipe import gpipe
 from stretto.schedule.families.interleaved import interleaved
@@ -60,6 +62,10 @@ FAMILIES: Mapping[str, Family] = {
         chunked=True,
         options=("sharded",),
     ),
+    "dualpipe": Family(
+        builder=dualpipe, summary="two replicas in opposite directions, forward of one under backward of the other"
+    ),
+    "dualpipe-v": Family(builder=dualpipe_v, summary="dualpipe with one replica, folded into a V", chunk_counts=(2,)),
     "forward-only": Family(builder=forward_only, summary="no backward; evaluation and inference", chunked=True),
 }
 
