@@ -106,9 +106,9 @@ def test_forget_lets_activations_go() -> None:
     (w,) = weights(1)
     stage = Stage(0, [segment_of("block", lambda x, context, batch: x @ w, w)[0]])
     stage.forward(0, torch.ones(2, 3, dtype=torch.float64), None, None)
-    assert len(list(stage.kept_inputs())) == 1
+    assert len(list(stage.kept_tensors())) == 1
     stage.forget()
-    assert stage.num_in_flight == 0 and not list(stage.kept_inputs())
+    assert stage.num_in_flight == 0 and not list(stage.kept_tensors())
 
 
 def test_unused_and_frozen_inputs_get_zeros() -> None:

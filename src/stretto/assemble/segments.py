@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from stretto.assemble.split import rule_of
 from stretto.parallel.collectives import size_of
+from stretto.parallel.pipeline.backward import Deferral
 from stretto.parallel.pipeline.segment import Segment, Value
 from stretto.parallel.tensor import gather_sequence
 from stretto.parallel.unit import Unit
@@ -32,17 +33,20 @@ def make_segment(
     module = cast(nn.Module, stack).get_submodule(part)
     group = mesh.group("tp")
     if part == "inputs":
-        return Segment(name=part, run=_inputs(stack, module, group, mesh), units=units)
+        return Segment(name=part, run=_inputs(stack, module, group, mesh), units=units, deferral=Deferral(module))
     if part == "outputs":
-        return Segment(name=part, run=_outputs(stack, module, group, shardings), units=units)
+        run = _outputs(stack, module, group, shardings)
+        return Segment(name=part, run=run, units=units, deferral=Deferral(module))
     if plan.recompute == "selective":
         _recompute_attention(module, part)
     call: Any = torch.compile(module) if plan.compile else module
+    # A block that is compiled as a whole runs its full backward in I: no layer in it can stash.
+    deferral = Deferral() if plan.compile else Deferral(module)
 
-    def run(x: Value, context: Any, batch: Batch) -> Value:
+    def block(x: Value, context: Any, batch: Batch) -> Value:
         return call(x, context)
 
-    return Segment(name=part, run=run, units=units, recompute=plan.recompute == "full")
+    return Segment(name=part, run=block, units=units, recompute=plan.recompute == "full", deferral=deferral)
 
 
 def _recompute_attention(block: nn.Module, part: str) -> None:

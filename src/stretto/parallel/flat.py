@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from stretto.parallel.collectives import DONE, Pending, all_gather, all_reduce, reduce_scatter
+from stretto.parallel.gradient import Gradient, add_gradient
 from stretto.parallel.master import Master, counts_here
 from stretto.parallel.mesh import Mesh
 from stretto.spec.sharding import Sharding
@@ -185,21 +186,15 @@ class FlatUnit:
         self._flat.untyped_storage().resize_(0)
         self._whole = False
 
-    def add_gradients(self, gradients: Sequence[Tensor | None]) -> None:
+    def add_gradients(self, gradients: Sequence[Gradient]) -> None:
         """Add one backward pass into the buffer; reduce when zero or the last pass says so."""
         if not self._trained:
             return
         buffer = self._main.new_empty(self._width * self._ranks) if self._grad is None else _held(self._grad)
         views = buffer[: sum(self._sizes)].split(self._sizes)
         fresh = self._fresh or self._zero >= 2
-        for i, gradient in zip(self._trained, gradients, strict=True):
-            if gradient is None:
-                if fresh:
-                    views[i].zero_()
-            elif fresh:
-                views[i].view(gradient.shape).copy_(gradient)
-            else:
-                views[i].view(gradient.shape).add_(gradient)
+        for i, parameter, gradient in zip(self._trained, self.parameters, gradients, strict=True):
+            add_gradient(views[i].view(parameter.shape), gradient, fresh=fresh)
         self._fresh = False
         self._remaining -= 1
         if self._zero >= 2:

@@ -13,6 +13,7 @@ their gradients are partial and are summed over tp when the shard unit reduces t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, autograd, nn
@@ -72,10 +73,12 @@ class RowParallelLinear(nn.Module):
         self.bias: nn.Parameter | None
         self.register_parameter("bias", bias)
         self._group = group
+        self.linear: Callable[[Tensor, Tensor], Tensor] = functional.linear
+        """How ``x`` [..., in] and the weight are multiplied; a split backward puts its own function here."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, in/tp] -> [B, T/tp, out]."""
-        y = scatter_sequence(functional.linear(x, self.weight), self._group)
+        y = scatter_sequence(self.linear(x, self.weight), self._group)
         return y if self.bias is None else y + self.bias
 
 

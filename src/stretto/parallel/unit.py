@@ -3,6 +3,7 @@
 The pipeline runtime calls a unit at fixed points and knows nothing of what happens there:
 
     unshard ─► ready ─► forward ─► reshard        unshard ─► ready ─► backward ─► add_gradients ─► reshard
+                                                  unshard ─► ready ─► I ─► reshard ... W ─► add_gradients
     ... after the last backward of the step: settle (three phases) ─► optimizer on masters ─► publish
 
 ``LocalUnit`` serves a rank that shares its parameters with nobody: gradients stay where autograd put
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from stretto.parallel.collectives import DONE, Pending
+from stretto.parallel.gradient import Gradient, add_gradient
 from stretto.parallel.master import Master, counts_here
 from stretto.parallel.mesh import Mesh
 from stretto.spec.sharding import Sharding
@@ -45,7 +47,7 @@ class Unit(Protocol):
     def reshard(self) -> None:
         """The parameters are not needed for a while."""
 
-    def add_gradients(self, gradients: Sequence[Tensor | None]) -> None:
+    def add_gradients(self, gradients: Sequence[Gradient]) -> None:
         """Accumulate one backward pass; the last one starts the reduction."""
 
     def settle(self, phase: int) -> Pending:
@@ -113,17 +115,20 @@ class LocalUnit:
     def reshard(self) -> None:
         """Parameters stay whole."""
 
-    def add_gradients(self, gradients: Sequence[Tensor | None]) -> None:
+    def add_gradients(self, gradients: Sequence[Gradient]) -> None:
         """Keep the first micro-batch's gradients as they are, add the others in place.
 
         A parameter that was not used has a gradient of zeros, as in the buffer of a FlatUnit, so that every
         plan decays it alike.
         """
         for tensor, gradient in zip(self._trained, gradients, strict=True):
-            if tensor.grad is None:
-                tensor.grad = torch.zeros_like(tensor) if gradient is None else _laid_out_like(tensor, gradient)
-            elif gradient is not None:
-                tensor.grad.add_(gradient)
+            if tensor.grad is not None:
+                add_gradient(tensor.grad, gradient, fresh=False)
+            elif isinstance(gradient, Tensor):
+                tensor.grad = _laid_out_like(tensor, gradient)
+            else:
+                tensor.grad = torch.empty_like(tensor, requires_grad=False)
+                add_gradient(tensor.grad, gradient, fresh=True)
 
     def settle(self, phase: int) -> Pending:
         """Nothing to reduce."""

@@ -39,7 +39,7 @@ class ActivationMeter:
             if not self._holders.get(key):
                 self._bytes += tensor.untyped_storage().nbytes()
             self._holders[key] = self._holders.get(key, 0) + 1
-            kept = {_key(t): t for stage in self._session.model.stages.values() for t in stage.kept_inputs()}
+            kept = {_key(t): t for stage in self._session.model.stages.values() for t in stage.kept_tensors()}
             extra = sum(t.untyped_storage().nbytes() for k, t in kept.items() if not self._holders.get(k))
             self.peak_bytes = max(self.peak_bytes, self._bytes + extra)
         return held

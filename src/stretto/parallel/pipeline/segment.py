@@ -6,18 +6,21 @@ while the next segment is differentiated.  Full recompute is the same cut withou
 
     forward    x ──► [run] ──► y          keep (x, y)          recompute: keep x only, y without graph
     backward   dx, dparameters ◄── [autograd.grad] ◄── dy      recompute: run again, then the same
+    split      dx ◄── [autograd.grad] ◄── dy  ...  dparameters ◄── stash      (backward.py)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from stretto.parallel.gradient import Gradient, apart
+from stretto.parallel.pipeline.backward import Deferral, Stash
 from stretto.parallel.unit import Unit
 
 Value = Tensor | tuple[Tensor, ...] | None
@@ -45,6 +48,8 @@ class Kept:
     """Its input, as leaves of its graph."""
     y: tuple[GradientEdge | None, ...] | None
     """Where its graph ends (the output itself need not live on), or None where it will be recomputed."""
+    stash: Stash | None = None
+    """Where its linear layers leave their weight gradients, where the backward is split."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -59,6 +64,13 @@ class Segment:
     """Units of the parameters it uses."""
     recompute: bool = False
     """Run the forward again in the backward instead of keeping its graph."""
+    deferral: Deferral = field(default_factory=Deferral)
+    """Reaches its linear layers; where it reaches none, ``I`` is the full backward and ``W`` adds what that gave."""
+    _parameters: list[nn.Parameter] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Look its parameters up once."""
+        self._parameters = [p for unit in self.units for p in unit.parameters]
 
     def unshard(self) -> None:
         """Start gathering its parameters."""
@@ -75,41 +87,98 @@ class Segment:
         for unit in self.units:
             unit.reshard()
 
-    def forward(self, x: Value, context: Any, batch: Any) -> tuple[Kept, Value]:
-        """Run it; return what to keep and the output."""
+    def forward(
+        self, x: Value, context: Any, batch: Any, *, split: bool = False, recompute: bool = False
+    ) -> tuple[Kept, Value]:
+        """Run it; return what to keep and the output.
+
+        Args:
+            split: the backward will be ``backward_inputs`` and ``backward_weights``.
+            recompute: keep the input alone, as if ``self.recompute``.
+        """
         self._ready()
-        x = detached(x)
-        if self.recompute:
+        kept = Kept(detached(x), None, Stash() if split else None)
+        if self.recompute or recompute:
             with torch.no_grad():
-                y = self.run(x, context, batch)
-            return Kept(x, None), y
-        y = self.run(x, context, batch)
-        return Kept(x, _edges(y)), y
+                y = self.run(kept.x, context, batch)
+            return kept, y
+        return kept, self._run(kept, context, batch)
+
+    def _run(self, kept: Kept, context: Any, batch: Any) -> Value:
+        """Run it with a graph, of which ``kept`` remembers the ends."""
+        with self.deferral(kept.stash):
+            y: Value = self.run(kept.x, context, batch)
+        kept.y = _edges(y)
+        return y
 
     def evaluate(self, x: Value, context: Any, batch: Any) -> Value:
         """Run it without a graph."""
         self._ready()
         return self.run(x, context, batch)
 
+    def rerun(self, kept: Kept, context: Any, batch: Any) -> None:
+        """Recompute: make the graph that the forward didn't keep."""
+        if kept.y is None:
+            self._ready()
+            self._run(kept, context, batch)
+
     def backward(self, kept: Kept, dy: Value, context: Any, batch: Any) -> Value:
         """Gradient of its input; gradients of its parameters go to the units."""
         self._ready()
-        ends = kept.y
-        if ends is None:
-            ends = _edges(self.run(kept.x, context, batch))
-        sources = [t for t in tensors_of(kept.x) if t.requires_grad]
-        parameters = [p for unit in self.units for p in unit.parameters]
-        outputs, seeds = _differentiable(ends, tensors_of(dy))
+        parameters = self._parameters
+        outputs, seeds, sources = self._ends(kept, dy, context, batch)
         if not outputs or not (sources or parameters):
-            for unit in self.units:  # each backward is a contribution that the unit counts
-                unit.add_gradients([None] * len(unit.parameters))
+            self._hand_over([None] * len(parameters))
             return None
-        gradients = _apart(torch.autograd.grad(outputs, [*sources, *parameters], seeds, allow_unused=True))
-        at = len(sources)
+        gradients = torch.autograd.grad(outputs, [*sources, *parameters], seeds, allow_unused=True)
+        dx = _gradients_of(kept.x, gradients[: len(sources)])
+        self._hand_over(apart(gradients[len(sources) :], (*seeds, *tensors_of(dx))))
+        return dx
+
+    def backward_inputs(self, kept: Kept, dy: Value, context: Any, batch: Any) -> Value:
+        """Gradient of its input; ``backward_weights`` of the same ``kept`` follows."""
+        assert kept.stash is not None, "the forward was not told that its backward would be split"
+        self._ready()
+        outputs, seeds, sources = self._ends(kept, dy, context, batch)
+        if not outputs:
+            return None
+        if not sources:
+            kept.stash.put_off(outputs, seeds)
+            return None
+        with self.deferral(kept.stash):
+            gradients = torch.autograd.grad(outputs, [*sources, *self._parameters], seeds, allow_unused=True)
+        dx = _gradients_of(kept.x, gradients[: len(sources)])
+        kept.stash.keep(gradients[len(sources) :], (*seeds, *tensors_of(dx)))
+        kept.x = kept.y = None
+        return dx
+
+    def backward_weights(self, kept: Kept) -> None:
+        """Gradients of its parameters go to the units; needs the parameters themselves only if it has no input."""
+        stash, kept.stash = kept.stash, None
+        assert stash is not None
+        parameters = self._parameters
+        if stash.is_whole:
+            self._ready()
+            stash.differentiate(parameters)
+            self.reshard()
+        self._hand_over(stash.gradients(parameters))
+
+    def _ends(
+        self, kept: Kept, dy: Value, context: Any, batch: Any
+    ) -> tuple[list[GradientEdge], list[Tensor], list[Tensor]]:
+        """Outputs that have a graph, their seeds, and the inputs that need a gradient."""
+        if kept.y is None:
+            self._run(kept, context, batch)
+        assert kept.y is not None
+        outputs, seeds = _differentiable(kept.y, tensors_of(dy))
+        return outputs, seeds, [t for t in tensors_of(kept.x) if t.requires_grad]
+
+    def _hand_over(self, gradients: Sequence[Gradient]) -> None:
+        """Give each unit its gradients; each call is a contribution that the unit counts."""
+        at = 0
         for unit in self.units:
             unit.add_gradients(gradients[at : at + len(unit.parameters)])
             at += len(unit.parameters)
-        return _gradients_of(kept.x, gradients[: len(sources)])
 
 
 def _edges(y: Value) -> tuple[GradientEdge | None, ...]:
@@ -123,22 +192,6 @@ def _differentiable(
     """The outputs that have a graph, with their seeds."""
     pairs = [(end, dy) for end, dy in zip(ends, dys, strict=True) if end is not None]
     return [end for end, _ in pairs], [dy for _, dy in pairs]
-
-
-def _apart(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """The gradients without shared memory.
-
-    autograd gives both summands of a sum one and the same tensor; units add to and scale what they get.
-    """
-    seen: set[int] = set()
-    found: list[Tensor | None] = []
-    for gradient in gradients:
-        if gradient is not None and gradient.untyped_storage().data_ptr() in seen:
-            gradient = gradient.clone()
-        if gradient is not None:
-            seen.add(gradient.untyped_storage().data_ptr())
-        found.append(gradient)
-    return found
 
 
 def _gradients_of(x: Value, gradients: Sequence[Tensor | None]) -> Value:
