@@ -91,6 +91,22 @@ class Places:
         split = self.find(Kind.I, stage, microbatch)
         return np.where(split >= 0, split, self.find(Kind.B, stage, microbatch))
 
+    def messages(self) -> tuple[Rows, Rows]:
+        """Rows of all sends, and of the receives that meet them, -1 where no rank runs one."""
+        import numpy as np
+
+        schedule, parts = self.schedule, []
+        for send, receive, reader_of in (
+            (Kind.SEND_F, Kind.RECV_F, self.flows.after),
+            (Kind.SEND_B, Kind.RECV_B, self.flows.target),
+        ):
+            rows = np.flatnonzero(schedule.kind == send).astype(np.int32)
+            microbatch = schedule.microbatch[rows]
+            reader = reader_of[self.flows.of[microbatch], schedule.stage[rows]]
+            parts.append((rows, np.where(reader >= 0, self.find(receive, reader, microbatch), NONE)))
+        sends, receives = map(np.concatenate, zip(*parts, strict=True))
+        return sends, receives.astype(np.int32)
+
     @cached_property
     def rank(self) -> Rows:
         """Rank of each row."""
