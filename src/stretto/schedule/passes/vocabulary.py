@@ -39,11 +39,12 @@ from __future__ import annotations
 import heapq
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from stretto.schedule.dependencies import Dependencies, Key
+from stretto.schedule.arrows import Places, arrows
 from stretto.schedule.op import Kind, Op
 from stretto.schedule.passes.communication import lower, without_messages
+from stretto.schedule.progress import check_progress
 from stretto.schedule.schedule import Schedule
 from stretto.spec.errors import ScheduleError
 
@@ -83,40 +84,62 @@ def vocabulary(schedule: Schedule, *, algorithm: int = 1, waiting: int = 2, cost
         if weaver.run() and (best is None or weaver.now < best.now * (1 - 1e-9)):
             best = weaver
     assert best is not None, "in its own order a schedule that can finish can finish with S and T"
-    woven = bare.with_orders(best.orders)
+    woven = bare.with_orders([[plan.op(item) for item in order] for order in best.orders])
     return lower(woven) if schedule.lowered else woven
 
 
 def _check(schedule: Schedule) -> None:
-    """Raise ScheduleError where the schedule has operations that S and T can't be woven between."""
+    """Raise ScheduleError where S and T can't be woven in: other operations than expected, or no end at all."""
     foreign = sorted(Kind(kind).name for kind in set(schedule.kind.tolist()) - PASSES)
     if foreign:
         raise ScheduleError(
             f"{schedule.name} has {', '.join(foreign)}; the vocabulary passes come first: weave them into a schedule "
             "of forwards and backwards, then offload or shard that."
         )
+    check_progress(schedule)
+
+
+class _Item(NamedTuple):
+    """An operation in the weaving."""
+
+    kind: int
+    stage: int
+    """For S and T the shard."""
+    microbatch: int
+    row: int = -1
+    """Of the schedule without S and T; -1 for those two."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Plan:
     """What all tries to weave one schedule share."""
 
+    schedule: Schedule
+    """Without S, T and messages."""
     algorithm: int
     waiting: int
-    dependencies: Dependencies
-    """Of the schedule without S and T."""
+    items: tuple[_Item, ...]
+    """One per row."""
+    rank: tuple[int, ...]
+    """Of each row."""
+    needs: tuple[tuple[int, ...], ...]
+    """Rows that each row needs."""
+    readers: tuple[frozenset[int], ...]
+    """Ranks that need each row; all of them for the F of a last stage."""
+    last: tuple[int, ...]
+    """Row of each micro-batch's F on its last stage."""
+    first: tuple[int, ...]
+    """Row of each micro-batch's first backward, -1 where it has none."""
     durations: list[list[float]]
     """Time of each kind (rows) on each stage or, for S and T, shard."""
     latency: float
     """Of an arrow between two ranks."""
-    last: tuple[int, ...]
-    """Rank of the last stage of each micro-batch's path."""
-    first: tuple[Key | None, ...]
-    """First backward of each micro-batch, None where it has none."""
 
     @classmethod
     def of(cls, schedule: Schedule, *, algorithm: int, waiting: int, costs: Costs | None) -> _Plan:
         """The plan for a schedule without messages; S and T get a time where the costs know none."""
+        import numpy as np
+
         from stretto.schedule.simulate.costs import Costs
 
         stage_costs = (costs or Costs()).of(schedule)
@@ -124,40 +147,58 @@ class _Plan:
         if not any(durations[Kind.S]) and not any(durations[Kind.T]):
             guess = UNKNOWN * float(stage_costs.F.sum()) / schedule.num_ranks
             durations[Kind.S] = durations[Kind.T] = [guess] * schedule.num_stages
-        dependencies = Dependencies(schedule)
-        last, first = [], []
-        for microbatch in range(schedule.num_microbatches):
-            path = schedule.path(microbatch)
-            last.append(schedule.rank_of(path[-1], schedule.voice[microbatch]))
-            backward = [stage for stage in path if schedule.has_backward(stage)]
-            first.append(dependencies.backward(backward[-1], microbatch) if backward else None)
+        places = Places(schedule)
+        flows, microbatches, everyone = places.flows, np.arange(schedule.num_microbatches), range(schedule.num_ranks)
+        last = places.find(Kind.F, flows.last[flows.of], microbatches).tolist()
+        turn = flows.turn[flows.of]
+        first = np.where(turn >= 0, places.backward(turn, microbatches), -1).tolist()
+        drawn, rank = arrows(places), places.rank.tolist()
+        parts = np.split(drawn.need, drawn.start[1:-1])
+        readers: list[set[int]] = [set() for _ in rank]
+        for row, needed in enumerate(parts):
+            for other in needed.tolist():
+                readers[other].add(rank[row])
+        for row in last:
+            readers[row].update(everyone)
+        columns = (schedule.kind, schedule.stage, schedule.microbatch)
+        rows = zip(*(column.tolist() for column in columns), range(schedule.num_ops), strict=True)
         return cls(
+            schedule=schedule,
             algorithm=algorithm,
             waiting=waiting,
-            dependencies=dependencies,
-            durations=durations,
-            latency=float(stage_costs.comm.max(initial=0.0)),
+            items=tuple(_Item(*row) for row in rows),
+            rank=tuple(rank),
+            needs=tuple(tuple(part.tolist()) for part in parts),
+            readers=tuple(map(frozenset, readers)),
             last=tuple(last),
             first=tuple(first),
+            durations=durations,
+            latency=float(stage_costs.comm.max(initial=0.0)),
         )
+
+    def op(self, item: _Item) -> Op:
+        """The operation of an item."""
+        joined = self.schedule.joined is not None and item.row >= 0 and bool(self.schedule.joined[item.row])
+        return Op(Kind(item.kind), stage=item.stage, microbatch=item.microbatch, joined=joined)
 
 
 class _Lanes:
     """One rank's operations in two lanes that keep their own orders, and how far each has come."""
 
-    def __init__(self, order: list[Op], *, shift: int, ahead: int) -> None:
+    def __init__(self, plan: _Plan, rank: int, *, shift: int, ahead: int) -> None:
         """``shift``: forwards by which all others come later; ``ahead``: by which they may come later."""
         self.ahead = ahead - shift
-        self.forwards: list[list[Op]] = []
-        self.others: list[list[Op]] = []
+        self.forwards: list[list[_Item]] = []
+        self.others: list[list[_Item]] = []
         self.before: list[int] = []
         """Forwards that come before each of the others."""
-        group: list[Op] = []
-        for op in order:
-            group.append(op)
-            if op.joined:
+        schedule = plan.schedule
+        group: list[_Item] = []
+        for row in range(schedule.offsets[rank], schedule.offsets[rank + 1]):
+            group.append(plan.items[row])
+            if schedule.joined is not None and schedule.joined[row]:
                 continue
-            if all(member.kind is Kind.F for member in group):
+            if all(item.kind == Kind.F for item in group):
                 self.forwards.append(group)
             else:
                 self.others.append(group)
@@ -165,19 +206,16 @@ class _Lanes:
             group = []
         self.at = [0, 0]
 
-    def heads(self) -> list[tuple[int, list[Op]]]:
+    def heads(self) -> list[tuple[int, list[_Item]]]:
         """Lane and operations that may run next, the preferred one first."""
         forward, other = self.at
-        found: list[tuple[int, list[Op]]] = []
-        if forward < len(self.forwards):
-            turn = other == len(self.others) or forward < self.before[other]
-            if turn or forward - self.before[other] < self.ahead:
-                found.append((0, self.forwards[forward]))
-            if turn and (other == len(self.others) or self.others[other][0].kind is Kind.R):
-                return found  # an R that came early would take memory early
-        if other < len(self.others):
-            preferred = forward == len(self.forwards) or forward >= self.before[other]
-            found.insert(0 if preferred else len(found), (1, self.others[other]))
+        found: list[tuple[int, list[_Item]]] = []
+        turn = forward < len(self.forwards) and (other == len(self.others) or forward < self.before[other])
+        if turn or (forward < len(self.forwards) and forward - self.before[other] < self.ahead):
+            found.append((0, self.forwards[forward]))
+        if other < len(self.others) and not (turn and self.others[other][0].kind == Kind.R):
+            # an R before its turn would take memory before its turn
+            found.insert(1 if turn else 0, (1, self.others[other]))
         return found
 
 
@@ -186,47 +224,44 @@ class _Barrier:
     """How many shards have run a pass of a micro-batch, and when the last two of them did."""
 
     missing: int
-    last: tuple[float, int] = (0.0, -1)
-    """Time and rank."""
+    slowest: int = -1
+    """Rank of the last one."""
+    last: float = -math.inf
     before: float = -math.inf
 
     def arrive(self, rank: int, now: float) -> bool:
         """Note one shard; whether it was the last."""
         self.missing -= 1
-        self.before, self.last = self.last[0] if self.last[1] >= 0 else self.before, (now, rank)
+        self.slowest, self.before, self.last = rank, self.last, now
         return self.missing == 0
 
     def known(self, rank: int, latency: float) -> float:
         """When a rank knows that all have, infinity where some haven't."""
         if self.missing:
             return math.inf
-        time, slowest = self.last
-        return max(time, self.before + latency) if rank == slowest else time + latency
+        return max(self.last, self.before + latency) if rank == self.slowest else self.last + latency
 
 
 class _Weaver:
     """Runs the schedule with a clock; each rank takes S and T when they can run, and its own operations between.
 
-    Always runs something where it can, so it stands still only where the shifted lanes wait for each other.
+    A rank runs something whenever it can, so that all stand still only where shifted lanes wait for each other.
     """
 
     def __init__(self, plan: _Plan, *, shift: int, ahead: int) -> None:
-        schedule = plan.dependencies.schedule
-        self.plan, self.schedule = plan, schedule
-        self.ranks = range(schedule.num_ranks)
-        self.lanes = [_Lanes(schedule.ops(rank), shift=shift, ahead=ahead) for rank in self.ranks]
-        self.orders: list[list[Op]] = [[] for _ in self.ranks]
+        ranks, microbatches = plan.schedule.num_ranks, plan.schedule.num_microbatches
+        self.plan = plan
+        self.ranks = range(ranks)
+        self.lanes = [_Lanes(plan, rank, shift=shift, ahead=ahead) for rank in self.ranks]
+        self.orders: list[list[_Item]] = [[] for _ in self.ranks]
         self.now = 0.0
-        self.busy = [False] * schedule.num_ranks
-        self.ended: dict[Key, float] = {}
-        self.arrived: list[int] = []
-        """Micro-batches whose last forward is over, in that order: the order of S on all ranks."""
-        self.scored: list[int] = []
-        """Micro-batches whose S are over, likewise: the order of T."""
-        self.next = {Kind.S: [0 for _ in self.ranks], Kind.T: [0 for _ in self.ranks]}
-        microbatches = range(schedule.num_microbatches)
-        self.barriers = {kind: [_Barrier(schedule.num_ranks) for _ in microbatches] for kind in (Kind.S, Kind.T)}
-        self.events: list[tuple[float, int, int, list[Op]]] = []
+        self.busy = [False] * ranks
+        self.ended = [math.inf] * plan.schedule.num_ops
+        self.queues: dict[int, list[int]] = {Kind.S: [], Kind.T: []}
+        """Micro-batches whose last forward, and whose S are over: the order of S and of T on all ranks."""
+        self.next = {kind: [0] * ranks for kind in self.queues}
+        self.barriers = {kind: [_Barrier(ranks) for _ in range(microbatches)] for kind in self.queues}
+        self.events: list[tuple[float, int, int, list[_Item]]] = []
         self.count = 0
 
     def run(self) -> bool:
@@ -239,107 +274,88 @@ class _Weaver:
             while self.events and self.events[0][0] <= self.now:
                 _, _, rank, group = heapq.heappop(self.events)
                 touched.add(rank)
-                for op in group:
-                    touched |= self._finish(rank, op)
+                for item in group:
+                    touched |= self._finish(rank, item)
             for rank in sorted(touched):
                 if not self.busy[rank] and (group := self._choose(rank)):
                     self._start(rank, group)
-        passes = sum(1 if first is None else 2 for first in self.plan.first) * len(self.ranks)
-        return sum(map(len, self.orders)) == self.schedule.num_ops + passes
+        passes = sum(1 if row < 0 else 2 for row in self.plan.first) * len(self.ranks)
+        return sum(map(len, self.orders)) == len(self.plan.items) + passes
 
-    def _event(self, time: float, rank: int, group: list[Op]) -> None:
-        """A rank may find something to run at that time, where ``group`` ends."""
+    def _event(self, time: float, rank: int, group: list[_Item]) -> None:
+        """At that time ``group`` ends on a rank, or the rank may find something to run."""
         heapq.heappush(self.events, (time, self.count, rank, group))
         self.count += 1
 
-    def _start(self, rank: int, group: list[Op]) -> None:
+    def _start(self, rank: int, group: list[_Item]) -> None:
         """Run operations on an idle rank."""
         self.busy[rank] = True
         self.orders[rank] += group
-        if group[0].kind in self.next:
+        if group[0].row < 0:
             self.next[group[0].kind][rank] += 1
-        self._event(self.now + sum(self.plan.durations[op.kind][op.stage] for op in group), rank, group)
+        self._event(self.now + sum(self.plan.durations[item.kind][item.stage] for item in group), rank, group)
 
-    def _finish(self, rank: int, op: Op) -> set[int]:
-        """Note that an operation is over; the ranks that may go on now, while others are woken when they hear of it."""
+    def _finish(self, rank: int, item: _Item) -> set[int]:
+        """Note that an operation is over; ranks that may go on now.  Those that hear of it later are woken then."""
         self.busy[rank] = False
-        microbatch = op.microbatch
-        concerned: set[int] = set()
-        if op.kind in (Kind.S, Kind.T):
-            if self.barriers[op.kind][microbatch].arrive(rank, self.now):
-                concerned = set(self.ranks)
-                if op.kind is Kind.S and self.plan.first[microbatch] is not None:
-                    self.scored.append(microbatch)
-        else:
-            self.ended[op.kind, op.stage, microbatch] = self.now
-            concerned = self._readers(op)
-        if self.plan.latency > 0:
-            for other in concerned:
-                self._event(self.now + self.plan.latency, other, [])
-            return {rank}
-        return concerned
+        concerned: frozenset[int] | set[int] = frozenset()
+        if item.row >= 0:
+            self.ended[item.row] = self.now
+            concerned = self.plan.readers[item.row]
+            if item.row == self.plan.last[item.microbatch]:
+                self.queues[Kind.S].append(item.microbatch)
+        elif self.barriers[item.kind][item.microbatch].arrive(rank, self.now):
+            concerned = set(self.ranks)
+            if item.kind == Kind.S and self.plan.first[item.microbatch] >= 0:
+                self.queues[Kind.T].append(item.microbatch)
+        if self.plan.latency == 0:
+            return set(concerned)
+        for other in concerned:
+            self._event(self.now + self.plan.latency, other, [])
+        return {rank}
 
-    def _readers(self, op: Op) -> set[int]:
-        """Ranks that need an operation of a stage."""
-        schedule, voice = self.schedule, self.schedule.voice[op.microbatch]
-        if op.kind is Kind.F:
-            reader = schedule.next_stage(op.stage, op.microbatch)
-            if reader is None:
-                self.arrived.append(op.microbatch)
-                return set(self.ranks)
-        elif op.kind in (Kind.B, Kind.I):
-            reader = schedule.gradient_target(op.stage, op.microbatch)
-        else:
-            reader = None
-        return set() if reader is None else {schedule.rank_of(reader, voice)}
-
-    def _choose(self, rank: int) -> list[Op]:
+    def _choose(self, rank: int) -> list[_Item]:
         """What an idle rank runs now; nothing where nothing can run."""
-        first, second = self._vocabulary(rank, Kind.S), self._vocabulary(rank, Kind.T)
-        if self.plan.algorithm == 1 and second is not None:
-            return [second]
-        if first is not None:
-            return [first]
-        if second is not None and len(self.scored) - self.next[Kind.T][rank] > self.plan.waiting:
-            return [second]
+        score, gradient = self._pass(rank, Kind.S), self._pass(rank, Kind.T)
+        if self.plan.algorithm == 1 and gradient:
+            return gradient
+        if score:
+            return score
+        if gradient and len(self.queues[Kind.T]) - self.next[Kind.T][rank] > self.plan.waiting:
+            return gradient
         lanes = self.lanes[rank]
         for lane, group in lanes.heads():
-            if all(self._ready(rank, op, group) for op in group):
+            if self._ready(rank, group):
                 lanes.at[lane] += 1
                 return group
-        return [] if second is None else [second]
+        return gradient
 
-    def _vocabulary(self, rank: int, kind: Kind) -> Op | None:
+    def _pass(self, rank: int, kind: Kind) -> list[_Item]:
         """The next S or T of a rank, where it can run now."""
-        queue, at = (self.arrived if kind is Kind.S else self.scored), self.next[kind][rank]
+        plan, queue, at = self.plan, self.queues[kind], self.next[kind][rank]
         if at == len(queue):
-            return None
-        microbatch, latency = queue[at], self.plan.latency
+            return []
+        microbatch = queue[at]
         if kind is Kind.S:
-            last = self.schedule.path(microbatch)[-1]
-            known = self.ended[Kind.F, last, microbatch] + (latency if self.plan.last[microbatch] != rank else 0.0)
+            last = plan.last[microbatch]
+            known = self.ended[last] + (plan.latency if plan.rank[last] != rank else 0.0)
         else:
-            known = self.barriers[Kind.S][microbatch].known(rank, latency)
-            first = self.plan.first[microbatch]
-            if self.plan.algorithm == 2 and first is not None and self._rank(first) == rank:
-                known = max(known, self.ended.get(first, math.inf))  # T before b would make it algorithm 1
-        return Op(kind, stage=rank, microbatch=microbatch) if known <= self.now else None
+            known = self.barriers[Kind.S][microbatch].known(rank, plan.latency)
+            first = plan.first[microbatch]
+            if plan.algorithm == 2 and plan.rank[first] == rank:
+                known = max(known, self.ended[first])  # T before the first backward would make it algorithm 1
+        return [_Item(kind, rank, microbatch)] if known <= self.now else []
 
-    def _ready(self, rank: int, op: Op, group: list[Op]) -> bool:
-        """Whether what an operation of a stage needs is there; operations joined with it count as there."""
-        key = (int(op.kind), op.stage, op.microbatch)
-        together = [(int(other.kind), other.stage, other.microbatch) for other in group]
-        for need in self.plan.dependencies.needs(*key):
-            if need in together:
-                continue
-            end = self.ended.get(need, math.inf)
-            if end + (self.plan.latency if self._rank(need) != rank else 0.0) > self.now:
-                return False
-        if key != self.plan.first[op.microbatch]:
-            return True
-        barrier = self.barriers[Kind.T if self.plan.algorithm == 1 else Kind.S][op.microbatch]
-        return barrier.known(rank, self.plan.latency) <= self.now
-
-    def _rank(self, key: Key) -> int:
-        """Rank that runs an operation of a stage."""
-        return self.schedule.rank_of(key[1], self.schedule.voice[key[2]])
+    def _ready(self, rank: int, group: list[_Item]) -> bool:
+        """Whether all that a group of joined operations needs is there."""
+        plan, together = self.plan, {item.row for item in group}
+        for item in group:
+            for need in plan.needs[item.row]:
+                latency = plan.latency if plan.rank[need] != rank else 0.0
+                if need not in together and self.ended[need] + latency > self.now:
+                    return False
+            if item.row == plan.first[item.microbatch]:
+                barrier = self.barriers[Kind.T if plan.algorithm == 1 else Kind.S][item.microbatch]
+                if barrier.known(rank, plan.latency) > self.now:
+                    return False
+        return True
