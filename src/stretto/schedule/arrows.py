@@ -61,11 +61,10 @@ class Places:
         kinds = np.bincount(schedule.kind, minlength=len(Kind))
         for kind in np.flatnonzero(kinds).tolist():
             if kind not in REPEATABLE:
-                rows = np.flatnonzero(schedule.kind == kind)[::-1].astype(np.int32)
-                stage = schedule.stage[rows]
-                table = np.full((max(schedule.num_stages, int(stage.max()) + 1), schedule.num_microbatches), NONE)
-                table = table.astype(np.int32)
-                table[stage, schedule.microbatch[rows]] = rows
+                height = schedule.num_ranks if kind in (Kind.S, Kind.T) else schedule.num_stages
+                rows = np.flatnonzero((schedule.kind == kind) & (schedule.stage < height))[::-1].astype(np.int32)
+                table = np.full((height, schedule.num_microbatches), NONE, dtype=np.int32)
+                table[schedule.stage[rows], schedule.microbatch[rows]] = rows  # of several, the first remains
                 self._tables[kind] = table
 
     def has(self, kind: int) -> bool:
