@@ -13,15 +13,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from stretto.spec.errors import ConfigError, ScheduleError, nearest
+from stretto.cli.schedule_list import listing, listing_json
+from stretto.cli.schedules import asked_for, check_limit
+from stretto.spec.errors import ConfigError
 
 if TYPE_CHECKING:
-    from stretto.schedule.families import Family
     from stretto.schedule.schedule import Schedule
     from stretto.schedule.simulate import Costs, Figures, Timeline
 
@@ -84,17 +83,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> int:
     """Simulate, write the files that are asked for, and print."""
     if options.list:
-        print(json.dumps(_families()) if options.json else _listing())
+        print(listing_json() if options.json else listing())
         return 0
     _check_outputs(options)
     from stretto.schedule.simulate import run, simulate
 
     costs = _costs(options)
-    schedules = [_schedule(options, costs), *(_other(text, options, costs) for text in options.against)]
+    schedules = asked_for(options, costs)
     figures = [simulate(schedule, costs) for schedule in schedules]
+    for each in figures:
+        check_limit(each, options.memory_limit)
     drawn = not options.json or options.html or options.svg or options.trace
     timelines = [run(schedule, costs) for schedule in schedules] if drawn else []
-    for path, content in _files(options, schedules, timelines).items():
+    for path, content in _files(options, schedules, timelines, figures, costs).items():
         path.write_text(content, encoding="utf-8")
     if options.json:
         document = dataclasses.asdict(figures[0])
@@ -113,108 +114,6 @@ def _costs(options: argparse.Namespace) -> Costs:
     return Costs.parse(options.cost) if options.costs is None else Costs.load(options.costs)
 
 
-def _schedule(options: argparse.Namespace, costs: Costs) -> Schedule:
-    """The schedule that the arguments ask for."""
-    from stretto.schedule.document import load
-
-    shape = {"--pp": options.pp, "--microbatches": options.microbatches, "--chunks": options.chunks}
-    search = {"time_budget": options.time_budget, "seed": options.seed}
-    search = {name: value for name, value in search.items() if value is not None}
-    if options.schedule_file is not None:
-        given = [name for name, value in shape.items() if value is not None] + ["--option"] * bool(options.option)
-        given += [f"--{name.replace('_', '-')}" for name in search]
-        if given:
-            raise ConfigError(f"The schedule file says its own shape; leave out {', '.join(given)}.")
-        return _checked(load(options.schedule_file), options, costs)
-    missing = [name for name in ("--pp", "--microbatches") if shape[name] is None]
-    if missing:
-        raise ConfigError(f"--schedule {options.schedule} also needs {' and '.join(missing)}.")
-    chosen = dict(_pair(text, "--option") for text in options.option) | search
-    return _built(options.schedule, chosen, options, costs, chunks=options.chunks)
-
-
-def _other(text: str, options: argparse.Namespace, costs: Costs) -> Schedule:
-    """The schedule that ``--against`` names."""
-    from stretto.schedule.document import load
-
-    if text.endswith(".json") or os.sep in text:
-        return _checked(load(Path(text)), options, costs)
-    name, settings = _named(text, "--against")
-    if options.pp is None or options.microbatches is None:
-        raise ConfigError(f"--against {name} is built in the shape of --schedule; against a file, name a file.")
-    chunks = settings.pop("chunks", None)
-    return _built(name, settings, options, costs, chunks=chunks)
-
-
-def _built(
-    name: str, chosen: Mapping[str, Any], options: argparse.Namespace, costs: Costs, *, chunks: int | None
-) -> Schedule:
-    from stretto.schedule.families import build
-
-    schedule = build(
-        name,
-        ranks=options.pp,
-        microbatches=options.microbatches,
-        chunks=1 if chunks is None else chunks,
-        options=chosen,
-    )
-    return _checked(schedule, options, costs)
-
-
-def _checked(schedule: Schedule, options: argparse.Namespace, costs: Costs) -> Schedule:
-    """The schedule after the passes of ``--pass``, proven right and within the memory limit."""
-    from stretto.schedule.simulate import peak_activation
-    from stretto.schedule.validate import validate
-
-    schedule = _passed(schedule, options)
-    validate(schedule)
-    if options.memory_limit is not None:
-        peaks = peak_activation(schedule, act_w=costs.act_w)
-        worst = max(range(len(peaks)), key=peaks.__getitem__)
-        if peaks[worst] > options.memory_limit + 1e-6:
-            raise ScheduleError(
-                f"{schedule.name} keeps {peaks[worst]:g} micro-batches on rank {worst}, above the memory limit of "
-                f"{options.memory_limit:g}; allow {peaks[worst]:g}, or take a family that keeps less (--list)."
-            )
-    return schedule
-
-
-def _passed(schedule: Schedule, options: argparse.Namespace) -> Schedule:
-    """The schedule after the passes that ``--pass`` names, in their order."""
-    if not options.passes:
-        return schedule
-    from stretto.schedule import passes
-
-    PASSES = getattr(passes, "PASSES", {})
-    for text in options.passes:
-        name, settings = _named(text, "--pass")
-        if name not in PASSES:
-            raise ConfigError(f"There is no pass {name!r}{nearest(name, PASSES) or '.'} Known: {', '.join(PASSES)}.")
-        known = PASSES[name].options
-        for setting in settings:
-            if setting not in known:
-                has = f"Its options: {', '.join(known)}." if known else "It has none."
-                raise ConfigError(f"Pass {name} has no option {setting!r}{nearest(setting, known) or '.'} {has}")
-        schedule = PASSES[name].apply(schedule, **settings)
-    return schedule
-
-
-def _named(text: str, flag: str) -> tuple[str, dict[str, Any]]:
-    """``NAME[:KEY=VALUE,...]`` in its parts."""
-    name, _, settings = text.partition(":")
-    return name, dict(_pair(item, flag) for item in settings.split(",") if item)
-
-
-def _pair(text: str, flag: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise ConfigError(f"{flag} {text}: write KEY=VALUE, for example waves=2.")
-    try:
-        return name, json.loads(value)  # numbers, true, false and lists; a name is the string that it is
-    except json.JSONDecodeError:
-        return name, value
-
-
 def _check_outputs(options: argparse.Namespace) -> None:
     """Raise ConfigError where a file that is asked for can't be written, before any work is done."""
     taken: dict[Path, str] = {}
@@ -229,9 +128,19 @@ def _check_outputs(options: argparse.Namespace) -> None:
         taken[path.resolve()] = name
 
 
-def _files(options: argparse.Namespace, schedules: list[Schedule], timelines: list[Timeline]) -> dict[Path, str]:
+def _files(
+    options: argparse.Namespace,
+    schedules: list[Schedule],
+    timelines: list[Timeline],
+    figures: list[Figures],
+    costs: Costs,
+) -> dict[Path, str]:
     """What is to be written where."""
     files: dict[Path, str] = {}
+    if options.html is not None:
+        from stretto.schedule.render.html import page
+
+        files[options.html] = page(timelines, figures=figures, costs=costs, memory_limit=options.memory_limit)
     if options.export is not None:
         from stretto.schedule.document import to_json
 
@@ -284,40 +193,3 @@ def _table(figures: list[Figures]) -> str:
         cells = (f"{column[row]:<{width}}" for column, width in zip(columns, widths, strict=True))
         lines.append(f"{name:<16} {'   '.join(cells)}".rstrip())
     return "\n".join(lines if len(figures) > 1 else lines[1:])
-
-
-def _families() -> list[dict[str, Any]]:
-    """What ``--list --json`` prints: each family's name, summary, chunks and options."""
-    from stretto.schedule.families import FAMILIES
-
-    return [
-        {"name": name, "summary": family.summary, "chunks": _chunks(family), "options": list(family.options)}
-        for name, family in FAMILIES.items()
-    ]
-
-
-def _chunks(family: Family) -> str:
-    """How many stages a rank may hold, in words."""
-    counts = getattr(family, "chunk_counts", None)
-    if not family.chunked:
-        return "1"
-    return "any" if counts is None else " or ".join(map(str, counts))
-
-
-def _listing() -> str:
-    """What ``--list`` prints: one line for each family and pass, and what they can be told."""
-    from stretto.schedule import passes
-    from stretto.schedule.families import FAMILIES
-
-    PASSES = getattr(passes, "PASSES", {})
-    width = max(map(len, [*FAMILIES, *PASSES])) + 2
-    lines = ["families (--schedule NAME --pp R --microbatches M)"]
-    for name, family in FAMILIES.items():
-        told = [f"--chunks {_chunks(family)}"] if family.chunked else []
-        told += [f"--option {option}=" for option in family.options]
-        lines += [f"  {name:<{width}}{family.summary}"] + [f"  {'':<{width}}{'  '.join(told)}"] * bool(told)
-    lines += ["", "passes (--pass NAME:KEY=VALUE,...)"]
-    for name, change in PASSES.items():
-        lines.append(f"  {name:<{width}}{change.summary}")
-        lines += [f"  {'':<{width}}{' '.join(f'{option}=' for option in change.options)}"] * bool(change.options)
-    return "\n".join(lines)

@@ -1,0 +1,154 @@
+"""The schedules that ``stretto simulate`` is asked for: built or read, changed by passes, proven right.
+
+--schedule NAME --pp R --microbatches M        a family
+--schedule-file FILE                           a file
+--against NAME[:KEY=VALUE,...] or FILE         another of either kind, in the same shape
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stretto.spec.errors import ConfigError, ScheduleError, nearest
+
+if TYPE_CHECKING:
+    from stretto.schedule.schedule import Schedule
+    from stretto.schedule.simulate import Costs, Figures
+
+TOLERANCE = 1e-6
+"""How far above its limit memory may come out, for the sake of rounding."""
+
+
+def asked_for(options: argparse.Namespace, costs: Costs) -> list[Schedule]:
+    """The schedule of ``--schedule`` or ``--schedule-file``, then those of ``--against``.
+
+    Raises ConfigError for arguments that don't fit each other and ScheduleError for a schedule that can't be or is
+    wrong.
+    """
+    if options.memory_limit is not None and not options.memory_limit > 0:
+        raise ConfigError(
+            f"--memory-limit {options.memory_limit:g} leaves no room for a micro-batch; give a limit above 0."
+        )
+    return [_first(options, costs), *(_other(text, options, costs) for text in options.against)]
+
+
+def _first(options: argparse.Namespace, costs: Costs) -> Schedule:
+    """The schedule of ``--schedule`` or ``--schedule-file``."""
+    shape = {"--pp": options.pp, "--microbatches": options.microbatches, "--chunks": options.chunks}
+    search = {"time_budget": options.time_budget, "seed": options.seed}
+    search = {name: value for name, value in search.items() if value is not None}
+    if options.schedule_file is not None:
+        given = [name for name, value in shape.items() if value is not None] + ["--option"] * bool(options.option)
+        given += [f"--{name.replace('_', '-')}" for name in search]
+        if given:
+            raise ConfigError(f"The schedule file says its own shape; leave out {', '.join(given)}.")
+        return _read(options.schedule_file, options, costs)
+    missing = [name for name in ("--pp", "--microbatches") if shape[name] is None]
+    if missing:
+        raise ConfigError(f"--schedule {options.schedule} also needs {' and '.join(missing)}.")
+    chosen = dict(_pair(text, "--option") for text in options.option) | search
+    return _built(options.schedule, chosen, options, costs)
+
+
+def _other(text: str, options: argparse.Namespace, costs: Costs) -> Schedule:
+    """A schedule of ``--against``: a file, or a family in the shape of the first."""
+    if text.endswith(".json") or os.sep in text:
+        return _read(Path(text), options, costs)
+    name, settings = _named(text, "--against")
+    if options.pp is None or options.microbatches is None:
+        raise ConfigError(f"--against {name} takes its shape from --schedule; against a schedule file, name another.")
+    return _built(name, settings, options, costs)
+
+
+def _built(name: str, chosen: Mapping[str, Any], options: argparse.Namespace, costs: Costs) -> Schedule:
+    """A family's schedule after the passes; ``chunks`` among what is chosen goes before ``--chunks``."""
+    from stretto.schedule.families import FAMILIES, build
+
+    chosen = dict(chosen)
+    first = name == options.schedule
+    chunks = chosen.pop("chunks", options.chunks if first or _takes(name, options.chunks) else None)
+    limit_later = bool(options.passes) and name in FAMILIES and not FAMILIES[name].costed  # passes may bring it down
+    schedule = build(
+        name,
+        ranks=options.pp,
+        microbatches=options.microbatches,
+        chunks=chunks,
+        options=chosen,
+        costs=costs,
+        memory_limit=None if limit_later else options.memory_limit,
+    )
+    return _proven(schedule, options, costs)
+
+
+def _takes(name: str, chunks: int | None) -> bool:
+    """Whether a family that is compared with can have the chunks of the first one."""
+    from stretto.schedule.families import FAMILIES
+
+    family = FAMILIES.get(name)
+    return family is not None and family.chunked and (family.chunk_counts is None or chunks in family.chunk_counts)
+
+
+def _read(path: Path, options: argparse.Namespace, costs: Costs) -> Schedule:
+    """The schedule of a file after the passes."""
+    from stretto.schedule.document import load
+
+    return _proven(load(path), options, costs)
+
+
+def _proven(schedule: Schedule, options: argparse.Namespace, costs: Costs) -> Schedule:
+    """The schedule after the passes of ``--pass``, complete, ordered and free of deadlocks."""
+    from stretto.schedule.validate import validate
+
+    for text in options.passes:
+        schedule = _passed(schedule, text, costs)
+    validate(schedule)
+    return schedule
+
+
+def _passed(schedule: Schedule, text: str, costs: Costs) -> Schedule:
+    """The schedule after one pass, ``NAME[:KEY=VALUE,...]``."""
+    from stretto.schedule.passes import PASSES
+
+    name, settings = _named(text, "--pass")
+    if name not in PASSES:
+        raise ConfigError(f"There is no pass {name!r}{nearest(name, PASSES) or '.'} Known: {', '.join(PASSES)}.")
+    known = PASSES[name].options
+    for setting in settings:
+        if setting not in known:
+            has = f"Its options: {', '.join(known)}." if known else "It has none."
+            raise ConfigError(f"Pass {name} has no option {setting!r}{nearest(setting, known) or '.'} {has}")
+    if PASSES[name].costed:
+        settings["costs"] = costs
+    return PASSES[name].apply(schedule, **settings)
+
+
+def check_limit(figures: Figures, limit: float | None) -> None:
+    """Raise ScheduleError where a rank keeps more than ``--memory-limit``."""
+    peak = max(figures.peak_activation)
+    if limit is not None and peak > limit + TOLERANCE:
+        raise ScheduleError(
+            f"{figures.name} keeps {peak:g} micro-batches on rank {figures.peak_activation.index(peak)}, above the memory "
+            f"limit of {limit:g}; allow {peak:g}, or take a family that keeps less (--list)."
+        )
+
+
+def _named(text: str, flag: str) -> tuple[str, dict[str, Any]]:
+    """``NAME[:KEY=VALUE,...]`` in its parts."""
+    name, _, settings = text.partition(":")
+    return name, dict(_pair(item, flag) for item in settings.split(",") if item)
+
+
+def _pair(text: str, flag: str) -> tuple[str, Any]:
+    """``KEY=VALUE``; numbers, true, false and lists are JSON, and a name is the string that it is."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise ConfigError(f"{flag} {text}: write KEY=VALUE, for example waves=2.")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
