@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from stretto.schedule.passes.recompute import recompute
+from stretto.schedule.passes.sharding import sharding
 from stretto.schedule.passes.split_backward import split_backward
 from stretto.schedule.passes.vocabulary import vocabulary
 from stretto.schedule.schedule import Schedule
@@ -35,5 +37,13 @@ PASSES: Mapping[str, Pass] = {
         summary="the output layer on all ranks, as passes S and T; algorithm=1 keeps 2 more micro-batches, 2 keeps 1",
         options=("algorithm", "waiting"),
         costed=True,
+    ),
+    "recompute": Pass(
+        apply=recompute, summary="keep only a stage's input, run its forward again as R", options=("stages",)
+    ),
+    "sharding": Pass(
+        apply=sharding,
+        summary="sharded parameters: UNSHARD, RESHARD, REDUCE_GRAD and OPT",
+        options=("blocks", "reshard", "prefetch", "reduce", "optimizer"),
     ),
 }
