@@ -10,16 +10,14 @@ the whole schedule, in which a message is a single event that both of its ranks 
 
 The event that comes first in that order can always happen, so something always can.  The price is that
 a message is received when it is sent, not when it is needed.
+
+The one order goes in rounds, in each of which a rank runs at most one operation, rank after rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from stretto.schedule.dependencies import REPEATABLE, Dependencies, Key
-from stretto.schedule.op import Op
-from stretto.schedule.passes.communication import messages_after, without_messages
-from stretto.schedule.progress import check_progress
+from stretto.schedule.passes.communication import Messages, ends_of_pairs, operations, with_entries, without_messages
+from stretto.schedule.progress import rounds
 from stretto.schedule.schedule import Schedule
 
 
@@ -28,33 +26,16 @@ def lower_rendezvous(schedule: Schedule) -> Schedule:
 
     Messages that the schedule already had are replaced.  Raises ScheduleError where the input can't finish.
     """
+    import numpy as np
+
     bare = without_messages(schedule)
-    check_progress(bare)
-    lowered: list[list[Op]] = [[] for _ in range(bare.num_ranks)]
-    for rank, op in _one_order(bare):
-        lowered[rank].append(op)
-        for send, receive in messages_after(bare, op, rank):
-            lowered[rank].append(send)
-            lowered[send.peer].append(receive)
-    return bare.with_orders(lowered)
-
-
-def _one_order(schedule: Schedule) -> Iterator[tuple[int, Op]]:
-    """All operations with their ranks, nothing before what it needs; at most one per rank in each round."""
-    dependencies = Dependencies(schedule)
-    orders = [schedule.ops(rank) for rank in range(schedule.num_ranks)]
-    at = [0] * schedule.num_ranks
-    done: set[Key] = set()
-    while any(at[rank] < len(order) for rank, order in enumerate(orders)):
-        over: list[Key] = []
-        for rank, order in enumerate(orders):
-            if at[rank] == len(order):
-                continue
-            op = order[at[rank]]
-            key = (int(op.kind), op.stage, op.microbatch)
-            if all(need in done for need in dependencies.needs(*key)):
-                at[rank] += 1
-                yield rank, op
-                if op.kind not in REPEATABLE:
-                    over.append(key)
-        done.update(over)
+    ranks = bare.num_ranks
+    turn = rounds(bare)[ends_of_pairs(bare)[0]].astype(np.int64)
+    rank = np.repeat(np.arange(ranks), np.diff(bare.offsets))
+    messages = Messages.of(bare)
+    event = (turn * ranks + rank) * 2
+    message = event[messages.producer] + 1
+    entries = np.concatenate([operations(bare), messages.sends(), messages.receives()], axis=1)
+    owner = np.concatenate([rank, messages.source, messages.destination])
+    order = np.lexsort((np.concatenate([event, message, message]), owner))
+    return with_entries(bare, entries[:, order], np.searchsorted(owner[order], np.arange(ranks + 1)))
