@@ -15,18 +15,19 @@ so that a gradient message never overtakes another.
 from __future__ import annotations
 
 from stretto.schedule import placement
-from stretto.schedule.op import Kind, Op
+from stretto.schedule.op import Kind
 from stretto.schedule.schedule import Schedule
 
 
 def gpipe(*, ranks: int, microbatches: int) -> Schedule:
     """One stage per rank, all forwards before the first backward."""
-    orders = [
-        [Op(kind, stage=rank, microbatch=m) for kind in (Kind.F, Kind.B) for m in range(microbatches)]
-        for rank in range(ranks)
-    ]
-    return Schedule.from_orders(
-        orders,
+    import numpy as np
+
+    return Schedule.from_columns(
+        kind=np.tile(np.repeat([Kind.F, Kind.B], microbatches), ranks),
+        stage=np.repeat(np.arange(ranks), 2 * microbatches),
+        microbatch=np.tile(np.arange(microbatches), 2 * ranks),
+        offsets=np.arange(ranks + 1) * 2 * microbatches,
         name="gpipe",
         num_stages=ranks,
         num_microbatches=microbatches,

@@ -19,15 +19,29 @@ from __future__ import annotations
 
 from stretto.schedule import placement
 from stretto.schedule.families.one_f_one_b import alternate
-from stretto.schedule.op import Kind, Op
+from stretto.schedule.op import Kind
 from stretto.schedule.schedule import Schedule
 
 
 def interleaved(*, ranks: int, microbatches: int, chunks: int) -> Schedule:
     """Stage s on rank s mod R, ``chunks`` stages per rank, any number of micro-batches."""
-    orders = [_order(rank, ranks=ranks, microbatches=microbatches, chunks=chunks) for rank in range(ranks)]
-    return Schedule.from_orders(
-        orders,
+    import numpy as np
+
+    counted = max(microbatches, ranks)
+    chunk, of_turn = np.array(forward_turns(ranks=ranks, microbatches=counted, chunks=chunks)).T
+    there = of_turn < microbatches
+    columns = []
+    for rank in range(ranks):
+        forward, turn = alternate(len(chunk), ahead=_ahead(rank, ranks=ranks, microbatches=counted, chunks=chunks))
+        forward, turn = forward[there[turn]], turn[there[turn]]
+        held = np.where(forward, chunk[turn], chunks - 1 - chunk[turn])
+        columns.append((np.where(forward, Kind.F, Kind.B), held * ranks + rank, of_turn[turn]))
+    kind, stage, microbatch = (np.concatenate(parts) for parts in zip(*columns, strict=True))
+    return Schedule.from_columns(
+        kind=kind,
+        stage=stage,
+        microbatch=microbatch,
+        offsets=np.arange(ranks + 1) * 2 * chunks * microbatches,
         name="interleaved",
         num_stages=ranks * chunks,
         num_microbatches=microbatches,
@@ -35,18 +49,13 @@ def interleaved(*, ranks: int, microbatches: int, chunks: int) -> Schedule:
     )
 
 
-def _order(rank: int, *, ranks: int, microbatches: int, chunks: int) -> list[Op]:
-    """One rank's operations."""
-    turns = forward_turns(ranks=ranks, microbatches=max(microbatches, ranks), chunks=chunks)
-    forwards = [Op(Kind.F, stage=chunk * ranks + rank, microbatch=m) for chunk, m in turns]
-    backwards = [Op(Kind.B, stage=(chunks - 1 - chunk) * ranks + rank, microbatch=m) for chunk, m in turns]
+def _ahead(rank: int, *, ranks: int, microbatches: int, chunks: int) -> int:
+    """Forwards of a rank before its first backward comes in turn."""
     if chunks == 1:
-        ahead = ranks - rank - 1
-    else:
-        # The first backward of the last rank needs its last chunk, which the first group reaches after
-        # all the others; each rank before it is one forward and one backward further away from there.
-        ahead = (chunks - 1) * groups(ranks, max(microbatches, ranks))[0] + 2 * (ranks - rank - 1)
-    return [op for op in alternate(forwards, backwards, ahead=ahead) if op.microbatch < microbatches]
+        return ranks - rank - 1
+    # The first backward of the last rank needs its last chunk, which the first group reaches after
+    # all the others; each rank before it is one forward and one backward further away from there.
+    return (chunks - 1) * groups(ranks, microbatches)[0] + 2 * (ranks - rank - 1)
 
 
 def forward_turns(*, ranks: int, microbatches: int, chunks: int) -> list[tuple[int, int]]:

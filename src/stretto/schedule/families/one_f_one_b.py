@@ -13,20 +13,27 @@ As fast as GPipe, but rank r never keeps more than R - r micro-batches alive.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from stretto.schedule import placement
-from stretto.schedule.op import Kind, Op
+from stretto.schedule.op import Kind
 from stretto.schedule.schedule import Schedule
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 
 def one_f_one_b(*, ranks: int, microbatches: int) -> Schedule:
     """One stage per rank; rank r runs R - r - 1 forwards ahead of its first backward."""
-    orders = []
-    for rank in range(ranks):
-        forwards = [Op(Kind.F, stage=rank, microbatch=m) for m in range(microbatches)]
-        backwards = [Op(Kind.B, stage=rank, microbatch=m) for m in range(microbatches)]
-        orders.append(alternate(forwards, backwards, ahead=ranks - rank - 1))
-    return Schedule.from_orders(
-        orders,
+    import numpy as np
+
+    forward, turn = zip(*(alternate(microbatches, ahead=ranks - rank - 1) for rank in range(ranks)), strict=True)
+    return Schedule.from_columns(
+        kind=np.where(np.concatenate(forward), Kind.F, Kind.B),
+        stage=np.repeat(np.arange(ranks), 2 * microbatches),
+        microbatch=np.concatenate(turn),
+        offsets=np.arange(ranks + 1) * 2 * microbatches,
         name="1f1b",
         num_stages=ranks,
         num_microbatches=microbatches,
@@ -34,14 +41,21 @@ def one_f_one_b(*, ranks: int, microbatches: int) -> Schedule:
     )
 
 
-def alternate(forwards: list[Op], backwards: list[Op], *, ahead: int) -> list[Op]:
+def alternate(turns: int, *, ahead: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
     """``ahead`` forwards, then forward and backward in turn, then the backwards that are left.
 
-    >>> F, B = ([Op(kind, stage=0, microbatch=m) for m in range(3)] for kind in (Kind.F, Kind.B))
-    >>> alternate(F, B, ahead=1)
-    [0F0, 0F1, 0B0, 0F2, 0B1, 0B2]
+    For each of the 2 * ``turns`` operations: whether it is a forward, and its number in its direction.
+
+    >>> forward, turn = alternate(3, ahead=1)
+    >>> " ".join("BF"[f] + str(t) for f, t in zip(forward.tolist(), turn.tolist()))
+    'F0 F1 B0 F2 B1 B2'
     """
-    ahead = min(ahead, len(forwards))
-    paired = len(forwards) - ahead
-    steady = [op for pair in zip(forwards[ahead:], backwards[:paired], strict=True) for op in pair]
-    return forwards[:ahead] + steady + backwards[paired:]
+    import numpy as np
+
+    ahead = min(ahead, turns)
+    forward = np.zeros(2 * turns, dtype=bool)
+    forward[:ahead] = True
+    forward[ahead : 2 * turns - ahead : 2] = True
+    turn = np.empty(2 * turns, dtype=np.int64)
+    turn[forward] = turn[~forward] = np.arange(turns)
+    return forward, turn
