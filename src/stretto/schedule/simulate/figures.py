@@ -5,22 +5,21 @@ span              the largest per-rank time between first and last operation
 lower_bound       what no schedule of this shape can go below
 bubble_rate       1 - sum(busy) / (ranks x makespan)
 bubble_rate_span  1 - max(busy) / span, what the zero-bubble papers print
-busy              per rank, time in operations
+busy              per rank, time in operations that occupy its arithmetic, and in OPT
 peak_activation   per rank, in micro-batches over a rank's whole share of the layers
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
-import numpy as np
-
 from stretto.schedule.schedule import Schedule
+from stretto.schedule.simulate.attribution import busy_of
 from stretto.schedule.simulate.bound import lower_bound
-from stretto.schedule.simulate.clock import run
+from stretto.schedule.simulate.clock import Timeline, run
 from stretto.schedule.simulate.costs import Costs
-from stretto.schedule.simulate.memory import peak_activation
+from stretto.schedule.simulate.memory import peaks_over_time
+from stretto.schedule.simulate.network import Network
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,16 +50,19 @@ class Figures:
     """Largest activation memory, per rank."""
 
 
-def simulate(schedule: Schedule, costs: Costs | None = None) -> Figures:
-    """Time a schedule (unit costs by default).  Raises ScheduleError where it can't finish."""
+def simulate(schedule: Schedule, costs: Costs | None = None, network: Network | None = None) -> Figures:
+    """Time a schedule (unit costs, messages of pure latency by default).
+
+    Raises ScheduleError where it can't finish, and where the costs are for another shape.
+    """
     costs = costs or Costs()
-    timeline = run(schedule, costs)
-    durations = costs.of(schedule).durations()
-    busy = []
-    for rank in range(schedule.num_ranks):
-        ops = Counter(row[:2] for row in schedule.rows(rank))
-        busy.append(float(sum(durations[op] * count for op, count in sorted(ops.items()))))
-    makespan, span = timeline.makespan, max(timeline.spans)
+    return figures_of(run(schedule, costs, network), lower_bound(schedule, costs))
+
+
+def figures_of(timeline: Timeline, bound: float) -> Figures:
+    """The figures of a schedule that has been timed; ``bound`` is its lower bound."""
+    schedule = timeline.schedule
+    makespan, span, busy = timeline.makespan, max(timeline.spans), busy_of(timeline)
     return Figures(
         name=schedule.name,
         ranks=schedule.num_ranks,
@@ -68,9 +70,9 @@ def simulate(schedule: Schedule, costs: Costs | None = None) -> Figures:
         microbatches=schedule.num_microbatches,
         makespan=makespan,
         span=span,
-        lower_bound=lower_bound(schedule, costs),
+        lower_bound=bound,
         bubble_rate=1 - sum(busy) / (schedule.num_ranks * makespan),
         bubble_rate_span=1 - max(busy) / span,
-        busy=tuple(busy),
-        peak_activation=peak_activation(schedule, act_w=float(np.mean(costs.act_w))),
+        busy=busy,
+        peak_activation=peaks_over_time(timeline),
     )

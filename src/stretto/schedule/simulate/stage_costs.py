@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from stretto.schedule.schedule import Schedule
+
     Values = npt.NDArray[np.float64]
 
 
@@ -64,3 +66,10 @@ class StageCosts:
         for name in ("F", "B", "I", "W", "R", "S", "T", "O", "L", "UNSHARD", "RESHARD", "REDUCE_GRAD"):
             table[Kind[name]] = getattr(self, name)
         return table
+
+
+def stages_of(schedule: Schedule) -> npt.NDArray[np.int32]:
+    """Entry of the arrays that each row of a schedule goes by (N,); that of OPT, which has no stage, means nothing."""
+    import numpy as np
+
+    return np.clip(schedule.stage, 0, schedule.num_stages - 1)
