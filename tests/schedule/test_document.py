@@ -1,6 +1,7 @@
 """The schedule file: what is written can be read, and what can't be read is said."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,25 @@ def test_round_trip_of_paths_frozen_stages_and_replicas(tmp_path: Path) -> None:
     assert load(tmp_path / "s.json") == schedule
 
 
+def test_a_pair_is_one_token_where_messages_are_written_and_flat_elsewhere() -> None:
+    orders = [
+        [Op.parse(token) for token in order] for order in (["0F0", "0F1", "0B0", "0B1"], ["1F0", "1B0", "1F1", "1B1"])
+    ]
+    orders[0][1] = replace(orders[0][1], joined=True)
+    schedule = Schedule.from_orders(orders, name="pair", num_stages=2, num_microbatches=2, placement=[[0, 1]])
+    assert json.loads(to_json(schedule))["actions"][0] == ["0F0", "0F1", "0B0", "0B1"]
+    assert from_json(to_json(schedule)).joined is None
+    lowered = lower(schedule)
+    actions = json.loads(to_json(lowered))["actions"]
+    assert actions[0] == ["0F0", "0SEND_F0", "0RECV_B0", "0F1+0B0", "0SEND_F1", "0RECV_B1", "0B1"]
+    assert from_json(to_json(lowered)) == lowered
+
+
+def test_ranks_may_have_nothing_to_do() -> None:
+    idle = Schedule.from_orders([[], []], name="idle", num_stages=1, num_microbatches=1, placement=[[0]])
+    assert from_json(to_json(idle)) == idle
+
+
 def test_the_keys_of_the_format() -> None:
     document = json.loads(to_json(build("1f1b", ranks=2, microbatches=2)))
     assert document == {
@@ -72,8 +92,8 @@ MISSING = object()
         ("voice", MISSING, "has no 'voice'"),
         ("action", [], "unknown key 'action'; did you mean 'actions'?"),
         ("name", 3, "has the name 3; a name is a string"),
-        ("ranks", "2", "ranks='2'; it is an integer of at least 1"),
-        ("ranks", 0, "ranks=0; it is an integer of at least 1"),
+        ("ranks", "2", "ranks='2'; it is an integer from 1 to 999999999"),
+        ("ranks", 0, "ranks=0; it is an integer from 1 to 999999999"),
         ("ranks", True, "ranks=True; it is an integer"),
         ("ranks", 3, "ranks=3, but actions of 2 ranks"),
         ("stages", 3, "placement[0] places 2 stages, but there are 3"),
@@ -94,6 +114,17 @@ MISSING = object()
         ("actions", [["9F0"], ["1F0"]], "Rank 0, operation 0: 9F0 has a stage that isn't there"),
         ("actions", [["9SEND_F0"], ["1F0"]], "Rank 0, operation 0: 9SEND_F0 has a stage that isn't there"),
         ("actions", [["0F9999999999"], ["1F0"]], "'0F9999999999' is not an operation"),
+        ("actions", [["0F0"], ["1F0+"]], "Rank 1, operation 0: '' is not an operation"),
+        ("actions", [["0F0"], ["1F0", "1F0+1B0+1B1"]], "Rank 1, operation 1: '1F0+1B0+1B1' joins 3 operations"),
+        ("actions", [["0F0"], ["x" * 5000]], "Rank 1, operation 0: 'xxx"),
+        ("stages", 10**30, "stages=1000000000000000000000000000000; it is an integer from 1 to 999999999"),
+        ("stages", 10**4000, "stages=1000"),
+        ("stages", 10**8, "placement[0] places 2 stages, but there are 100000000"),
+        ("microbatches", 10**8, "voice has 2 entries, but there are 100000000"),
+        ("placement", [[0, 10**30]], "placement[0][1]=1000000000000000000000000000000; the most is 999999999"),
+        ("voice", [0, -(10**30)], "voice[1]=-1000"),
+        ("name", ["x" * 5000], "has the name ['xxx"),
+        ("ranks", float("nan"), "ranks=nan; it is an integer"),
     ],
 )
 def test_malformed_files_are_one_clear_error(key: str, value: object, said: str) -> None:
@@ -105,10 +136,19 @@ def test_malformed_files_are_one_clear_error(key: str, value: object, said: str)
     with pytest.raises(ScheduleError) as error:
         from_json(json.dumps(document))
     assert said in str(error.value)
+    assert len(str(error.value)) < 300
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [("{", "is not JSON"), ("[" * 100_000, "is not JSON"), ("[]", "holds no JSON object")]
+    ("content", "said"),
+    [
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("[]", "holds no JSON object"),
+        ('{"ranks": 1, "ranks": 2}', "is not JSON: the key 'ranks' occurs twice"),
+        ('{"ranks": ' + "9" * 5000 + "}", "is not JSON"),
+        ("", "is not JSON"),
+    ],
 )
 def test_what_is_no_document(content: str, said: str) -> None:
     with pytest.raises(ScheduleError, match=said):

@@ -68,6 +68,7 @@ MESSAGES = frozenset({Kind.SEND_F, Kind.RECV_F, Kind.SEND_B, Kind.RECV_B})
 PER_BLOCK = frozenset({Kind.UNSHARD, Kind.RESHARD, Kind.REDUCE_GRAD})
 """Kinds whose micro-batch column holds a block index."""
 
+_NUMBERS = {kind.name: kind.value for kind in Kind if kind is not Kind.OPT}
 _TOKEN = re.compile(r"(0|[1-9][0-9]{0,8})([A-Z_]+)(0|[1-9][0-9]{0,8})")  # nine digits fit a column
 
 
@@ -102,20 +103,37 @@ class Op:
     @classmethod
     def parse(cls, token: str) -> Op:
         """Read the text form.  Raises ScheduleError for anything else; the peer stays -1."""
-        if token == "OPT":
-            return cls(Kind.OPT)
-        match = _TOKEN.fullmatch(token)
-        if match is None:
-            raise ScheduleError(
-                f"{token!r} is not an operation; one is written stage, kind, micro-batch, such as 2F0, or OPT alone."
-            )
-        stage, name, microbatch = match.groups()
-        if name not in Kind.__members__ or name == "OPT":
-            known = [kind.name for kind in Kind if kind is not Kind.OPT]
-            raise ScheduleError(
-                f"{token!r} has the unknown kind {name!r}{nearest(name, known) or '.'} Kinds are {', '.join(known)}."
-            )
-        return cls(Kind[name], stage=int(stage), microbatch=int(microbatch))
+        kind, stage, microbatch = numbers(token)
+        return cls(Kind(kind), stage=stage, microbatch=microbatch)
+
+
+def numbers(token: str) -> tuple[int, int, int]:
+    """Kind, stage and micro-batch of a text form, without making an Op; the inverse of ``text``.
+
+    >>> numbers("5B7")
+    (1, 5, 7)
+    """
+    if token == "OPT":
+        return Kind.OPT.value, -1, -1
+    match = _TOKEN.fullmatch(token)
+    if match is None:
+        raise ScheduleError(
+            f"{shortened(token)} is not an operation; one is written stage, kind, micro-batch, "
+            "such as 2F0, or OPT alone."
+        )
+    stage, name, microbatch = match.groups()
+    if name not in _NUMBERS:
+        raise ScheduleError(
+            f"{shortened(token)} has the unknown kind {shortened(name)}{nearest(name, _NUMBERS) or '.'} "
+            f"Kinds are {', '.join(_NUMBERS)}."
+        )
+    return _NUMBERS[name], int(stage), int(microbatch)
+
+
+def shortened(value: object) -> str:
+    """A value as an error quotes it: at most 60 characters."""
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
 
 def text(kind: int, stage: int, microbatch: int) -> str:

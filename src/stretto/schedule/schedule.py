@@ -307,15 +307,6 @@ class Schedule:
             preceding = self.previous_stage(preceding, microbatch)
         return preceding
 
-    def peer_of(self, kind: int, stage: int, microbatch: int) -> int:
-        """Rank at the other end of a message, -1 where the message has no other end."""
-        if kind in (Kind.SEND_F, Kind.RECV_F):
-            follow = self.next_stage if kind == Kind.SEND_F else self.previous_stage
-        else:
-            follow = self.gradient_target if kind == Kind.SEND_B else self.gradient_source
-        neighbour = follow(stage, microbatch)
-        return -1 if neighbour is None else self.rank_of(neighbour, self.voice[microbatch])
-
     def _with_peers(self) -> Schedule:
         """Fill in the peers that no one gave."""
         import numpy as np
