@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from stretto.schedule.passes.offload import offload
 from stretto.schedule.passes.recompute import recompute
 from stretto.schedule.passes.sharding import sharding
 from stretto.schedule.passes.split_backward import split_backward
@@ -40,6 +41,12 @@ PASSES: Mapping[str, Pass] = {
     ),
     "recompute": Pass(
         apply=recompute, summary="keep only a stage's input, run its forward again as R", options=("stages",)
+    ),
+    "offload": Pass(
+        apply=offload,
+        summary="activations spend their wait in the host's memory: O and L; all that fit, a fraction, or what a limit asks",
+        options=("stages", "fraction", "limit"),
+        costed=True,
     ),
     "sharding": Pass(
         apply=sharding,
