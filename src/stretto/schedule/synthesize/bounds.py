@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from stretto.schedule.synthesize.chain import Chain
 from stretto.schedule.synthesize.problem import TOLERANCE
+from stretto.schedule.synthesize.replay import Durations
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,14 +57,15 @@ def least_memory(problem: Problem) -> npt.NDArray[np.float64]:
     """
     import numpy as np
 
-    return np.bincount(problem.placement, weights=problem.activation, minlength=problem.ranks)
+    least = np.bincount(problem.placement, weights=problem.activation, minlength=problem.ranks)
+    return least.astype(np.float64)
 
 
 def lower_bound(problem: Problem, *, time_budget: float = 2.0) -> Bound:
     """The best bound that is proven within about ``time_budget`` seconds; 0 takes closed forms alone."""
     if bool((least_memory(problem) > problem.limit + TOLERANCE).any()):
         return Bound(value=math.inf, reason="the memory limit admits no schedule")
-    chain = Chain.of(problem)
+    chain = Chain.along(Durations.of(problem))
     return max(bound for rank in range(problem.ranks) for bound in _of_rank(Rank.of(problem, chain, rank)))
 
 
@@ -98,13 +100,13 @@ class Rank:
     """Memory limit in steps of the grid, None where all activations fit."""
 
     @classmethod
-    def of(cls, problem: Problem, chain: Chain, number: int) -> Rank:
+    def of(cls, problem: Problem, chain: Chain[float], number: int) -> Rank:
         """Collect the rank's stages and cut its memory into steps."""
         held = problem.chunks[number]
         memory = [(float(problem.activation[s]), float(problem.activation[s] * problem.act_w[s])) for s in held]
         limit = float(problem.limit[number]) + TOLERANCE
         free = problem.microbatches * sum(whole for whole, _ in memory) <= limit
-        step = _common_measure([value for pair in memory for value in pair]) or (1.0 if free else limit / GRID)
+        step = common_measure([value for pair in memory for value in pair]) or (1.0 if free else limit / GRID)
         stages = tuple(
             Stage(
                 F=float(problem.F[s]),
@@ -129,7 +131,7 @@ class Rank:
         return self.microbatches * sum(stage.F + stage.I + stage.W for stage in self.stages)
 
 
-def _common_measure(values: list[float]) -> float | None:
+def common_measure(values: list[float]) -> float | None:
     """Largest step that all values are multiples of, None where it would be too fine to count in."""
     positive = [value for value in values if value > 0]
     if not positive:

@@ -12,33 +12,32 @@ These are times of a micro-batch that never waits, so no schedule can be faster.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Generic
 
-if TYPE_CHECKING:
-    from stretto.schedule.synthesize.problem import Problem
+from stretto.schedule.synthesize.replay import Durations, Number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Chain:
+class Chain(Generic[Number]):
     """Least times around each stage's operations, S entries each."""
 
-    before_F: tuple[float, ...]
+    before_F: tuple[Number, ...]
     """From the start of the schedule to the start of F."""
-    before_I: tuple[float, ...]
+    before_I: tuple[Number, ...]
     """From the start of the schedule to the start of I."""
-    after_F: tuple[float, ...]
+    after_F: tuple[Number, ...]
     """From the end of F to the end of the schedule."""
-    after_I: tuple[float, ...]
+    after_I: tuple[Number, ...]
     """From the end of I to the end of the schedule; at least the stage's own W."""
-    held: tuple[float, ...]
+    held: tuple[Number, ...]
     """From the start of F to the end of I: how long the activation is kept whole."""
 
-    @classmethod
-    def of(cls, problem: Problem) -> Chain:
+    @staticmethod
+    def along(durations: Durations[Number]) -> Chain[Number]:
         """Follow one micro-batch there and back."""
-        last = problem.stages - 1
-        F, I, W, comm = (column.tolist() for column in (problem.F, problem.I, problem.W, problem.comm))  # noqa: E741
-        before_F, before_I, after_F, after_I = ([0.0] * (last + 1) for _ in range(4))
+        F, I, W, comm = durations.F, durations.I, durations.W, durations.comm  # noqa: E741
+        last = len(F) - 1
+        before_F, before_I, after_F, after_I = ([0 * F[0]] * (last + 1) for _ in range(4))
         for stage in range(1, last + 1):
             before_F[stage] = before_F[stage - 1] + F[stage - 1] + comm[stage - 1]
         before_I[last] = before_F[last] + F[last]
@@ -51,7 +50,7 @@ class Chain:
         for stage in reversed(range(last)):
             after_F[stage] = comm[stage] + F[stage + 1] + after_F[stage + 1]
         held = tuple(back + own - there for back, own, there in zip(before_I, I, before_F, strict=True))
-        return cls(
+        return Chain(
             before_F=tuple(before_F),
             before_I=tuple(before_I),
             after_F=tuple(after_F),
