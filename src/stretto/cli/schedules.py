@@ -129,11 +129,12 @@ def _passed(schedule: Schedule, text: str, costs: Costs) -> Schedule:
 
 def check_limit(figures: Figures, limit: float | None) -> None:
     """Raise ScheduleError where a rank keeps more than ``--memory-limit``."""
-    peak = max(figures.peak_activation)
+    peaks = figures.peak_activation
+    peak = max(peaks)
     if limit is not None and peak > limit + TOLERANCE:
         raise ScheduleError(
-            f"{figures.name} keeps {peak:g} micro-batches on rank {figures.peak_activation.index(peak)}, above the memory "
-            f"limit of {limit:g}; allow {peak:g}, or take a family that keeps less (--list)."
+            f"{figures.name} keeps {peak:g} micro-batches on rank {peaks.index(peak)}, above the memory limit of "
+            f"{limit:g}; allow {peak:g}, or take a family that keeps less (--list)."
         )
 
 

@@ -13,8 +13,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
+import sys
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from stretto.cli.schedule_list import listing, listing_json
 from stretto.cli.schedules import asked_for, check_limit
@@ -80,38 +83,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     results.add_argument("--trace", metavar="FILE", type=Path, help="write a trace for Perfetto (ui.perfetto.dev)")
 
 
+class Timed(NamedTuple):
+    """A schedule and what came out of timing it."""
+
+    schedule: Schedule
+    timeline: Timeline
+    figures: Figures
+
+
 def execute(options: argparse.Namespace) -> int:
     """Simulate, write the files that are asked for, and print."""
     if options.list:
         print(listing_json() if options.json else listing())
         return 0
     _check_outputs(options)
-    from stretto.schedule.simulate import run, simulate
+    from stretto.schedule.simulate import Costs
 
-    costs = _costs(options)
-    schedules = asked_for(options, costs)
-    figures = [simulate(schedule, costs) for schedule in schedules]
-    for each in figures:
-        check_limit(each, options.memory_limit)
-    drawn = not options.json or options.html or options.svg or options.trace
-    timelines = [run(schedule, costs) for schedule in schedules] if drawn else []
-    for path, content in _files(options, schedules, timelines, figures, costs).items():
+    costs = Costs.parse(options.cost) if options.costs is None else Costs.load(options.costs)
+    timed = [_timed(schedule, costs) for schedule in asked_for(options, costs)]
+    for each in timed:
+        check_limit(each.figures, options.memory_limit)
+    for path, content in _files(options, timed).items():
         path.write_text(content, encoding="utf-8")
     if options.json:
-        document = dataclasses.asdict(figures[0])
+        document = dataclasses.asdict(timed[0].figures)
         if options.against:
-            document["against"] = [dataclasses.asdict(other) for other in figures[1:]]
+            document["against"] = [dataclasses.asdict(other.figures) for other in timed[1:]]
         print(json.dumps(document))
     else:
-        print(_shown(options, schedules, timelines))
-        print(_table(figures))
+        print(_shown(options, timed))
+        print(_table([each.figures for each in timed]))
     return 0
 
 
-def _costs(options: argparse.Namespace) -> Costs:
-    from stretto.schedule.simulate import Costs
+def _timed(schedule: Schedule, costs: Costs) -> Timed:
+    from stretto.schedule.simulate import figures_of, lower_bound, run
 
-    return Costs.parse(options.cost) if options.costs is None else Costs.load(options.costs)
+    timeline = run(schedule, costs)
+    return Timed(schedule, timeline, figures_of(timeline, lower_bound(schedule, costs)))
 
 
 def _check_outputs(options: argparse.Namespace) -> None:
@@ -128,27 +137,33 @@ def _check_outputs(options: argparse.Namespace) -> None:
         taken[path.resolve()] = name
 
 
-def _files(
-    options: argparse.Namespace,
-    schedules: list[Schedule],
-    timelines: list[Timeline],
-    figures: list[Figures],
-    costs: Costs,
-) -> dict[Path, str]:
+def _files(options: argparse.Namespace, timed: list[Timed]) -> dict[Path, str]:
     """What is to be written where."""
     files: dict[Path, str] = {}
-    if options.html is not None:
-        from stretto.schedule.render.html import page
-
-        files[options.html] = page(timelines, figures=figures, costs=costs, memory_limit=options.memory_limit)
     if options.export is not None:
         from stretto.schedule.document import to_json
 
-        files[options.export] = to_json(_with_messages(schedules[0], options.lowered)) + "\n"
+        files[options.export] = to_json(_written(timed[0].schedule, options.lowered)) + "\n"
+    if options.html is not None:
+        from stretto.schedule.render.html import page
+
+        figures = [each.figures for each in timed]
+        timelines = [each.timeline for each in timed]
+        files[options.html] = page(timelines, figures=figures, memory_limit=options.memory_limit)
+    if options.svg is not None:
+        from stretto.schedule.render import svg
+
+        files[options.svg] = svg.draw(timed[0].timeline)
+    if options.trace is not None:
+        from stretto.schedule.render import trace
+
+        parts = [trace.events(each.timeline, process=process) for process, each in enumerate(timed)]
+        parts[0]["traceEvents"] = [event for part in parts for event in part["traceEvents"]]
+        files[options.trace] = json.dumps(parts[0]) + "\n"
     return files
 
 
-def _with_messages(schedule: Schedule, lowered: bool) -> Schedule:
+def _written(schedule: Schedule, lowered: bool) -> Schedule:
     """The schedule with the messages between its ranks, or with its compute operations alone."""
     from stretto.schedule.op import COMPUTE
     from stretto.schedule.passes.communication import lower
@@ -162,15 +177,16 @@ def _with_messages(schedule: Schedule, lowered: bool) -> Schedule:
     )
 
 
-def _shown(options: argparse.Namespace, schedules: list[Schedule], timelines: list[Timeline]) -> str:
-    """The drawings, named where there are several."""
+def _shown(options: argparse.Namespace, timed: list[Timed]) -> str:
+    """The drawings, named where there are several; the orders with their messages where ``--lowered`` asks for them."""
     from stretto.schedule.render.text import draw
 
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
     shown = []
-    for schedule, timeline in zip(schedules, timelines, strict=True):
-        name = [schedule.name] if len(schedules) > 1 else []
-        order = [str(_with_messages(schedule, True))] if options.lowered else []
-        shown.append("\n".join([*name, draw(timeline), *order]))
+    for each in timed:
+        name = [each.schedule.name] if len(timed) > 1 else []
+        order = [str(_written(each.schedule, True))] if options.lowered else []
+        shown.append("\n".join([*name, draw(each.timeline, colour=colour), *order]))
     return "\n\n".join(shown)
 
 
@@ -182,7 +198,7 @@ def _table(figures: list[Figures]) -> str:
             f"{figure.makespan:g}",
             f"{figure.lower_bound:g}",
             f"{figure.bubble_rate:.1%} of all ranks' time",
-            " ".join(f"{peak:g}" for peak in figure.peak_activation),
+            _peaks(figure.peak_activation, room=100 // len(figures)),
         )
         for figure in figures
     ]
@@ -193,3 +209,16 @@ def _table(figures: list[Figures]) -> str:
         cells = (f"{column[row]:<{width}}" for column, width in zip(columns, widths, strict=True))
         lines.append(f"{name:<16} {'   '.join(cells)}".rstrip())
     return "\n".join(lines if len(figures) > 1 else lines[1:])
+
+
+def _peaks(peaks: tuple[float, ...], room: int) -> str:
+    """The peak of each rank; where that is too long, of runs of ranks, or only the largest and the smallest."""
+    each = " ".join(f"{peak:g}" for peak in peaks)
+    if len(each) <= room:
+        return each
+    runs = [(peak, len(list(run))) for peak, run in groupby(peaks)]
+    counted = ", ".join(f"{count} ranks {peak:g}" for peak, count in runs)
+    if len(counted) <= room:
+        return counted
+    most, least = max(peaks), min(peaks)
+    return f"{most:g} on rank {peaks.index(most)} to {least:g} on rank {peaks.index(least)}"

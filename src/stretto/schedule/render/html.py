@@ -7,7 +7,7 @@ compressed integers:
     columns   base64 of zlib of all columns; each is the differences of its int32 values, split into four
               planes of bytes, lowest first, so that the repetition of a steady state shows
 
-A schedule of 100,000 operations makes a page of about half a megabyte.
+A schedule of 100,000 operations makes a page of about 100 kilobytes.
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stretto.schedule.op import PER_BLOCK, Kind
-from stretto.schedule.render.scene import BESIDE, Scene, scene
+from stretto.schedule.render.colours import PALER, declarations
+from stretto.schedule.render.figures_table import table
+from stretto.schedule.render.scene import Scene, scene
+from stretto.schedule.simulate.streams import STREAM_OF
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from stretto.schedule.simulate import Costs, Figures, Timeline
+    from stretto.schedule.simulate import Figures, Timeline
 
 SCRIPTS = ("columns.js", "colours.js", "panel.js", "details.js", "page.js")
 DIGITS = 9
@@ -38,16 +41,14 @@ MEMORY_SCALE = 1_000_000
 """Memory is kept to a millionth of its unit."""
 
 
-def page(
-    timelines: Sequence[Timeline], *, figures: Sequence[Figures], costs: Costs, memory_limit: float | None = None
-) -> str:
-    """The page of one schedule, or of several under each other on one axis of time."""
-    scenes = [scene(timeline, costs) for timeline in timelines]
-    parts = [_described(shown, figure) for shown, figure in zip(scenes, figures, strict=True)]
+def page(timelines: Sequence[Timeline], *, figures: Sequence[Figures], memory_limit: float | None = None) -> str:
+    """The page of one schedule, or of several on one axis of time; ``memory_limit`` is drawn into the curves."""
+    parts = [_described(scene(timeline), figure) for timeline, figure in zip(timelines, figures, strict=True)]
     header = {
         "kinds": [kind.name for kind in Kind],
-        "beside": sorted(kind.name for kind in BESIDE),
+        "beside": sorted(kind.name for kind in STREAM_OF),
         "per_block": sorted(kind.name for kind in PER_BLOCK),
+        "paler": PALER,
         "memory_scale": MEMORY_SCALE,
         "memory_top": max([memory_limit or 0.0, 1e-9, *(max(figure.peak_activation) for figure in figures)]) * 1.05,
         "memory_limit": memory_limit,
@@ -59,7 +60,9 @@ def page(
     values = {
         "title": escape(_title(figures)),
         "style": read["page.css"],
-        "figures": _table(figures),
+        "light": declarations(dark=False),
+        "dark": declarations(dark=True),
+        "figures": table(timelines, figures),
         "header": json.dumps(header).replace("<", "\\u003c"),
         "columns": base64.b64encode(columns).decode(),
         "script": "\n".join(read[name] for name in SCRIPTS),
@@ -123,43 +126,4 @@ def _line(figures: Figures) -> str:
     return (
         f"makespan {figures.makespan:g} · lower bound {figures.lower_bound:g} · bubble {figures.bubble_rate:.1%}"
         f" · peak memory {peak:g} on rank {figures.peak_activation.index(peak)}"
-    )
-
-
-def _table(figures: Sequence[Figures]) -> str:
-    """The figures side by side, what differs from the first in per cent, and those of each rank."""
-    rows = [
-        ("makespan", [_time(figure.makespan, figures[0].makespan) for figure in figures]),
-        ("lower bound", [_time(figure.lower_bound, figures[0].lower_bound) for figure in figures]),
-        ("span of the longest rank", [_time(figure.span, figures[0].span) for figure in figures]),
-        ("bubble", [f"{figure.bubble_rate:.2%}" for figure in figures]),
-        ("bubble over the span", [f"{figure.bubble_rate_span:.2%}" for figure in figures]),
-        ("peak activation memory", [f"{max(figure.peak_activation):.6g}" for figure in figures]),
-    ]
-    heads = "".join(f"<th scope=col>{escape(figure.name)}</th>" for figure in figures)
-    body = "".join(
-        f"<tr><th scope=row>{name}</th>{''.join(f'<td>{value}</td>' for value in values)}</tr>" for name, values in rows
-    )
-    each = "".join(_ranks(figure) for figure in figures)
-    return (
-        f"<table><thead><tr><th></th>{heads}</tr></thead><tbody>{body}</tbody></table>\n"
-        f"<details><summary>Each rank</summary>{each}</details>"
-    )
-
-
-def _time(value: float, first: float) -> str:
-    """A time, and by how much it differs from that of the first schedule."""
-    return f"{value:.6g}" if value == first else f"<small>{value / first - 1:+.1%}</small> {value:.6g}"
-
-
-def _ranks(figures: Figures) -> str:
-    """One row for each rank of a schedule."""
-    rows = "".join(
-        f"<tr><th scope=row>{rank}</th><td>{busy:.6g}</td><td>{1 - busy / figures.makespan:.1%}</td>"
-        f"<td>{peak:.6g}</td></tr>"
-        for rank, (busy, peak) in enumerate(zip(figures.busy, figures.peak_activation, strict=True))
-    )
-    return (
-        f"<table><caption>{escape(figures.name)}</caption><thead><tr><th scope=col>rank</th><th scope=col>busy</th>"
-        f"<th scope=col>idle</th><th scope=col>peak memory</th></tr></thead><tbody>{rows}</tbody></table>"
     )

@@ -1,10 +1,7 @@
 """What every picture shows of a timeline, as columns: times, causes, messages, memory and the critical path.
 
-    cause    the operation whose end let this one start: the one before it on its rank, or one that it needs
-    source   the operation on another rank whose result this one reads; the arrows of a drawing
-
-Following causes back from the operation that ends last gives the critical path: nothing on it can start
-earlier, so the makespan is what lies on it.
+cause    the operation whose end let this one start: the one before it on its rank, or one that it needs
+source   the operation on another rank whose result this one reads; the arrows of a drawing
 """
 
 from __future__ import annotations
@@ -14,23 +11,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stretto.schedule.arrows import Places, arrows
-from stretto.schedule.op import PER_BLOCK, Kind
+from stretto.schedule.op import Kind
 from stretto.schedule.schedule import Schedule
+from stretto.schedule.simulate import critical_path, memory_curve
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from stretto.schedule.simulate import Costs, Timeline
+    from stretto.schedule.simulate import Timeline
 
     Rows = npt.NDArray[np.int64]
     Values = npt.NDArray[np.float64]
 
 NONE = -1
-BESIDE = frozenset({Kind.O, Kind.L}) | PER_BLOCK
-"""Kinds that run beside a rank's arithmetic, on streams of their own."""
-SAME = 1e-9
-"""Times closer than this share of the makespan count as equal."""
+READERS = (Kind.F, Kind.B, Kind.I, Kind.RECV_F, Kind.RECV_B)
+"""Kinds that may read a message."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -64,83 +59,62 @@ class Scene:
         return float(self.end.max(initial=0.0))
 
 
-def scene(timeline: Timeline, costs: Costs) -> Scene:
+def scene(timeline: Timeline) -> Scene:
     """Derive what is drawn from when things happen."""
-    schedule = timeline.schedule
-    places = Places(schedule)
-    rank = places.rank.astype(np.int64)
-    start, end = np.concatenate([*timeline.start]), np.concatenate([*timeline.end])
-    first = start.min(initial=np.inf) if len(start) else 0.0
-    start, end = start - first, end - first
-    needer, needed = _pairs(places)
-    cause = _causes(rank, start, end, needer, needed)
-    source = np.full(len(rank), NONE)
-    crossing = (rank[needer] != rank[needed]) & np.isin(schedule.kind[needer], [Kind.F, Kind.B, Kind.I])
-    source[needer[crossing]] = needed[crossing]
-    memory_at, memory, memory_offsets = _memory(schedule, costs, rank, start, end)
+    schedule, rank = timeline.schedule, timeline.graph.places.rank.astype(np.int64)
+    first = timeline.start.min(initial=np.inf) if schedule.num_ops else 0.0
+    start, end = timeline.start - first, timeline.end - first
+    curves = memory_curve(timeline)
     return Scene(
         schedule=schedule,
         rank=rank,
         start=start,
         end=end,
-        cause=cause,
-        source=source,
-        critical=_back_from(int(np.argmax(end)), cause) if len(end) else cause,
-        memory_at=memory_at,
-        memory=memory,
-        memory_offsets=memory_offsets,
+        cause=_causes(timeline),
+        source=_sources(timeline, rank),
+        critical=np.array(critical_path(timeline), dtype=np.int64),
+        memory_at=np.concatenate([curve.times for curve in curves]) - first,
+        memory=np.concatenate([curve.values for curve in curves]),
+        memory_offsets=np.cumsum([0, *(len(curve.times) for curve in curves)]),
     )
 
 
-def _pairs(places: Places) -> tuple[Rows, Rows]:
-    """Rows, and the rows that they need."""
-    drawn = arrows(places)
-    needer = np.repeat(np.arange(len(drawn.start) - 1), np.diff(drawn.start))
-    there = drawn.need >= 0
-    return needer[there], drawn.need[there].astype(np.int64)
+def _causes(timeline: Timeline) -> Rows:
+    """What came last of all that an operation waits for; its own rank before others where they come together."""
+    drawn, end = timeline.graph, timeline.nodes[1]
+    starts, need, lag = drawn.arrows
+    nodes = np.arange(len(drawn.queue))
+    reader = np.concatenate([np.repeat(nodes, np.diff(starts)), nodes])
+    giver = np.concatenate([need, drawn.before]).astype(np.int64)
+    arrival = np.concatenate([end[need] + lag, end[drawn.before]])
+    own = np.arange(len(reader)) >= len(need)
+    known = giver >= 0
+    latest = np.flatnonzero(known)[np.lexsort((own[known], arrival[known], reader[known]))]
+    cause = np.full(len(nodes), NONE)
+    cause[reader[latest]] = giver[latest]  # the last assignment to a node wins
+    return _rows_behind(cause, timeline.schedule.num_ops)
 
 
-def _causes(rank: Rows, start: Values, end: Values, needer: Rows, needed: Rows) -> Rows:
-    """What ended last of all that an operation needs; where its rank was busy until it started, what kept it busy."""
-    cause = np.full(len(rank), NONE)
-    latest = np.lexsort((end[needed], needer))
-    cause[needer[latest]] = needed[latest]  # the last assignment to a row wins
-    before = np.arange(len(rank)) - 1
-    follows = np.zeros(len(rank), dtype=bool)
-    follows[1:] = rank[1:] == rank[:-1]
-    slack = SAME * end.max(initial=0.0)
-    busy = follows & (end[before] >= start - slack)
-    alone = follows & (cause == NONE)
-    cause[busy | alone] = before[busy | alone]
-    return cause
+def _rows_behind(cause: Rows, num_rows: int) -> Rows:
+    """Causes of rows where a message on a link stands between them left out."""
+    found = cause[:num_rows].copy()
+    while (links := found >= num_rows).any():
+        found[links] = cause[found[links]]
+    return found
 
 
-def _back_from(row: int, cause: Rows) -> Rows:
-    """The chain of causes that ends in a row, earliest first."""
-    chain = [row]
-    while (row := int(cause[row])) != NONE:
-        chain.append(row)
-    return np.array(chain[::-1])
-
-
-def _memory(schedule: Schedule, costs: Costs, rank: Rows, start: Values, end: Values) -> tuple[Values, Values, Rows]:
-    """Activation memory over time: taken at the start of F, given back at the end of I, W and B."""
-    each = costs.of(schedule)
-    stage = np.maximum(schedule.stage, 0)
-    kept = np.array([schedule.has_backward(number) for number in range(schedule.num_stages)])
-    is_kind = {kind: np.flatnonzero(schedule.kind == kind) for kind in (Kind.F, Kind.B, Kind.I, Kind.W)}
-    forward = is_kind[Kind.F]
-    passing = forward[~kept[stage[forward]]]
-    weight = each.activation
-    changes = [(forward, start, weight[stage[forward]]), (passing, end, -weight[stage[passing]])]
-    for kind, share in ((Kind.B, 1.0), (Kind.I, 1 - each.act_w), (Kind.W, each.act_w)):
-        rows = is_kind[kind]
-        changes.append((rows, end, -(weight * share)[stage[rows]]))
-    rows = np.concatenate([rows for rows, _, _ in changes])
-    at = np.concatenate([times[rows] for rows, times, _ in changes])
-    change = np.concatenate([values for _, _, values in changes])
-    order = np.lexsort((change, at, rank[rows]))
-    total = np.cumsum(change[order])
-    offsets = np.searchsorted(rank[rows][order], np.arange(schedule.num_ranks + 1))
-    below = np.concatenate([[0.0], total])[offsets[:-1]]
-    return at[order], total - np.repeat(below, np.diff(offsets)), offsets
+def _sources(timeline: Timeline, rank: Rows) -> Rows:
+    """For each row the one on another rank whose message it reads, by way of links where they are modelled."""
+    drawn, rows = timeline.graph, timeline.schedule.num_ops
+    carried = np.arange(len(drawn.queue))
+    onto_link = (drawn.reader >= rows) & (drawn.need < rows)
+    carried[drawn.reader[onto_link]] = drawn.need[onto_link]
+    read = np.isin(timeline.schedule.kind, READERS)
+    kept = drawn.reader < rows
+    reader, need = drawn.reader[kept], carried[drawn.need[kept]]
+    kept = (need < rows) & read[reader]
+    reader, need = reader[kept], need[kept]
+    crossing = (rank[reader] != rank[need]) & ~np.isin(timeline.schedule.kind[need], (Kind.S, Kind.T))
+    source = np.full(rows, NONE)
+    source[reader[crossing]] = need[crossing]
+    return source

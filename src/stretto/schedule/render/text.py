@@ -5,10 +5,14 @@
     rank 0 │F0-F1-F2-      B0----B1----           rank 0 │ 0F0  0F1  0B0
     rank 1 │   F0-F1-B0----...                    rank 1 │ 1B0  1F0  1F1
                                                          │ ^^^
+
+Where an operation is narrower than a character, each character shows the kind that most of its time goes to, ▒
+where several kinds take turns, and a blank where the rank mostly idles.
 """
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from stretto.schedule.op import Kind, text
@@ -17,41 +21,115 @@ from stretto.schedule.schedule import Schedule
 if TYPE_CHECKING:
     from stretto.schedule.simulate.clock import Timeline
 
+    Drawn = tuple[tuple[int, int, int, int], float, float]
+    """A row of the schedule with its start and end."""
+
 MOST_ROWS = 16
 """Ranks that a grid shows, around the one that it points at."""
+MOST_LANES = 64
+"""Ranks that a drawing shows: the first and the last ones."""
+COLOURS = {
+    Kind.F: 68, Kind.B: 173, Kind.I: 179, Kind.W: 72, Kind.R: 140, Kind.S: 175, Kind.T: 182, Kind.OPT: 246,
+    Kind.SEND_F: 252, Kind.RECV_F: 252, Kind.SEND_B: 252, Kind.RECV_B: 252,
+}  # fmt: skip
+"""Backgrounds out of a terminal's 256 colours."""
+IDLE, MIXED = -1, -2
+MOSTLY = 0.6
+"""Share of a character's time that a kind must take to stand for it."""
 
 
-def draw(timeline: Timeline, *, width: int = 120) -> str:
+def draw(timeline: Timeline, *, width: int = 120, colour: bool = False) -> str:
     """Draw when each operation runs, with a ruler of time below.
 
     An operation is drawn as long as it lasts, and named as fully as the shortest one allows: ``2F11``,
-    ``F11`` (always so where each rank has one stage), or ``F``.
+    ``F11`` (always so where each rank has one stage), or ``F``.  What runs beside a rank's arithmetic isn't
+    drawn.  ``colour`` is for terminals that understand ANSI escapes.
     """
     schedule = timeline.schedule
-    heads = [f"rank {rank}" for rank in range(schedule.num_ranks)]
-    margin = len(heads[-1]) + 2
+    ranks = _shown(schedule.num_ranks)
+    margin = len(f"rank {schedule.num_ranks - 1}") + 2
     columns = width - margin
-    first = min(min(start) for start in timeline.start if start)
-    rows = [
-        list(zip(schedule.rows(rank), timeline.start[rank], timeline.end[rank], strict=True))
-        for rank in range(schedule.num_ranks)
-    ]
-    shortest = min((end - start for row in rows for _, start, end in row if end > start), default=1.0)
+    rows = {rank: _rows(timeline, rank) for rank in ranks if rank >= 0}
+    shortest = min((end - start for row in rows.values() for _, start, end in row if end > start), default=1.0)
     staged = schedule.num_chunks * len(schedule.placement) > 1
-    longest = max(len(_label(op, staged)) for row in rows for op, _, _ in row)
-    cell = columns * shortest / timeline.makespan
+    longest = max((len(_label(op, staged)) for row in rows.values() for op, _, _ in row), default=0)
+    makespan = timeline.makespan
+    cell = columns * shortest / makespan if makespan > 0 else 1.0
     if cell >= 3:  # a whole number keeps equal operations equally wide; below three it would waste too much
         cell = min(int(cell), longest + 1)
     staged = staged and cell > longest
     lines = []
-    for head, row in zip(heads, rows, strict=True):
-        cells = [" "] * columns
-        for op, start, end in row:
-            left, right = (round((time - first) / shortest * cell) for time in (start, end))
-            cells[left:right] = _block(_label(op, staged), Kind(op[0]).name, right - left)
-        lines.append(f"{head:<{margin - 1}}│{''.join(cells)}".rstrip())
-    end_of_time = round(timeline.makespan / shortest * cell)
-    return "\n".join([*lines, f"{'time':<{margin - 1}}│0{f'{timeline.makespan:g}':>{max(end_of_time - 1, 1)}}"])
+    for rank in ranks:
+        if rank < 0:
+            lines.append(f"{f'... {-rank} more':<{margin - 1}}│")
+            continue
+        if cell < 1:
+            cells, kinds = _mixed(rows[rank], columns, makespan)
+        else:
+            cells, kinds = _named(rows[rank], columns, cell / shortest, staged)
+        lane = _coloured(cells, kinds) if colour else "".join(cells).rstrip()
+        lines.append(f"{f'rank {rank}':<{margin - 1}}│{lane}")
+    end_of_time = round(makespan / shortest * cell)
+    return "\n".join([*lines, f"{'time':<{margin - 1}}│0{f'{makespan:g}':>{max(end_of_time - 1, 1)}}"])
+
+
+def _shown(num_ranks: int) -> list[int]:
+    """The ranks to draw; a negative entry stands for that many left out."""
+    if num_ranks <= MOST_LANES:
+        return list(range(num_ranks))
+    half = MOST_LANES // 2
+    return [*range(half), -(num_ranks - 2 * half), *range(num_ranks - half, num_ranks)]
+
+
+def _rows(timeline: Timeline, rank: int) -> list[Drawn]:
+    """A rank's arithmetic, in time from the first operation anywhere."""
+    part, first = timeline.rows(rank), float(timeline.start.min())
+    times = ((timeline.start[part] - first).tolist(), (timeline.end[part] - first).tolist())
+    main = timeline.graph.arithmetic[part].tolist()
+    drawn = zip(timeline.schedule.rows(rank), *times, main, strict=True)
+    return [(row, start, end) for row, start, end, arithmetic in drawn if arithmetic]
+
+
+def _named(row: list[Drawn], columns: int, scale: float, staged: bool) -> tuple[list[str], list[int]]:
+    """Characters and kinds of a lane whose operations all have room for a letter."""
+    cells, kinds = [" "] * columns, [IDLE] * columns
+    for op, start, end in row:
+        left, right = round(start * scale), round(end * scale)
+        cells[left:right] = _block(_label(op, staged), Kind(op[0]).name, right - left)
+        kinds[left:right] = [op[0]] * (right - left)
+    return cells, kinds
+
+
+def _mixed(row: list[Drawn], columns: int, makespan: float) -> tuple[list[str], list[int]]:
+    """Characters and kinds of a lane whose operations are narrower than a character."""
+    import numpy as np
+
+    scale = columns / makespan
+    kind = np.array([op[0] for op, _, _ in row], dtype=np.int64)
+    start = np.array([time for _, time, _ in row]) * scale
+    end = np.array([time for _, _, time in row]) * scale
+    spent = np.zeros((len(Kind), columns + 1))
+    at = np.minimum(start.astype(np.int64), columns - 1)
+    inside = np.minimum(end, at + 1) - start
+    np.add.at(spent, (kind, at), inside)
+    long = end > at + 1
+    for each, first, over in zip(kind[long].tolist(), at[long].tolist(), end[long].tolist(), strict=True):
+        for column in range(first + 1, min(int(np.ceil(over)), columns)):
+            spent[each, column] += min(over, column + 1) - column
+    spent = spent[:, :columns]
+    busy = spent.sum(axis=0)
+    best = np.where(spent.max(axis=0) > MOSTLY * busy, spent.argmax(axis=0), MIXED)
+    kinds = np.where(busy >= 0.5, best, IDLE).tolist()
+    return [{IDLE: " ", MIXED: "▒"}.get(each) or Kind(each).name[0] for each in kinds], kinds
+
+
+def _coloured(cells: list[str], kinds: list[int]) -> str:
+    """A lane with the colours of its kinds."""
+    lane = ""
+    for kind, group in groupby(zip(kinds, cells, strict=True), key=lambda pair: pair[0]):
+        part = "".join(cell for _, cell in group)
+        lane += part if kind < 0 else f"\x1b[38;5;16;48;5;{COLOURS.get(Kind(kind), 250)}m{part}\x1b[0m"
+    return lane.rstrip()
 
 
 def _label(op: tuple[int, int, int, int], staged: bool) -> str:

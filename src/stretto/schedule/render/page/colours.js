@@ -19,7 +19,7 @@ function tint(schedule, row) {
   const key = kind * 4096 + tone;
   let found = palette.cache.get(key);
   if (!found) {
-    const pale = schedule.tones > 1 ? (0.55 * tone) / (schedule.tones - 1) : 0;
+    const pale = schedule.tones > 1 ? (header.paler * tone) / (schedule.tones - 1) : 0;
     const rgb = palette.kinds[kind].map((part, at) => Math.round(part + (palette.ground[at] - part) * pale));
     const bright = (0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2]) / 255;
     found = { rgb, fill: `rgb(${rgb})`, text: bright > 0.58 ? "#14171b" : "#ffffff" };

@@ -1,0 +1,178 @@
+"""A schedule as a drawing for documents: time on x, one lane per rank, colours as in the page.
+
+    ┌──────────────────────────────────────────┐
+    │ 1f1b · makespan 33                       │
+    │ rank 0 ■■■■            ■■ ■ ■■ ■ ■■      │     lanes, with what runs beside the arithmetic as a thin strip
+    │ rank 1   ■■■        ■■ ■ ■■ ■ ■■         │
+    │        0         10          20          │
+    │ ■ F  ■ B                                 │
+    └──────────────────────────────────────────┘
+
+Operations of a kind are one path, so that a drawing of many stays small; it follows the reader's light or dark mode.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from html import escape
+from typing import TYPE_CHECKING
+
+from stretto.schedule.op import Kind, text
+from stretto.schedule.render.colours import COLOURS, bright, declarations, strength
+
+if TYPE_CHECKING:
+    from stretto.schedule.schedule import Schedule
+    from stretto.schedule.simulate import Timeline
+
+LEFT, RIGHT, TOP, BOTTOM = 62.0, 14.0, 28.0, 46.0
+LETTER = 6.2
+"""Width of a character in a label."""
+STRONG_ENOUGH = 0.75
+"""From this strength on, the colour of a label goes by its kind's colour, below by the ground's."""
+
+
+def draw(timeline: Timeline, *, width: float = 1200.0) -> str:
+    """The drawing as the text of an SVG file, ``width`` pixels wide."""
+    schedule = timeline.schedule
+    lane = max(6.0, min(30.0, 900.0 / schedule.num_ranks))
+    height = TOP + lane * schedule.num_ranks + BOTTOM
+    scale = (width - LEFT - RIGHT) / (timeline.makespan or 1.0)
+    shapes, labels = _operations(timeline, lane, scale)
+    tones = schedule.num_chunks * len(schedule.placement)
+    paths = [
+        f'<path class="{Kind(kind).name}" fill-opacity="{strength(tone, tones):.2f}" d="{"".join(parts)}"/>'
+        for (kind, tone), parts in sorted(shapes.items())
+    ]
+    title = f"{schedule.name}, {schedule.num_ranks} ranks, {schedule.num_microbatches} micro-batches"
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" '
+            f'height="{height:g}" role="img">',
+            f"<title>{escape(title)}: makespan {timeline.makespan:g}</title>",
+            f"<style>{_style()}</style>",
+            '<rect class="back" width="100%" height="100%"/>',
+            f'<text x="{LEFT}" y="17" class="name">{escape(title)}</text>',
+            *_lanes(schedule, lane, width),
+            *paths,
+            *labels,
+            *_ruler(timeline.makespan, scale, TOP + lane * schedule.num_ranks),
+            *_legend(sorted({kind for kind, _ in shapes}), height - 12),
+            "</svg>\n",
+        ]
+    )
+
+
+def _style() -> str:
+    """Colours of both modes."""
+    fills = "".join(f".{kind.name}{{fill:var(--{kind.name})}}" for kind in COLOURS)
+    grounds = (
+        "--back:#fff; --lane:#f3f4f6; --ink:#1b1f24; --soft:#646c76;",
+        "--back:#14171b; --lane:#1c2026; --ink:#e4e7eb; --soft:#98a1ac;",
+    )
+    light, dark = (f":root{{{grounds[mode]} {declarations(bool(mode))}}}" for mode in (0, 1))
+    return (
+        f"{light} @media (prefers-color-scheme: dark){{{dark}}} {fills} .back{{fill:var(--back)}} "
+        ".lane{fill:var(--lane)} text{font:11px system-ui,'DejaVu Sans',sans-serif;fill:var(--soft)} "
+        ".name{font-size:13px;font-weight:600;fill:var(--ink)} .on{text-anchor:middle;fill:#fff} .dark{fill:#14171b} "
+        ".pale{fill:var(--ink)} .end{text-anchor:end} .mid{text-anchor:middle} line{stroke:var(--soft)}"
+    )
+
+
+def _operations(timeline: Timeline, lane: float, scale: float) -> tuple[dict[tuple[int, int], list[str]], list[str]]:
+    """Pieces of paths by kind and tone, and the labels that have room."""
+    schedule, first = timeline.schedule, float(timeline.start.min())
+    tones = schedule.num_chunks * len(schedule.placement)
+    tone_of = _tones(schedule)
+    main = timeline.graph.arithmetic.tolist()
+    beside = not all(main)
+    height = lane * (0.72 if beside else 0.9)
+    shapes: dict[tuple[int, int], list[str]] = defaultdict(list)
+    labels: list[str] = []
+    for rank in range(schedule.num_ranks):
+        part = timeline.rows(rank)
+        times = zip((timeline.start[part] - first).tolist(), (timeline.end[part] - first).tolist(), strict=True)
+        for (kind, stage, microbatch, _), (start, end), on_lane in zip(
+            schedule.rows(rank), times, main[part], strict=True
+        ):
+            if end <= start:
+                continue
+            x, length = LEFT + start * scale, (end - start) * scale
+            y, tall = (rank * lane + TOP, height) if on_lane else (rank * lane + TOP + height + 1, lane * 0.14)
+            gap = 1.0 if length > 4 else 0.0
+            tone = tone_of[schedule.voice[microbatch]][stage] if kind <= Kind.R else 0
+            shapes[kind, tone].append(f"M{x:.2f} {y:.1f}h{length - gap:.2f}v{tall:.1f}h{gap - length:.2f}z")
+            label = _label(kind, stage, microbatch, length, tones)
+            if on_lane and tall >= 11 and label:
+                look = "pale" if strength(tone, tones) < STRONG_ENOUGH else "dark" * bright(COLOURS[Kind(kind)][0])
+                place = f'x="{x + (length - gap) / 2:.1f}" y="{y + tall / 2 + 4:.1f}"'
+                labels.append(f'<text class="on {look}" {place}>{label}</text>')
+    return shapes, labels
+
+
+def _label(kind: int, stage: int, microbatch: int, length: float, tones: int) -> str:
+    """The fullest name that fits: 2F7 where ranks hold several stages, F7, or 7."""
+    full = text(kind, stage, microbatch)
+    choices = [full] if tones > 1 else []
+    choices += [full.lstrip("0123456789"), str(microbatch)]
+    return next((choice for choice in choices if len(choice) * LETTER + 3 <= length), "")
+
+
+def _tones(schedule: Schedule) -> list[list[int]]:
+    """Which of its rank's chunks each stage is, by replica; a further replica goes on counting."""
+    tones: list[list[int]] = []
+    for voice, replica in enumerate(schedule.placement):
+        held = [0] * schedule.num_ranks
+        tones.append([])
+        for rank in replica:
+            tones[-1].append(voice * schedule.num_chunks + held[rank])
+            held[rank] += 1
+    return tones
+
+
+def _lanes(schedule: Schedule, lane: float, width: float) -> list[str]:
+    """Grounds and names of the ranks."""
+    every = math.ceil(12 / lane)
+    grounds = "".join(
+        f"M{LEFT} {TOP + rank * lane:.1f}h{width - LEFT - RIGHT:g}v{lane * 0.9:.1f}h{LEFT + RIGHT - width:g}z"
+        for rank in range(schedule.num_ranks)
+    )
+    names = [
+        f'<text class="end" x="{LEFT - 8}" y="{TOP + rank * lane + lane * 0.45 + 4:.1f}">rank {rank}</text>'
+        for rank in range(0, schedule.num_ranks, every)
+    ]
+    return [f'<path class="lane" d="{grounds}"/>', *names]
+
+
+def _ruler(makespan: float, scale: float, y: float) -> list[str]:
+    """Marks at round times, and the makespan."""
+    step = round_step(makespan / 10)
+    marks = []
+    for count in range(int(makespan / step) + 1):
+        x = LEFT + count * step * scale
+        marks.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y:.1f}" y2="{y + 4:.1f}"/>')
+        marks.append(f'<text class="mid" x="{x:.1f}" y="{y + 15:.1f}">{count * step:.6g}</text>')
+    return marks
+
+
+def round_step(rough: float) -> float:
+    """The least of 1, 2 or 5 times a power of ten that isn't below.
+
+    >>> round_step(3.3), round_step(0.07)
+    (5.0, 0.1)
+    """
+    if rough <= 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(rough))
+    return float(f"{next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough):.9g}")
+
+
+def _legend(kinds: list[int], y: float) -> list[str]:
+    """A patch and a name for each kind."""
+    items, x = [], LEFT
+    for kind in kinds:
+        name = Kind(kind).name
+        items.append(f'<rect class="{name}" x="{x:g}" y="{y - 9:g}" width="10" height="10" rx="2"/>')
+        items.append(f'<text x="{x + 15:g}" y="{y:g}">{name}</text>')
+        x += 32 + 7 * len(name)
+    return items
