@@ -85,13 +85,14 @@ def solve(
         return None
     clock = Clock.of(problem)
     model = Model(problem, clock, ranks=range(problem.ranks))
-    model.above(lower_bound(problem, time_budget=0).value)
+    floor = lower_bound(problem, time_budget=0).value
+    model.above(floor)
     model.start_from(known)
     answer = model.search(time_budget=time_budget, seed=seed, workers=workers)
     found = [known]
     if answer.starts:
         found.append([sorted(row, key=answer.starts.__getitem__) for row in model.rows()])
-    return best_of(found, problem, bound=answer.bound / clock.rate)
+    return best_of(found, problem, bound=max(floor, answer.bound / clock.rate))
 
 
 def prove(problem: Problem, *, ranks: Iterable[int], floor: float, time_budget: float, seed: int = 0) -> float:
