@@ -11,13 +11,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from stretto.schedule.families.bitpipe import bitpipe
 from stretto.schedule.families.breadth_first import breadth_first
+from stretto.schedule.families.chimera import chimera
 from stretto.schedule.families.dualpipe import dualpipe
 from stretto.schedule.families.dualpipe_v import dualpipe_v
 from stretto.schedule.families.forward_only import forward_only
 from stretto.schedule.families.gpipe import gpipe
 from stretto.schedule.families.interleaved import interleaved
 from stretto.schedule.families.one_f_one_b import one_f_one_b
+from stretto.schedule.families.wave import hanayo
 from stretto.schedule.families.zero_bubble import zb_h1, zb_h2
 from stretto.schedule.schedule import Schedule
 from stretto.spec.errors import ScheduleError, nearest
@@ -61,6 +64,22 @@ FAMILIES: Mapping[str, Family] = {
         summary="all micro-batches through a chunk before the next; each stage gathered once per pass",
         chunked=True,
         options=("sharded",),
+    ),
+    "hanayo": Family(
+        builder=hanayo,
+        summary="waves down the ranks and up again, two chunks each",
+        options=("waves",),
+        chunk_counts=(),
+        costed=True,
+    ),
+    "chimera": Family(
+        builder=chimera, summary="two replicas in opposite directions, half of the bubble", options=("eager_sync",)
+    ),
+    "bitpipe": Family(
+        builder=bitpipe,
+        summary="two replicas in opposite directions, each a V: half of chimera's bubble",
+        options=("eager_sync",),
+        chunk_counts=(2,),
     ),
     "dualpipe": Family(
         builder=dualpipe, summary="two replicas in opposite directions, forward of one under backward of the other"
@@ -154,7 +173,7 @@ def _check_peak(schedule: Schedule, costs: Costs, memory_limit: float) -> None:
     """Raise ScheduleError where a rank keeps more than the limit."""
     from stretto.schedule.simulate.memory import peak_activation
 
-    peaks = peak_activation(schedule, act_w=costs.act_w)
+    peaks = peak_activation(schedule, costs)
     peak = max(peaks)
     if peak > memory_limit + TOLERANCE:
         fitting = ", ".join(name for name, family in FAMILIES.items() if family.costed) or "none yet"
