@@ -13,9 +13,8 @@ from equivalence.plan_run import batches_of, plain, together
 from equivalence.reference import build_reference, global_batch
 from ranks import Ranks
 from stretto.assemble.rank_model import Precision
-from stretto.assemble.split import holders_of_tied, parts_of_stages
+from stretto.assemble.split import holders_of_tied, parts_of_stages, ranks_of_parts
 from stretto.models.foreign import ForeignStack
-from stretto.spec.errors import UnsupportedError
 from stretto.spec.model import ModelSpec
 from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSpec
@@ -194,9 +193,10 @@ def test_one_rank_equals_plain_torch(ranks: Ranks) -> None:
         torch.testing.assert_close(value, named[name].detach(), rtol=1e-9, atol=1e-12, msg=name)
 
 
-def test_a_tie_to_the_middle_of_the_pipeline_is_refused() -> None:
+def test_a_tie_between_any_ranks_is_a_unit_of_its_own() -> None:
     run = replace(FOREIGN, plan=PlanSpec(pp=1))
     session = Session.start(run, 0, stack=odd_stack(shared=True).to(torch.float64))  # type: ignore[arg-type]
     assert len(session.model.units) == 5 + 1  # three blocks, both ends, and what the blocks share
-    with pytest.raises(UnsupportedError, match="a tie can join only the first and the last rank"):
-        holders_of_tied(session.model.stack.tied, [0, 1, 2], parts_of_stages([1, 1, 1]))
+    held = ranks_of_parts([(0, 1, 2)], parts_of_stages([1, 1, 1]))
+    (original,) = set(session.model.stack.tied.values())
+    assert holders_of_tied(session.model.stack.tied, held) == {original: (0, 1, 2)}

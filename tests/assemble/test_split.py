@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from stretto.assemble.split import generic, holders_of_tied, owner_of, parts_of_stages
-from stretto.spec.errors import UnsupportedError
+from stretto.assemble.split import generic, holders_of_tied, owner_of, parts_of_stages, ranks_of_parts
 
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=8))
@@ -29,33 +28,34 @@ def test_rules_name_any_block() -> None:
 HEAD = {"outputs.head.weight": "inputs.tokens.weight"}
 
 
-def test_a_tie_crosses_where_its_ends_lie_on_two_ranks() -> None:
-    one, two = parts_of_stages([2]), parts_of_stages([1, 1])
-    names = {"outputs.head.weight", "inputs.tokens.weight"}
-    assert holders_of_tied(HEAD, [0], one) == dict.fromkeys(names, False)
-    assert holders_of_tied(HEAD, [0, 1], two) == dict.fromkeys(names, True)
-    assert holders_of_tied(HEAD, [0, 0], two) == dict.fromkeys(names, False)
-    assert holders_of_tied({}, [0, 1], two) == {}
+def test_a_part_is_held_where_its_stage_is_in_any_replica() -> None:
+    stages = parts_of_stages([1, 1, 1, 1])
+    assert ranks_of_parts([(0, 1, 1, 0)], stages)["outputs"] == (0,)
+    both = ranks_of_parts([(0, 1, 2, 3), (3, 2, 1, 0)], stages)
+    assert both == {"inputs": (0, 3), "blocks.0": (0, 3), "blocks.1": (1, 2), "blocks.2": (1, 2)} | {
+        "blocks.3": (0, 3),
+        "outputs": (0, 3),
+    }
+
+
+@pytest.mark.parametrize(
+    ("placement", "ranks"), [([(0,)], (0,)), ([(0, 1)], (0, 1)), ([(1, 0, 2)], (1, 2)), ([(0, 1), (1, 0)], (0, 1))]
+)
+def test_a_tie_is_held_by_both_of_its_ends(placement: list[tuple[int, ...]], ranks: tuple[int, ...]) -> None:
+    held = ranks_of_parts(placement, parts_of_stages([1] * len(placement[0])))
+    assert holders_of_tied(HEAD, held) == {"inputs.tokens.weight": ranks}
+    assert holders_of_tied({}, held) == {}
 
 
 def test_blocks_1_and_10_are_not_mixed_up() -> None:
-    stages = parts_of_stages([2, 9])
-    tied = {"blocks.10.w": "blocks.1.w"}
-    assert holders_of_tied(tied, [0, 1], stages) == {"blocks.10.w": True, "blocks.1.w": True}
+    held = ranks_of_parts([(0, 1)], parts_of_stages([2, 9]))
+    assert holders_of_tied({"blocks.10.w": "blocks.1.w"}, held) == {"blocks.1.w": (0, 1)}
 
 
 def test_a_near_copy_does_not_hide_a_far_one() -> None:
-    stages = parts_of_stages([2, 1])
+    held = ranks_of_parts([(0, 1)], parts_of_stages([2, 1]))
     tied = {"outputs.w": "inputs.w", "blocks.0.w": "inputs.w"}
-    found = holders_of_tied(tied, [0, 1], stages)
-    assert found == {"outputs.w": True, "blocks.0.w": False, "inputs.w": True}
-
-
-def test_a_tie_to_a_rank_in_the_middle_is_refused() -> None:
-    # Only the first and the last rank sum tied gradients; anything else would hang or be wrong in silence.
-    stages = parts_of_stages([1, 1, 1])
-    with pytest.raises(UnsupportedError, match=r"blocks\.1\.w is tied to blocks\.0\.w.*ranks 0 and 1;.*plan\.pp = 2"):
-        holders_of_tied({"blocks.1.w": "blocks.0.w"}, [0, 1, 2], stages)
+    assert holders_of_tied(tied, held) == {"inputs.w": (0, 1)}
 
 
 def test_owner_of_a_parameter() -> None:

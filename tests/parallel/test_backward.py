@@ -180,8 +180,8 @@ def test_rerun_makes_the_graph_before_the_backward() -> None:
     stage.segments[0].run = lambda x, *_: (calls.append(1), module(x))[1]
     unit.begin_step(1)
     x = torch.randn(3, 4, dtype=FLOAT)
-    y = stage.forward(0, x, None, None, recompute=True)
-    assert not tensors_of(y)[0].requires_grad
+    y = stage.forward_lightly(0, x, None, None)
+    assert not tensors_of(y)[0].requires_grad and list(stage.kept_tensors()) == [x]
     stage.rerun(0, None, None)
     assert len(calls) == 2
     stage.backward(0, torch.ones(3, 4, dtype=FLOAT), None, None)

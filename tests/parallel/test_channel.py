@@ -51,7 +51,7 @@ def exchange(rank: int, world: int, lengths: list[int], single: bool) -> list[bo
     for length in lengths:
         direction = "B" if rank == 0 else "F"
         receives = [Message(direction, 0, m, 1 - rank) for m in range(COUNT)]  # type: ignore[arg-type]
-        channel.begin_step(receives, (2, length))
+        channel.begin_step(receives, [(2, length)] * COUNT)
         if rank == 0:
             for m in range(COUNT):
                 channel.send(Message("F", 0, m, 1), pick(m, length))
@@ -73,7 +73,7 @@ def test_values_arrive_as_sent_under_every_batch_shape(ranks: Ranks, single: boo
 def order_on_rank(rank: int, world: int) -> tuple[str, str, list[float]]:
     channel = PeerChannel(build_mesh(PlanSpec(pp=2), rank), torch.device("cpu"), [SCHEDULE])
     messages = [Message("F", 0, m, 1 - rank) for m in range(2)]
-    channel.begin_step(messages if rank else [], (1,))
+    channel.begin_step(messages if rank else [], [(1,), (1,)])
     if rank == 0:
         for message in messages:
             channel.send(message, torch.tensor([float(message.microbatch)]))
@@ -106,7 +106,7 @@ def test_receives_come_in_the_order_of_the_schedule(ranks: Ranks) -> None:
 )
 def test_what_cannot_travel_is_refused_in_a_sentence(value: Any) -> None:
     channel = PeerChannel(build_mesh(PlanSpec(), 0), torch.device("cpu"), [ALONE])
-    channel.begin_step([], (1,))
+    channel.begin_step([], [(1,)])
     with pytest.raises(UnsupportedError, match=r"stage 0 passes on .* at most 6 tensors of at most 6 dims"):
         channel.send(Message("F", 0, 0, 1), value)
 

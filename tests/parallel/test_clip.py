@@ -13,6 +13,7 @@ from parallel.test_master import mesh_at
 from ranks import Ranks
 from stretto.parallel.clip import scale_gradients, squared_norm_held
 from stretto.parallel.master import Master, counts_here
+from stretto.parallel.mesh import Holders
 from stretto.spec.model import ModelSpec
 from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSpec
@@ -23,8 +24,8 @@ from stretto.trainer.session import Session
 CPU = torch.device("cpu")
 
 
-def master_of(sharding: Sharding, gradient: list[float] | None, tp: int = 0) -> Master:
-    counted = counts_here(sharding, mesh_at(tp=(tp, 2)))
+def master_of(sharding: Sharding, gradient: list[float] | None, tp: int = 0, holders: Holders | None = None) -> Master:
+    counted = counts_here(sharding, mesh_at(tp=(tp, 2), pp=(1, 2)), holders)
     tensor = torch.zeros(sharding.shape)
     tensor.grad = None if gradient is None else torch.tensor(gradient)
     return Master(tensor=tensor, sharding=sharding, start=0, stop=tensor.numel(), counted=counted, owned=counted)
@@ -32,7 +33,7 @@ def master_of(sharding: Sharding, gradient: list[float] | None, tp: int = 0) -> 
 
 def test_only_what_counts_is_summed_and_all_is_scaled() -> None:
     original = master_of(Sharding.whole("a", (2,)), [3.0, 4.0])
-    tied = master_of(Sharding.whole("b", (2,), tied_to="a"), [3.0, 4.0])
+    tied = master_of(Sharding.whole("b", (2,), tied_to="a"), [3.0, 4.0], holders=Holders(ranks=(0, 1), group=None))
     frozen = master_of(Sharding.whole("c", (2,)), None)
     on_second_rank = master_of(Sharding.whole("a", (2,)), [3.0, 4.0], tp=1)
     empty = master_of(Sharding.whole("d", (0,)), [])

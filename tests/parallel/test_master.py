@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stretto.parallel.master import Master, counts_here
-from stretto.parallel.mesh import AXES, Mesh
+from stretto.parallel.mesh import AXES, Holders, Mesh
 from stretto.spec.contract import Piece
 from stretto.spec.sharding import Sharding, cut
 
@@ -21,7 +21,6 @@ def mesh_at(**place: tuple[int, int]) -> Mesh:
         coordinates={a: place.get(a, (0, 1))[0] for a in AXES},
         rank=0,
         groups={},
-        tied=None,
     )
 
 
@@ -69,9 +68,11 @@ def test_a_piece_shares_memory_with_its_master() -> None:
     assert bool((master.tensor == 7.0).all())
 
 
-def test_a_tied_copy_goes_by_the_name_of_its_original_and_counts_nowhere() -> None:
+def test_a_tied_copy_goes_by_the_name_of_its_original_and_counts_on_the_first_holder() -> None:
     sharding = Sharding.whole("outputs.head.weight", (2, 3), tied_to="inputs.tokens.weight")
-    counted = counts_here(sharding, mesh_at())
+    holders = Holders(ranks=(0, 2), group=None)
+    assert counts_here(sharding, mesh_at(pp=(0, 3)), holders)
+    counted = counts_here(sharding, mesh_at(pp=(2, 3)), holders)
     master = Master(tensor=torch.zeros(2, 3), sharding=sharding, start=0, stop=6, counted=counted, owned=counted)
     (piece,) = master.pieces("model", master.tensor)
     assert piece.name == "model.inputs.tokens.weight" and not piece.owned and not counted

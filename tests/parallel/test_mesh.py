@@ -8,7 +8,7 @@ import pytest
 import torch.distributed as dist
 
 from ranks import Ranks
-from stretto.parallel.mesh import AXES, GROUPED, build_mesh
+from stretto.parallel.mesh import AXES, GROUPED, build_mesh, make_holders
 from stretto.spec.plan import PlanSpec
 
 PLANS = [
@@ -28,11 +28,12 @@ def describe(rank: int, world: int, plans: list[PlanSpec]) -> list[dict[str, Any
     found = []
     for plan in plans:
         mesh = build_mesh(plan, rank)
+        ends = make_holders(mesh, [(0, plan.pp - 1)] if plan.pp > 1 else [])
         found.append(
             {
                 "place": tuple(mesh.index(a) for a in AXES),
                 "groups": {axes: members(mesh.group(*axes)) for axes in GROUPED},
-                "tied": members(mesh.tied),
+                "ends": [members(holders.group) for holders in ends.values()],
                 "dp_index": mesh.dp_index,
                 "column": [mesh.pipeline_rank(i) for i in range(plan.pp)],
             }
@@ -73,7 +74,7 @@ def test_a_group_holds_who_differs_along_its_axes_only(which: int, described: li
         ]
         ends = [mine["column"][0], mine["column"][-1]]
         at_an_end = plan.pp > 1 and mine["place"][0] in (0, plan.pp - 1)
-        assert mine["tied"] == (ends if at_an_end else None)
+        assert mine["ends"] == ([ends if at_an_end else None] if plan.pp > 1 else [])
 
 
 def test_one_rank_needs_no_process_group() -> None:

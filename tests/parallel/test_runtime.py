@@ -14,10 +14,11 @@ from parallel.test_segment import segment_of, weights
 from ranks import Ranks
 from stretto.parallel.pipeline.runtime import Runtime
 from stretto.parallel.pipeline.stage import Stage
+from stretto.parallel.unit import settle_all
 from stretto.schedule.families import build
-from stretto.schedule.op import MESSAGES
+from stretto.schedule.op import MESSAGES, Kind, Op
 from stretto.schedule.passes.communication import lower
-from stretto.schedule.passes.split_backward import split_backward
+from stretto.schedule.schedule import Schedule
 from stretto.spec.contract import Batch, Silent
 from stretto.spec.errors import UnsupportedError
 from stretto.spec.model import ModelSpec
@@ -88,10 +89,41 @@ def test_two_stages_on_one_rank_hand_over_without_messages() -> None:
     assert all(stage.num_in_flight == 0 for stage in stages.values())
 
 
-def test_a_schedule_with_a_split_backward_is_refused() -> None:
-    schedule = lower(split_backward(build("1f1b", ranks=1, microbatches=2)))
-    with pytest.raises(UnsupportedError, match="can't play; it plays F, B, SEND_F"):
-        Runtime({}, schedule, rank=0, channel=None, observer=Silent())
+def test_an_operation_that_can_t_be_played_is_refused() -> None:
+    schedule = Schedule.from_orders(
+        [[Op(Kind.F, stage=0, microbatch=0), Op(Kind.O, stage=0, microbatch=0)]],
+        name="offloading",
+        num_stages=1,
+        num_microbatches=1,
+        placement=[(0,)],
+    )
+    stages = {0: two_stages(weights(2))[0]}
+    with pytest.raises(UnsupportedError, match="has 0O0, which the runtime can't play; it plays F, B, I, W, R, SEND_F"):
+        Runtime(stages, schedule, rank=0, channel=None, observer=Silent())
+
+
+def test_a_gradient_can_t_pass_a_frozen_stage() -> None:
+    order = [Op(kind, stage=s, microbatch=0) for kind, s in ((Kind.F, 0), (Kind.F, 1), (Kind.B, 0))]
+    schedule = Schedule.from_orders(
+        [order], name="frozen end", num_stages=2, num_microbatches=1, placement=[(0, 0)], frozen=[1]
+    )
+    with pytest.raises(UnsupportedError, match="trains stage 0, but freezes stage 1 behind it"):
+        Runtime(two_stages(weights(2)), schedule, rank=0, channel=None, observer=Silent())
+
+
+def test_a_frozen_first_stage_is_evaluated_and_its_gradient_is_zero() -> None:
+    order = [Op(kind, stage=s, microbatch=0) for kind, s in ((Kind.F, 0), (Kind.F, 1), (Kind.I, 1), (Kind.W, 1))]
+    schedule = Schedule.from_orders(
+        [order], name="frozen start", num_stages=2, num_microbatches=1, placement=[(0, 0)], frozen=[0]
+    )
+    ws = weights(2)
+    stages = two_stages(ws)
+    runtime = Runtime(stages, schedule, rank=0, channel=None, observer=Silent())
+    loss = runtime.step([batch_of(3)], lambda batch: 1.5, lambda: torch.tensor(0.25))
+    assert loss is not None and stages[0].num_in_flight == 0
+    settle_all(runtime.units)
+    first, last = (unit.masters[0].tensor.grad for unit in runtime.units)
+    assert first is not None and last is not None and bool((first == 0).all()) and bool((last != 0).any())
 
 
 def run_of(plan: dict[str, Any]) -> RunSpec:

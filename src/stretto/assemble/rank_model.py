@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from stretto.assemble.draw import draw
 from stretto.assemble.segments import make_segment
 from stretto.assemble.shard import apply_rules, shardings_of_part
-from stretto.assemble.split import holders_of_tied, owner_of, parts_of_stages, rule_of
+from stretto.assemble.split import StageParts, holders_of_tied, owner_of, parts_of_stages, ranks_of_parts, rule_of
 from stretto.parallel.flat import FlatUnit, ReduceQueue
 from stretto.parallel.master import Master
-from stretto.parallel.mesh import Mesh
+from stretto.parallel.mesh import Holders, Mesh, make_holders
 from stretto.parallel.pipeline.stage import Stage
 from stretto.parallel.unit import LocalUnit, Unit
 from stretto.spec.contract import Batch, Place, Stack
@@ -97,7 +97,7 @@ class Assembler:
     def build(
         self,
         layers: Sequence[int],
-        placement: Sequence[int],
+        placement: Sequence[Sequence[int]],
         *,
         num_heads: int,
         device: torch.device,
@@ -107,7 +107,7 @@ class Assembler:
 
         Args:
             layers: layers of each stage.
-            placement: pipeline rank of each stage.
+            placement: pipeline rank of each stage, for each replica of the model that flows through the pipeline.
             num_heads: query heads of the whole model.
             device: where parameters live.
             reader: where initial values come from; None: drawn (or what a foreign module holds).
@@ -119,10 +119,10 @@ class Assembler:
             )
         _move_buffers(cast(nn.Module, self._stack), device)
         plans = parts_of_stages(layers)
-        self._crossing = holders_of_tied(self._stack.tied, placement, plans)
+        self._find_holders(placement, plans)
         stages: dict[int, Stage] = {}
         for plan in plans:
-            if placement[plan.index] != self._mesh.index("pp"):
+            if self._mesh.index("pp") not in self._ranks_of_part[plan.parts[0]]:
                 continue
             segments = []
             for part in plan.parts:
@@ -136,6 +136,13 @@ class Assembler:
         units = list({id(u): u for s in sorted(stages) for u in stages[s].units}.values())
         return RankModel(stack=self._stack, stages=stages, units=units, mesh=self._mesh, num_heads=num_heads)
 
+    def _find_holders(self, placement: Sequence[Sequence[int]], plans: Sequence[StageParts]) -> None:
+        """Who holds what; collective where several ranks hold the same."""
+        self._ranks_of_part = ranks_of_parts(placement, plans)
+        self._tied = holders_of_tied(self._stack.tied, self._ranks_of_part)
+        sets = {*self._ranks_of_part.values(), *self._tied.values()}
+        self._holders = make_holders(self._mesh, sorted(ranks for ranks in sets if len(ranks) > 1))
+
     def _units_of_part(
         self, part: str, shardings: dict[str, Sharding], device: torch.device, reader: Reader | None
     ) -> list[Unit]:
@@ -148,7 +155,8 @@ class Assembler:
             module, leaf = owner_of(cast(nn.Module, self._stack), name)
             setattr(module, leaf, self._shared[original])
         for name, held in groups.items():
-            self._units[name] = self._unit(name, held)
+            ranks = self._tied.get(name, self._ranks_of_part[part])
+            self._units[name] = self._unit(name, held, self._holders.get(ranks))
         group = self._mesh.group("tp")
         if group is not None:
             apply_rules(self._stack, part, shardings, group)
@@ -157,16 +165,13 @@ class Assembler:
 
     def _unit_name(self, part: str, name: str, original: str) -> str:
         """A block is one unit; tied and vocabulary weights of the ends are units of their own."""
-        tied = original in self._crossing or name in self._crossing
         rule = rule_of(self._stack, name.rpartition(".")[0])
-        if tied:
+        if original in self._tied:
             return original
         return name if rule in (TensorRule.VOCAB_EMBEDDING, TensorRule.VOCAB_HEAD) else part
 
-    def _unit(self, name: str, held: Held) -> Unit:
-        tied = any(self._crossing.get(s.name, False) for _, s in held)
-        alone = self._mesh.size("dp_replicate", "dp_shard", "tp") == 1 and not tied
-        if alone:
+    def _unit(self, name: str, held: Held, holders: Holders | None) -> Unit:
+        if holders is None and self._mesh.size("dp_replicate", "dp_shard", "tp") == 1:
             return LocalUnit(name, held, mesh=self._mesh, compute=self._precision.compute)
         return FlatUnit(
             name,
@@ -175,7 +180,7 @@ class Assembler:
             zero=self._plan.zero,
             compute=self._precision.compute,
             queue=self._queue,
-            tied=tied,
+            holders=holders,
         )
 
     def _parameter(self, sharding: Sharding, device: torch.device, reader: Reader | None) -> nn.Parameter:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from torch import nn
 
 from stretto.spec.contract import Stack
-from stretto.spec.errors import UnsupportedError
 from stretto.spec.sharding import TensorRule
 
 
@@ -57,30 +56,25 @@ def generic(name: str) -> str:
     return ".".join(words)
 
 
-def holders_of_tied(tied: Mapping[str, str], placement: Sequence[int], stages: Sequence[StageParts]) -> dict[str, bool]:
-    """For each tied name (copy and original): whether the tie crosses ranks.
+def ranks_of_parts(placement: Sequence[Sequence[int]], stages: Sequence[StageParts]) -> dict[str, tuple[int, ...]]:
+    """Pipeline ranks that hold each part, ascending; several where replicas of a stage lie on different ranks.
 
-    Raises:
-        UnsupportedError: where it crosses between other ranks than the first and the last.
+    >>> ranks_of_parts([(0, 1), (1, 0)], parts_of_stages([1, 1]))["blocks.1"]
+    (0, 1)
     """
-    rank_of_part = {part: placement[s.index] for s in stages for part in s.parts}
+    return {part: tuple(sorted({replica[s.index] for replica in placement})) for s in stages for part in s.parts}
 
-    def holder(name: str) -> int:
-        return next(rank for part, rank in rank_of_part.items() if name.startswith(part + "."))
 
-    crossing: dict[str, bool] = {}
-    ends = {0, max(placement)}
+def holders_of_tied(
+    tied: Mapping[str, str], ranks_of_part: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """For each tied parameter, by the name of its original: the pipeline ranks that hold it under any name."""
+    holders: dict[str, set[int]] = {}
     for copy, original in tied.items():
-        ranks = {holder(copy), holder(original)}
-        if len(ranks) > 1 and ranks != ends:
-            raise UnsupportedError(
-                f"{copy} is tied to {original}, and their stages lie on the pipeline ranks {min(ranks)} and "
-                f"{max(ranks)}; a tie can join only the first and the last rank. Take plan.pp = 2 or 1, or "
-                "plan.stages that put both into one stage."
-            )
-        crossing[copy] = len(ranks) > 1
-        crossing[original] = crossing[copy] or crossing.get(original, False)
-    return crossing
+        for name in (copy, original):
+            ranks = next(ranks for part, ranks in ranks_of_part.items() if name.startswith(part + "."))
+            holders.setdefault(original, set()).update(ranks)
+    return {original: tuple(sorted(ranks)) for original, ranks in holders.items()}
 
 
 def owner_of(root: nn.Module, parameter_name: str) -> tuple[nn.Module, str]:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from stretto.parallel.collectives import DONE, Pending, all_gather, all_reduce, reduce_scatter
 from stretto.parallel.gradient import Gradient, add_gradient
 from stretto.parallel.master import Master, counts_here
-from stretto.parallel.mesh import Mesh
+from stretto.parallel.mesh import Holders, Mesh
 from stretto.spec.sharding import Sharding
 
 MAX_REDUCING = 2
@@ -74,7 +74,7 @@ class FlatUnit:
         zero: int,
         compute: torch.dtype,
         queue: ReduceQueue,
-        tied: bool = False,
+        holders: Holders | None = None,
     ) -> None:
         """Move the values of ``held`` into the buffer and make the parameters views of it.
 
@@ -82,10 +82,10 @@ class FlatUnit:
             held: parameters in the type of masters and gradients, with their shardings.
             zero: 1, 2 or 3; without dp_shard it changes nothing.
             compute: type that the parameters get.
-            tied: the gradient is also summed with the pipeline's other end.
+            holders: pipeline ranks that hold these parameters too; gradients are also summed over them.
         """
         self.name = name
-        self._mesh, self._queue, self._tied = mesh, queue, tied
+        self._mesh, self._queue, self._holders = mesh, queue, holders
         self._ranks = mesh.size("dp_shard")
         self._zero = zero if self._ranks > 1 else 0
         held = sorted(held, key=lambda pair: pair[1].tp_dim is not None)
@@ -135,7 +135,7 @@ class FlatUnit:
             at += size
             if low >= high and size:
                 continue
-            counted = counts_here(sharding, self._mesh)
+            counted = counts_here(sharding, self._mesh, self._holders)
             tensor = self._main[low - self._low : high - self._low]
             grad = self._grad_shard[low - self._low : high - self._low]
             if self._ranks == 1:
@@ -219,11 +219,13 @@ class FlatUnit:
             _held(self._grad_shard).copy_(shard)
 
     def settle(self, phase: int) -> Pending:
-        """Phase 0 ends the reduction over dp_shard, 1 sums over replicas and ties, 2 over tp."""
+        """Phase 0 ends the reduction over dp_shard, 1 sums over replicas and holders, 2 over tp."""
         grad = self._grad_shard
         assert grad is not None
         if phase == 0:
             self._queue.drain()
+            if self._fresh and self._trained:  # no micro-batch came by
+                _held(grad).zero_()
             pending, self._reducing = self._reducing, DONE
             return pending
         if not self._trained:  # frozen: no gradient has memory
@@ -233,7 +235,7 @@ class FlatUnit:
                 self._grad.untyped_storage().resize_(0)  # the shard has it now
             if self._zero:
                 all_reduce(grad, self._mesh.group("dp_replicate")).wait()
-            return all_reduce(grad, self._mesh.tied) if self._tied else DONE
+            return all_reduce(grad, self._holders.group) if self._holders is not None else DONE
         held_partial = min(self._partial, self._low + self._width) - self._low
         return all_reduce(grad[: max(0, held_partial)], self._mesh.group("tp"))
 

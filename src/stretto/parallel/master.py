@@ -17,7 +17,7 @@ from stretto.spec.contract import Piece
 from stretto.spec.sharding import Sharding, rectangles
 
 if TYPE_CHECKING:
-    from stretto.parallel.mesh import Mesh
+    from stretto.parallel.mesh import Holders, Mesh
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -59,6 +59,10 @@ class Master:
             )
 
 
-def counts_here(sharding: Sharding, mesh: Mesh) -> bool:
-    """Whether this tp rank's copy is the one that counts: its own slice, or the first of equal copies."""
-    return sharding.tied_to is None and (sharding.tp_dim is not None or mesh.index("tp") == 0)
+def counts_here(sharding: Sharding, mesh: Mesh, holders: Holders | None = None) -> bool:
+    """Whether this rank's copy is the one that counts: the first holder's, its own tp slice or the first of equal ones.
+
+    ``holders``: the pipeline ranks that hold the parameter; None: this one alone.
+    """
+    first = holders is None or holders.ranks[0] == mesh.index("pp")
+    return first and (sharding.tp_dim is not None or mesh.index("tp") == 0)

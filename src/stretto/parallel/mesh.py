@@ -11,6 +11,7 @@ a group of one rank is None, and whoever uses it then communicates nothing.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -38,8 +39,6 @@ class Mesh:
     """Global rank."""
     groups: dict[tuple[str, ...], ProcessGroup | None] = field(repr=False)
     """Process group of the ranks that differ from this one only along the given axes."""
-    tied: ProcessGroup | None = field(repr=False)
-    """The first and the last pipeline rank, at equal other coordinates; None for ranks between."""
 
     def size(self, *axes: str) -> int:
         """Number of ranks along ``axes`` together."""
@@ -86,19 +85,36 @@ def build_mesh(plan: PlanSpec, rank: int) -> Mesh:
     grid = np.arange(plan.num_ranks).reshape([sizes[a] for a in AXES])
     place = [int(i) for i in np.unravel_index(rank, grid.shape)]
     groups = {axes: _make_group(grid, axes, rank) for axes in GROUPED}
-    tied = None
-    if sizes["pp"] > 1:
-        for column in grid.reshape(sizes["pp"], -1).T:
-            pair = dist.new_group([int(column[0]), int(column[-1])])
-            if rank in (column[0], column[-1]):
-                tied = pair
     return Mesh(
         sizes=sizes,
         coordinates=dict(zip(AXES, place, strict=True)),
         rank=rank,
         groups=groups,
-        tied=tied,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holders:
+    """The pipeline ranks that hold the same parameters: through a tie, or as replicas of a stage."""
+
+    ranks: tuple[int, ...]
+    """Positions along pp, ascending."""
+    group: ProcessGroup | None = field(repr=False)
+    """Those ranks at this rank's other coordinates; None where this rank isn't among them."""
+
+
+def make_holders(mesh: Mesh, sets: Iterable[tuple[int, ...]]) -> dict[tuple[int, ...], Holders]:
+    """Make the groups of all ``sets`` of pipeline ranks; collective over the world, in the order of ``sets``."""
+    made = {}
+    for ranks in sets:
+        mine = None
+        for column in mesh.columns:
+            members = [column[pp] for pp in ranks]
+            group = dist.new_group(members)
+            if mesh.rank in members:
+                mine = group
+        made[ranks] = Holders(ranks=ranks, group=mine)
+    return made
 
 
 def _make_group(grid: np.ndarray, axes: tuple[str, ...], rank: int) -> ProcessGroup | None:

@@ -51,7 +51,7 @@ class Unit(Protocol):
         """Accumulate one backward pass; the last one starts the reduction."""
 
     def settle(self, phase: int) -> Pending:
-        """Start phase 0 (shards), 1 (replicas and ties) or 2 (tp) of the reduction; earlier ones are done."""
+        """Start phase 0 (shards), 1 (replicas and holders) or 2 (tp) of the reduction; earlier ones are done."""
 
     def publish(self) -> None:
         """Masters have new values: start to bring them into the parameters."""
@@ -131,7 +131,10 @@ class LocalUnit:
                 add_gradient(tensor.grad, gradient, fresh=True)
 
     def settle(self, phase: int) -> Pending:
-        """Nothing to reduce."""
+        """Nothing to reduce; gradients are zeros where no micro-batch came by."""
+        for tensor in self._trained:
+            if tensor.grad is None:
+                tensor.grad = torch.zeros_like(tensor)
         return DONE
 
     def publish(self) -> None:

@@ -16,6 +16,7 @@ from stretto.parallel.mesh import Mesh, build_mesh
 from stretto.parallel.pipeline.channel import PeerChannel
 from stretto.parallel.pipeline.runtime import Runtime
 from stretto.schedule.families import build as build_schedule
+from stretto.schedule.op import Kind
 from stretto.schedule.passes.communication import lower
 from stretto.schedule.schedule import Schedule
 from stretto.schedule.validate import validate
@@ -29,12 +30,30 @@ from stretto.trainer.step import StepResult, TrainStep
 
 def schedules_of(run: RunSpec) -> tuple[Schedule, Schedule]:
     """The training schedule of a run and the forward-only one of its evaluation, verified and lowered."""
-    plan, lowered = run.plan, []
-    for name in (plan.schedule, "forward-only"):
-        schedule = lower(build_schedule(name, ranks=plan.pp, microbatches=run.num_microbatches, chunks=plan.chunks))
-        validate(schedule)
-        lowered.append(schedule)
-    return lowered[0], lowered[1]
+    plan = run.plan
+    training = build_schedule(plan.schedule, ranks=plan.pp, microbatches=run.num_microbatches, chunks=plan.chunks)
+    return lowered_and_valid(training), lowered_and_valid(forward_of(training))
+
+
+def lowered_and_valid(schedule: Schedule) -> Schedule:
+    """With messages, and proved right."""
+    lowered = lower(schedule)
+    validate(lowered)
+    return lowered
+
+
+def forward_of(schedule: Schedule) -> Schedule:
+    """The forwards of a schedule alone, in its order and on its ranks: what evaluates the model that it trains."""
+    return Schedule.from_orders(
+        [[op for op in schedule.ops(rank) if op.kind is Kind.F] for rank in range(schedule.num_ranks)],
+        name=f"{schedule.name}, forward only",
+        num_stages=schedule.num_stages,
+        num_microbatches=schedule.num_microbatches,
+        placement=schedule.placement,
+        voice=schedule.voice,
+        paths=schedule.paths,
+        forward_only=True,
+    )
 
 
 def make_stack(model: ModelSpec, seed: int) -> Stack:
@@ -88,7 +107,7 @@ class Session:
         assembler = Assembler(stack, run.plan, mesh, precision=precision, seed=run.run.seed)
         model = assembler.build(
             stages_of(run),
-            training.placement[0],
+            training.placement,
             num_heads=run.model.num_heads,
             device=device,
             reader=reader(stack) if reader else None,

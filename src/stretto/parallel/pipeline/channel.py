@@ -2,7 +2,8 @@
 
 A message is known by (direction, stage, micro-batch); the schedule says in which order each channel
 carries them, so both ends agree without a word.  The shape of what crosses a stage boundary is told
-once, in a header before the first message, and remembered for each batch shape.
+once, in a header before the first message, and remembered for each shape of a micro-batch; micro-batches
+of one step may differ.
 
     sender    SEND_F ── isend, tensor kept until it is gone ───────────┐
     receiver  irecv posted up to AHEAD messages early ... RECV_F waits ◄┘
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
@@ -52,8 +54,8 @@ class Message:
 class Channel(Protocol):
     """Carries messages between this rank and its pipeline peers."""
 
-    def begin_step(self, receives: Sequence[Message], batch_shape: Hashable) -> None:
-        """The messages that this rank will receive, in the order of its schedule."""
+    def begin_step(self, receives: Sequence[Message], shapes: Sequence[Hashable]) -> None:
+        """Announce what this rank will receive, in the order of its schedule, and the shape of each micro-batch."""
 
     def send(self, message: Message, value: Value) -> None:
         """Send without waiting."""
@@ -105,19 +107,24 @@ class PeerChannel:
         self._queues: dict[tuple[Direction, int], deque[Message]] = {}
         self._posted: dict[Message, list[tuple[Work, Tensor]]] = {}
         self._sending: deque[tuple[Work, Tensor]] = deque()
-        self._batch_shape: Hashable = None
+        self._batch_shapes: Sequence[Hashable] = ()
 
-    def begin_step(self, receives: Sequence[Message], batch_shape: Hashable) -> None:
+    def begin_step(self, receives: Sequence[Message], shapes: Sequence[Hashable]) -> None:
         """Post the first receives of every source."""
-        self._batch_shape = batch_shape
+        self._batch_shapes = shapes
         self._queues.clear()
         for message in receives:
             self._queues.setdefault((message.direction, message.peer), deque()).append(message)
         for queue in self._queues.values():
             self._post(queue)
 
-    def _key(self, message: Message) -> Hashable:
-        return message.boundary, self._batch_shape
+    def _key(self, message: Message, *, sending: bool) -> Hashable:
+        """What both ends know a shape by: the boundary, which way it is crossed forward, the micro-batch's shape.
+
+        With replicas in both directions a boundary is crossed both ways, and each way tells its own header.
+        """
+        down = sending == (message.direction == "F")
+        return message.boundary, message.peer, down, self._batch_shapes[message.microbatch]
 
     def _group(self, message: Message, *, sending: bool) -> ProcessGroup:
         here = self._mesh.index("pp")
@@ -129,10 +136,10 @@ class PeerChannel:
 
     def _post(self, queue: deque[Message]) -> None:
         """Post the next receives of a source, as far as their shapes are known."""
-        for message in list(queue)[:AHEAD]:
+        for message in islice(queue, AHEAD):
             if message in self._posted:
                 continue
-            shapes = self._shapes.get(self._key(message))
+            shapes = self._shapes.get(self._key(message, sending=False))
             if shapes is None:
                 return
             source, group = self._mesh.pipeline_rank(message.peer), self._group(message, sending=False)
@@ -148,7 +155,7 @@ class PeerChannel:
         """Wait for a message that ``begin_step`` announced, and post the next one."""
         queue = self._queues[message.direction, message.peer]
         assert queue[0] == message, f"{message} is not the next from its source, {queue[0]} is"
-        key = self._key(message)
+        key = self._key(message, sending=False)
         if key not in self._shapes:
             self._receive_header(message)
         self._post(queue)
@@ -164,7 +171,7 @@ class PeerChannel:
         """Send in the background; the tensor is kept until it has left."""
         while self._sending and self._sending[0][0].is_completed():
             self._sending.popleft()
-        if self._key(message) not in self._shapes:
+        if self._key(message, sending=True) not in self._shapes:
             self._send_header(message, value)
         target, group = self._mesh.pipeline_rank(message.peer), self._group(message, sending=True)
         for part, tensor in enumerate(tensors_of(value)):
@@ -193,19 +200,18 @@ class PeerChannel:
         work = dist.isend(header, target, group=group, tag=self._tag(message, MAX_TENSORS))
         assert work is not None
         self._sending.append((work, header))
-        self._remember(message, header)
+        self._remember(self._key(message, sending=True), header)
 
     def _receive_header(self, message: Message) -> None:
         header = torch.zeros(MAX_TENSORS + 1, MAX_DIMS + 2, dtype=torch.int64, device=self._device)
         source = self._mesh.pipeline_rank(message.peer)
         group = self._group(message, sending=False)
         dist.recv(header, source, group=group, tag=self._tag(message, MAX_TENSORS))
-        self._remember(message, header)
+        self._remember(self._key(message, sending=False), header)
 
-    def _remember(self, message: Message, header: Tensor) -> None:
+    def _remember(self, key: Hashable, header: Tensor) -> None:
         rows = header.tolist()
         count, single = rows[0][0], rows[0][1]
-        key = self._key(message)
         self._shapes[key] = [(tuple(r[2 : 2 + r[1]]), DTYPES[r[0]]) for r in rows[1 : 1 + count]]
         self._single[key] = bool(single)
 

@@ -87,18 +87,14 @@ class Segment:
         for unit in self.units:
             unit.reshard()
 
-    def forward(
-        self, x: Value, context: Any, batch: Any, *, split: bool = False, recompute: bool = False
-    ) -> tuple[Kept, Value]:
+    def forward(self, x: Value, context: Any, batch: Any, *, split: bool = False) -> tuple[Kept, Value]:
         """Run it; return what to keep and the output.
 
-        Args:
-            split: the backward will be ``backward_inputs`` and ``backward_weights``.
-            recompute: keep the input alone, as if ``self.recompute``.
+        ``split``: the backward will be ``backward_inputs`` and ``backward_weights``.
         """
         self._ready()
         kept = Kept(detached(x), None, Stash() if split else None)
-        if self.recompute or recompute:
+        if self.recompute:
             with torch.no_grad():
                 y = self.run(kept.x, context, batch)
             return kept, y
@@ -115,12 +111,6 @@ class Segment:
         """Run it without a graph."""
         self._ready()
         return self.run(x, context, batch)
-
-    def rerun(self, kept: Kept, context: Any, batch: Any) -> None:
-        """Recompute: make the graph that the forward didn't keep."""
-        if kept.y is None:
-            self._ready()
-            self._run(kept, context, batch)
 
     def backward(self, kept: Kept, dy: Value, context: Any, batch: Any) -> Value:
         """Gradient of its input; gradients of its parameters go to the units."""

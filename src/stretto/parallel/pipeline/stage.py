@@ -1,7 +1,9 @@
 """A stage: a consecutive run of segments that one rank plays for each micro-batch.
 
 F  forward ──► activations kept ──► B  backward
-                               └──► I  backward_inputs ──► stash kept ──► W  backward_weights
+               │           ▲   └──► I  backward_inputs ──► stash kept ──► W  backward_weights
+               └─ input ─ R
+                   kept  rerun
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from stretto.parallel.pipeline.segment import Kept, Segment, Value, tensors_of
@@ -26,6 +29,7 @@ class Stage:
     def __init__(self, index: int, segments: Sequence[Segment]) -> None:
         self.index = index
         self.segments = list(segments)
+        self._inputs: dict[int, Value] = {}
         self._kept: dict[int, list[Kept]] = {}
         self._stashed: dict[int, list[Kept]] = {}
 
@@ -36,11 +40,13 @@ class Stage:
 
     @property
     def num_in_flight(self) -> int:
-        """Micro-batches of which something is held, activations or the stash between ``I`` and ``W``."""
-        return len(self._kept) + len(self._stashed)
+        """Micro-batches of which something is held: an input, activations, or the stash between ``I`` and ``W``."""
+        return len(self._inputs) + len(self._kept) + len(self._stashed)
 
     def kept_tensors(self) -> Iterator[Tensor]:
-        """Segment inputs of the micro-batches in flight, and what those between ``I`` and ``W`` stash."""
+        """Inputs of the stage and its segments that it holds, and what those between ``I`` and ``W`` stash."""
+        for x in self._inputs.values():
+            yield from tensors_of(x)
         for kept in self._kept.values():
             for record in kept:
                 yield from tensors_of(record.x)
@@ -53,41 +59,32 @@ class Stage:
                 if record.stash is not None:
                     yield from record.stash.tensors()
 
-    def forward(
-        self, microbatch: int, x: Value, context: Any, batch: Any, *, split: bool = False, recompute: bool = False
-    ) -> Value:
-        """Output of the stage for a micro-batch.
-
-        Args:
-            split: its backward will be ``backward_inputs`` and ``backward_weights``.
-            recompute: keep the segments' inputs alone; ``rerun`` makes the rest before the backward.
-        """
+    def forward(self, microbatch: int, x: Value, context: Any, batch: Any, *, split: bool = False) -> Value:
+        """Output of the stage; ``split``: its backward will be ``backward_inputs`` and ``backward_weights``."""
         kept = []
-        for position, segment in enumerate(self.segments):
-            segment.unshard()
-            if position + 1 < len(self.segments):
-                self.segments[position + 1].unshard()
-            record, x = segment.forward(x, context, batch, split=split, recompute=recompute)
+        for segment in self._forwards():
+            record, x = segment.forward(x, context, batch, split=split)
             segment.reshard()
             kept.append(record)
         self._kept[microbatch] = kept
         return x
 
-    def evaluate(self, x: Value, context: Any, batch: Any) -> Value:
-        """Output of the stage, nothing kept; called without grad mode."""
-        for position, segment in enumerate(self.segments):
-            segment.unshard()
-            if position + 1 < len(self.segments):
-                self.segments[position + 1].unshard()
-            x = segment.evaluate(x, context, batch)
-            segment.reshard()
-        return x
+    def forward_lightly(self, microbatch: int, x: Value, context: Any, batch: Any) -> Value:
+        """Output of the stage, of which the input alone is kept; ``rerun`` comes before the backward."""
+        self._inputs[microbatch] = x
+        return self.evaluate(x, context, batch)
 
-    def rerun(self, microbatch: int, context: Any, batch: Any) -> None:
-        """Recompute what the forward didn't keep."""
-        for segment, record in zip(self.segments, self._kept[microbatch], strict=True):
-            segment.rerun(record, context, batch)
-            segment.reshard()
+    def rerun(self, microbatch: int, context: Any, batch: Any, *, split: bool = False) -> None:
+        """Run the forward again, this time keeping what its backward needs."""
+        self.forward(microbatch, self._inputs.pop(microbatch), context, batch, split=split)
+
+    def evaluate(self, x: Value, context: Any, batch: Any) -> Value:
+        """Output of the stage, without a graph and nothing kept."""
+        with torch.no_grad():
+            for segment in self._forwards():
+                x = segment.evaluate(x, context, batch)
+                segment.reshard()
+        return x
 
     def backward(self, microbatch: int, dy: Value, context: Any, batch: Any) -> Value:
         """Gradient of the stage's input; the activations of the micro-batch are let go as it proceeds."""
@@ -113,16 +110,25 @@ class Stage:
         for segment in reversed(self.segments):
             segment.backward_weights(kept.pop())
 
+    def _forwards(self) -> Iterator[Segment]:
+        """Its segments, each with its parameters and the next one's on their way."""
+        self.segments[0].unshard()
+        for position, segment in enumerate(self.segments):
+            if position + 1 < len(self.segments):
+                self.segments[position + 1].unshard()
+            yield segment
+
     def _backwards(self) -> Iterator[int]:
-        """Positions from the last to the first, each with its parameters and the next ones' on their way."""
+        """Positions from the last to the first, each with its parameters and the previous one's on their way."""
+        self.segments[-1].unshard()
         for position in reversed(range(len(self.segments))):
-            self.segments[position].unshard()
             if position:
                 self.segments[position - 1].unshard()
             yield position
 
     def forget(self) -> None:
         """Let all activations go (a step was given up)."""
+        self._inputs.clear()
         self._kept.clear()
         self._stashed.clear()
 
