@@ -8,6 +8,7 @@ from stretto.schedule.families import FAMILIES
 def test_the_names_others_import() -> None:
     assert sorted(stretto.schedule.__all__) == ["Kind", "Op", "Schedule"]
     assert sorted(simulate.__all__) == [
-        "Costs", "Figures", "Timeline", "lower_bound", "peak_activation", "run", "simulate",
+        "Attribution", "Costs", "Curve", "Figures", "Network", "StageCosts", "Timeline", "attribution", "critical_path",
+        "figures_of", "lower_bound", "memory_curve", "peak_activation", "run", "simulate",
     ]  # fmt: skip
     assert list(FAMILIES) == ["gpipe", "1f1b", "interleaved", "forward-only"]

@@ -159,7 +159,10 @@ class Costs:
         known = [field.name for field in fields(cls)]
         for name, value in document.items():
             if name not in known:
-                raise ScheduleError(f"The costs file {path} has the unknown key {name!r}{nearest(name, known) or '.'}")
+                close = nearest(name, known) or "."
+                raise ScheduleError(
+                    f"The costs file {path} has the unknown key {name!r}{close} Keys: {', '.join(known)}."
+                )
             if not isinstance(value, list) or any(type(item) not in (int, float) for item in value):
                 raise ScheduleError(f"The costs file {path} has {name}={value!r}; it is a list of numbers.")
         for name in REQUIRED:

@@ -62,8 +62,12 @@ class Network:
         """Time that each boundary's messages keep a link busy (S - 1,)."""
         import numpy as np
 
-        size = np.broadcast_to(np.asarray(self.message_bytes, dtype=np.float64), (num_stages - 1,))
-        return size / self.bandwidth
+        if isinstance(self.message_bytes, tuple) and len(self.message_bytes) != num_stages - 1:
+            raise ScheduleError(
+                f"There are {len(self.message_bytes)} message sizes, but the schedule has {num_stages - 1} boundaries "
+                "between stages."
+            )
+        return np.full(num_stages - 1, self.message_bytes) / self.bandwidth
 
     @property
     def links(self) -> bool:
