@@ -11,24 +11,36 @@ import argparse
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stretto.spec.errors import ConfigError, ScheduleError, nearest
 
 if TYPE_CHECKING:
     from stretto.schedule.schedule import Schedule
-    from stretto.schedule.simulate import Costs, Figures
+    from stretto.schedule.simulate import Costs, Figures, Timeline
+    from stretto.schedule.synthesize.auto import Result
 
 TOLERANCE = 1e-6
 """How far above its limit memory may come out, for the sake of rounding."""
 
 
-def asked_for(options: argparse.Namespace, costs: Costs) -> list[Schedule]:
-    """The schedule of ``--schedule`` or ``--schedule-file``, then those of ``--against``.
+class Timed(NamedTuple):
+    """A schedule and what came out of timing it."""
 
-    Raises ConfigError for arguments that don't fit each other and ScheduleError for a schedule that can't be or is
-    wrong.
+    schedule: Schedule
+    timeline: Timeline
+    figures: Figures
+    search: Result | None
+    """Where it was searched for: the lower bound of the space, and the gap."""
+
+
+def asked_for(options: argparse.Namespace, costs: Costs) -> list[Timed]:
+    """The schedule of ``--schedule`` or ``--schedule-file``, then those of ``--against``; proven right and timed.
+
+    Raises ConfigError for arguments that don't fit each other and ScheduleError for a schedule that can't be, is
+    wrong or keeps more than ``--memory-limit``.
     """
     if options.memory_limit is not None and not options.memory_limit > 0:
         raise ConfigError(
@@ -37,7 +49,7 @@ def asked_for(options: argparse.Namespace, costs: Costs) -> list[Schedule]:
     return [_first(options, costs), *(_other(text, options, costs) for text in options.against)]
 
 
-def _first(options: argparse.Namespace, costs: Costs) -> Schedule:
+def _first(options: argparse.Namespace, costs: Costs) -> Timed:
     """The schedule of ``--schedule`` or ``--schedule-file``."""
     shape = {"--pp": options.pp, "--microbatches": options.microbatches, "--chunks": options.chunks}
     search = {"time_budget": options.time_budget, "seed": options.seed}
@@ -55,7 +67,7 @@ def _first(options: argparse.Namespace, costs: Costs) -> Schedule:
     return _built(options.schedule, chosen, options, costs)
 
 
-def _other(text: str, options: argparse.Namespace, costs: Costs) -> Schedule:
+def _other(text: str, options: argparse.Namespace, costs: Costs) -> Timed:
     """A schedule of ``--against``: a file, or a family in the shape of the first."""
     if text.endswith(".json") or os.sep in text:
         return _read(Path(text), options, costs)
@@ -65,13 +77,15 @@ def _other(text: str, options: argparse.Namespace, costs: Costs) -> Schedule:
     return _built(name, settings, options, costs)
 
 
-def _built(name: str, chosen: Mapping[str, Any], options: argparse.Namespace, costs: Costs) -> Schedule:
+def _built(name: str, chosen: Mapping[str, Any], options: argparse.Namespace, costs: Costs) -> Timed:
     """A family's schedule after the passes; ``chunks`` among what is chosen goes before ``--chunks``."""
     from stretto.schedule.families import FAMILIES, build
 
     chosen = dict(chosen)
-    first = name == options.schedule
-    chunks = chosen.pop("chunks", options.chunks if first or _takes(name, options.chunks) else None)
+    chunks = chosen.pop("chunks", options.chunks if _takes(name, options) else None)
+    if name == "auto":
+        result = _searched(chosen, chunks, options, costs)
+        return _timed(result.schedule, options, costs, search=None if options.passes else result)
     limit_later = bool(options.passes) and name in FAMILIES and not FAMILIES[name].costed  # passes may bring it down
     schedule = build(
         name,
@@ -82,32 +96,61 @@ def _built(name: str, chosen: Mapping[str, Any], options: argparse.Namespace, co
         costs=costs,
         memory_limit=None if limit_later else options.memory_limit,
     )
-    return _proven(schedule, options, costs)
+    return _timed(schedule, options, costs)
 
 
-def _takes(name: str, chunks: int | None) -> bool:
-    """Whether a family that is compared with can have the chunks of the first one."""
+def _searched(chosen: Mapping[str, Any], chunks: int | None, options: argparse.Namespace, costs: Costs) -> Result:
+    """What the search finds; all that ``build`` would check of a family's arguments is checked here."""
+    from stretto.schedule.families.auto import OPTIONS, find
+
+    for value, what in ((options.pp, "ranks"), (options.microbatches, "micro-batches"), (chunks, "chunks")):
+        if value is not None and value < 1:
+            raise ScheduleError(f"Schedule auto can't have {value} {what}; it needs at least 1.")
+    for option in chosen:
+        if option not in OPTIONS:
+            close = nearest(option, OPTIONS) or "."
+            raise ScheduleError(f"Schedule auto has no option {option!r}{close} Its options: {', '.join(OPTIONS)}.")
+    return find(
+        ranks=options.pp,
+        microbatches=options.microbatches,
+        chunks=chunks,
+        costs=costs,
+        memory_limit=options.memory_limit,
+        **chosen,
+    )
+
+
+def _takes(name: str, options: argparse.Namespace) -> bool:
+    """Whether ``--chunks`` is meant for a family: for the first always, for one it is compared with where that can."""
     from stretto.schedule.families import FAMILIES
 
-    family = FAMILIES.get(name)
-    return family is not None and family.chunked and (family.chunk_counts is None or chunks in family.chunk_counts)
+    if name == options.schedule or name not in FAMILIES:
+        return True
+    family = FAMILIES[name]
+    return family.chunked and (family.chunk_counts is None or options.chunks in family.chunk_counts)
 
 
-def _read(path: Path, options: argparse.Namespace, costs: Costs) -> Schedule:
+def _read(path: Path, options: argparse.Namespace, costs: Costs) -> Timed:
     """The schedule of a file after the passes."""
     from stretto.schedule.document import load
 
-    return _proven(load(path), options, costs)
+    return _timed(load(path), options, costs)
 
 
-def _proven(schedule: Schedule, options: argparse.Namespace, costs: Costs) -> Schedule:
-    """The schedule after the passes of ``--pass``, complete, ordered and free of deadlocks."""
+def _timed(schedule: Schedule, options: argparse.Namespace, costs: Costs, *, search: Result | None = None) -> Timed:
+    """The schedule after the passes of ``--pass``, proven right, timed and held against the memory limit."""
+    from stretto.schedule.simulate import figures_of, lower_bound, run
     from stretto.schedule.validate import validate
 
     for text in options.passes:
         schedule = _passed(schedule, text, costs)
     validate(schedule)
-    return schedule
+    timeline = run(schedule, costs)
+    figures = figures_of(timeline, lower_bound(schedule, costs))
+    if search is not None:
+        figures = replace(figures, lower_bound=search.lower_bound)
+    _check_limit(figures, options.memory_limit)
+    return Timed(schedule, timeline, figures, search)
 
 
 def _passed(schedule: Schedule, text: str, costs: Costs) -> Schedule:
@@ -127,7 +170,7 @@ def _passed(schedule: Schedule, text: str, costs: Costs) -> Schedule:
     return PASSES[name].apply(schedule, **settings)
 
 
-def check_limit(figures: Figures, limit: float | None) -> None:
+def _check_limit(figures: Figures, limit: float | None) -> None:
     """Raise ScheduleError where a rank keeps more than ``--memory-limit``."""
     peaks = figures.peak_activation
     peak = max(peaks)

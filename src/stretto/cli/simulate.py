@@ -17,15 +17,14 @@ import os
 import sys
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from stretto.cli.schedule_list import listing, listing_json
-from stretto.cli.schedules import asked_for, check_limit
+from stretto.cli.schedules import Timed, asked_for
 from stretto.spec.errors import ConfigError
 
 if TYPE_CHECKING:
     from stretto.schedule.schedule import Schedule
-    from stretto.schedule.simulate import Costs, Figures, Timeline
 
 SUMMARY = "time and draw a pipeline schedule without running it"
 DESCRIPTION = """\
@@ -83,14 +82,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     results.add_argument("--trace", metavar="FILE", type=Path, help="write a trace for Perfetto (ui.perfetto.dev)")
 
 
-class Timed(NamedTuple):
-    """A schedule and what came out of timing it."""
-
-    schedule: Schedule
-    timeline: Timeline
-    figures: Figures
-
-
 def execute(options: argparse.Namespace) -> int:
     """Simulate, write the files that are asked for, and print."""
     if options.list:
@@ -100,27 +91,26 @@ def execute(options: argparse.Namespace) -> int:
     from stretto.schedule.simulate import Costs
 
     costs = Costs.parse(options.cost) if options.costs is None else Costs.load(options.costs)
-    timed = [_timed(schedule, costs) for schedule in asked_for(options, costs)]
-    for each in timed:
-        check_limit(each.figures, options.memory_limit)
+    timed = asked_for(options, costs)
     for path, content in _files(options, timed).items():
         path.write_text(content, encoding="utf-8")
     if options.json:
-        document = dataclasses.asdict(timed[0].figures)
+        document = _document(timed[0])
         if options.against:
-            document["against"] = [dataclasses.asdict(other.figures) for other in timed[1:]]
+            document["against"] = [_document(other) for other in timed[1:]]
         print(json.dumps(document))
     else:
         print(_shown(options, timed))
-        print(_table([each.figures for each in timed]))
+        print(_table(timed))
     return 0
 
 
-def _timed(schedule: Schedule, costs: Costs) -> Timed:
-    from stretto.schedule.simulate import figures_of, lower_bound, run
-
-    timeline = run(schedule, costs)
-    return Timed(schedule, timeline, figures_of(timeline, lower_bound(schedule, costs)))
+def _document(each: Timed) -> dict[str, Any]:
+    """The figures; of a schedule that was searched for also how good it can be, ``lower_bound`` being its space's."""
+    document = dataclasses.asdict(each.figures)
+    if each.search is not None:
+        document |= {name: getattr(each.search, name) for name in ("gap", "proven", "layout", "reason")}
+    return document
 
 
 def _check_outputs(options: argparse.Namespace) -> None:
@@ -179,36 +169,40 @@ def _written(schedule: Schedule, lowered: bool) -> Schedule:
 
 def _shown(options: argparse.Namespace, timed: list[Timed]) -> str:
     """The drawings, named where there are several; the orders with their messages where ``--lowered`` asks for them."""
-    from stretto.schedule.render.text import draw
+    from stretto.schedule.render.text import draw, orders
 
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
     shown = []
     for each in timed:
         name = [each.schedule.name] if len(timed) > 1 else []
-        order = [str(_written(each.schedule, True))] if options.lowered else []
+        order = [orders(_written(each.schedule, True))] if options.lowered else []
         shown.append("\n".join([*name, draw(each.timeline, colour=colour), *order]))
     return "\n\n".join(shown)
 
 
-def _table(figures: list[Figures]) -> str:
+def _table(timed: list[Timed]) -> str:
     """The figures as aligned lines, one column per schedule."""
-    columns = [
-        (
-            figure.name,
-            f"{figure.makespan:g}",
-            f"{figure.lower_bound:g}",
-            f"{figure.bubble_rate:.1%} of all ranks' time",
-            _peaks(figure.peak_activation, room=100 // len(figures)),
+    columns = []
+    for each in timed:
+        figures, search = each.figures, each.search
+        columns.append(
+            {
+                "": figures.name,
+                "makespan": f"{figures.makespan:g}",
+                "lower bound": f"{figures.lower_bound:g}" + (f" of all placements: {search.reason}" if search else ""),
+                "gap": ("0, proven optimal" if search.proven else f"{search.gap:.2%}") if search else "",
+                "placement": search.layout if search else "",
+                "bubble": f"{figures.bubble_rate:.1%} of all ranks' time",
+                "peak activation": _peaks(figures.peak_activation, room=100 // len(timed)),
+            }
         )
-        for figure in figures
-    ]
-    names = ("", "makespan", "lower bound", "bubble", "peak activation")
-    widths = [max(map(len, column)) for column in columns]
+    widths = [max(map(len, column.values())) for column in columns]
     lines = []
-    for row, name in enumerate(names):
-        cells = (f"{column[row]:<{width}}" for column, width in zip(columns, widths, strict=True))
-        lines.append(f"{name:<16} {'   '.join(cells)}".rstrip())
-    return "\n".join(lines if len(figures) > 1 else lines[1:])
+    for name in columns[0]:
+        cells = [f"{column[name]:<{width}}" for column, width in zip(columns, widths, strict=True)]
+        if "".join(cells).strip() and (name or len(timed) > 1):
+            lines.append(f"{name:<16} {'   '.join(cells)}".rstrip())
+    return "\n".join(lines)
 
 
 def _peaks(peaks: tuple[float, ...], room: int) -> str:

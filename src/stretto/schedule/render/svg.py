@@ -79,43 +79,56 @@ def _style() -> str:
     )
 
 
+class _Labels:
+    """Names inside operations, all in the fullest form that fits every one which has room for any."""
+
+    def __init__(self, tones: int) -> None:
+        self.tones = tones
+        self.level = 0
+        self.places: list[tuple[str, tuple[str, ...], float]] = []
+
+    def add(self, row: tuple[int, int, int], *, tone: int, x: float, y: float, room: float) -> None:
+        """Place a name in the middle of ``room`` from x on."""
+        full, number = text(*row), str(row[2])
+        forms = (full, full.lstrip("0123456789"), number)[self.tones == 1 :]
+        fitting = next((at for at, form in enumerate(forms) if _fits(form, room)), None)
+        if fitting is None:
+            return
+        self.level = max(self.level, fitting)
+        look = "pale" if strength(tone, self.tones) < STRONG_ENOUGH else "dark" * bright(COLOURS[Kind(row[0])][0])
+        self.places.append((f'<text class="on {look}" x="{x + room / 2:.1f}" y="{y:.1f}">', forms, room))
+
+    def drawn(self) -> list[str]:
+        """The elements."""
+        chosen = ((place, forms[self.level], room) for place, forms, room in self.places)
+        return [f"{place}{form}</text>" for place, form, room in chosen if _fits(form, room)]
+
+
+def _fits(label: str, room: float) -> bool:
+    return len(label) * LETTER + 2 <= room
+
+
 def _operations(timeline: Timeline, lane: float, scale: float) -> tuple[dict[tuple[int, int], list[str]], list[str]]:
     """Pieces of paths by kind and tone, and the labels that have room."""
     schedule, first = timeline.schedule, float(timeline.start.min())
-    tones = schedule.num_chunks * len(schedule.placement)
-    tone_of = _tones(schedule)
+    tone_of, labels = _tones(schedule), _Labels(schedule.num_chunks * len(schedule.placement))
     main = timeline.graph.arithmetic.tolist()
-    beside = not all(main)
-    height = lane * (0.72 if beside else 0.9)
+    height = lane * (0.9 if all(main) else 0.72)
     shapes: dict[tuple[int, int], list[str]] = defaultdict(list)
-    labels: list[str] = []
     for rank in range(schedule.num_ranks):
-        part = timeline.rows(rank)
-        times = zip((timeline.start[part] - first).tolist(), (timeline.end[part] - first).tolist(), strict=True)
-        for (kind, stage, microbatch, _), (start, end), on_lane in zip(
-            schedule.rows(rank), times, main[part], strict=True
-        ):
+        part, top = timeline.rows(rank), rank * lane + TOP
+        columns = ((timeline.start[part] - first).tolist(), (timeline.end[part] - first).tolist(), main[part])
+        for (kind, stage, microbatch, _), start, end, on_lane in zip(schedule.rows(rank), *columns, strict=True):
             if end <= start:
                 continue
             x, length = LEFT + start * scale, (end - start) * scale
-            y, tall = (rank * lane + TOP, height) if on_lane else (rank * lane + TOP + height + 1, lane * 0.14)
-            gap = 1.0 if length > 4 else 0.0
+            y, tall = (top, height) if on_lane else (top + height + 1, lane * 0.14)
+            room = length - 1 if length > 4 else length
             tone = tone_of[schedule.voice[microbatch]][stage] if kind <= Kind.R else 0
-            shapes[kind, tone].append(f"M{x:.2f} {y:.1f}h{length - gap:.2f}v{tall:.1f}h{gap - length:.2f}z")
-            label = _label(kind, stage, microbatch, length, tones)
-            if on_lane and tall >= 11 and label:
-                look = "pale" if strength(tone, tones) < STRONG_ENOUGH else "dark" * bright(COLOURS[Kind(kind)][0])
-                place = f'x="{x + (length - gap) / 2:.1f}" y="{y + tall / 2 + 4:.1f}"'
-                labels.append(f'<text class="on {look}" {place}>{label}</text>')
-    return shapes, labels
-
-
-def _label(kind: int, stage: int, microbatch: int, length: float, tones: int) -> str:
-    """The fullest name that fits: 2F7 where ranks hold several stages, F7, or 7."""
-    full = text(kind, stage, microbatch)
-    choices = [full] if tones > 1 else []
-    choices += [full.lstrip("0123456789"), str(microbatch)]
-    return next((choice for choice in choices if len(choice) * LETTER + 3 <= length), "")
+            shapes[kind, tone].append(f"M{x:.2f} {y:.1f}h{room:.2f}v{tall:.1f}h{-room:.2f}z")
+            if on_lane and tall >= 11 and kind != Kind.OPT:
+                labels.add((kind, stage, microbatch), tone=tone, x=x, y=y + tall / 2 + 4, room=room)
+    return shapes, labels.drawn()
 
 
 def _tones(schedule: Schedule) -> list[list[int]]:

@@ -13,6 +13,7 @@ where several kinds take turns, and a blank where the rank mostly idles.
 from __future__ import annotations
 
 from itertools import groupby
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from stretto.schedule.op import Kind, text
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 16
 """Ranks that a grid shows, around the one that it points at."""
+MOST_LINES = 12
+"""Lines that a rank's order takes at most."""
 MOST_LANES = 64
 """Ranks that a drawing shows: the first and the last ones."""
 COLOURS = {
@@ -142,6 +145,20 @@ def _block(label: str, kind: str, width: int) -> str:
     """The label filled up to ``width`` columns, or as much of it as fits."""
     shown = label if len(label) <= width else kind[:width]
     return shown + "-" * (width - len(shown))
+
+
+def orders(schedule: Schedule, *, width: int = 120) -> str:
+    """Each rank's operations in order, messages among them, on as many lines as they need up to ``MOST_LINES``."""
+    margin = len(f"rank {schedule.num_ranks - 1}") + 1
+    lines = []
+    for rank in range(schedule.num_ranks):
+        tokens = "".join(f"{op}{'+' if op.joined else ' '}" for op in schedule.ops(rank))
+        wrapped = wrap(tokens, width - margin - 2, break_long_words=False)
+        for at, line in enumerate(wrapped[:MOST_LINES]):
+            lines.append(f"{f'rank {rank}' if at == 0 else '':<{margin}}│ {line}")
+        left_out = len(" ".join(wrapped[MOST_LINES:]).split())
+        lines += [f"{'':<{margin}}│ ... and {left_out} more"] * bool(left_out)
+    return "\n".join(lines)
 
 
 def grid(schedule: Schedule, *, rank: int, position: int, width: int = 120) -> str:

@@ -40,14 +40,13 @@ function previousOnRank(schedule, row) {
 }
 
 function memoryDuring(schedule, row) {
-  const rank = rankOf(schedule, row);
-  let value = 0, most = 0;
+  const rank = rankOf(schedule, row), slack = 1e-9 * schedule.makespan;
+  let value = 0;
   for (let i = schedule.memoryOffsets[rank]; i < schedule.memoryOffsets[rank + 1]; i++) {
-    if (schedule.memoryAt[i] > schedule.end[row] + 1e-9 * schedule.makespan) break;
-    if (schedule.memoryAt[i] < schedule.end[row]) most = schedule.memory[i];
+    if (schedule.memoryAt[i] > schedule.start[row] + slack) break;
     value = schedule.memory[i];
   }
-  return `memory ${shown(most)}, then ${shown(value)}`;
+  return `memory ${shown(value)}`;
 }
 
 function tellOperation(schedule, row, several) {

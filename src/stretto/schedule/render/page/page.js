@@ -8,6 +8,7 @@ const whole = Math.max(...schedules.map((schedule) => schedule.makespan));
 const panels = schedules.map((schedule) => new Panel(schedule, state));
 const element = (id) => document.getElementById(id);
 const field = element("panels"), several = panels.length > 1;
+const MOST_WITH_MEMORY = 40; // ranks whose memory curves have room on a screen
 let planned = false;
 
 function redraw(changed = true) {
@@ -225,5 +226,6 @@ const preferred = matchMedia("(prefers-color-scheme: dark)");
 preferred.addEventListener("change", () => theme(preferred.matches));
 window.addEventListener("resize", layout);
 theme(preferred.matches);
+if (panels.reduce((ranks, panel) => ranks + panel.schedule.ranks, 0) > MOST_WITH_MEMORY) toggle("memory");
 fit();
 layout();

@@ -1,5 +1,5 @@
 // One schedule on one canvas: a ruler, and for each rank a lane of operations above its memory curve.
-const LEFT = 58, RIGHT = 104, TOP = 20, DIM = 0.16;
+const LEFT = 58, RIGHT = 112, TOP = 20, DIM = 0.16;
 
 class Panel {
   constructor(schedule, state) {
@@ -24,7 +24,7 @@ class Panel {
 
   resize(height) {
     const { state, schedule } = this;
-    const smallest = state.memory ? 9 : 7;
+    const smallest = state.memory ? 15 : 7;
     this.lane = Math.max(smallest, Math.min(state.memory ? 64 : 40, Math.floor((height - TOP) / schedule.ranks)));
     this.memoryHeight = state.memory ? Math.floor(this.lane * (this.lane >= 20 ? 0.38 : 0.3)) : 0;
     this.sideHeight = schedule.lanes.some((lane) => lane.side.length) ? Math.max(2, Math.floor(this.lane * 0.16)) : 0;
@@ -76,9 +76,9 @@ class Panel {
     g.font = "11px system-ui, 'DejaVu Sans', sans-serif";
     g.textBaseline = "middle";
     this.gutters(g);
+    this.ruler(g);
     g.save();
     this.clip(g);
-    this.ruler(g);
     this.labels = [];
     this.visible = 0;
     for (let rank = 0; rank < this.schedule.ranks; rank++) this.drawLane(g, rank);
@@ -108,6 +108,7 @@ class Panel {
       g.fillText(shown(n * step), x, TOP / 2 - 1);
     }
     const end = this.x(this.schedule.makespan);
+    if (end < LEFT || end > LEFT + this.plot) return;
     g.fillStyle = palette.ink;
     g.fillRect(end, TOP - 5, 1, this.height);
   }
@@ -124,13 +125,13 @@ class Panel {
       g.textAlign = "right";
       g.fillText(`rank ${rank}`, LEFT - 7, middle);
       g.textAlign = "left";
-      g.fillText(`${((100 * schedule.busy[rank]) / schedule.makespan).toFixed(1)}%`, this.width - RIGHT + 8, middle);
-      g.fillText(shown(Number(schedule.peak[rank].toPrecision(4))), this.width - RIGHT + 58, middle);
+      g.fillText(`${((100 * schedule.busy[rank]) / schedule.makespan).toFixed(1)}%`, this.width - RIGHT + 16, middle);
+      g.fillText(shown(Number(schedule.peak[rank].toPrecision(4))), this.width - RIGHT + 66, middle);
     }
     g.fillStyle = palette.soft;
     g.textAlign = "left";
-    g.fillText("busy", this.width - RIGHT + 8, TOP / 2 - 1);
-    g.fillText("peak", this.width - RIGHT + 58, TOP / 2 - 1);
+    g.fillText("busy", this.width - RIGHT + 16, TOP / 2 - 1);
+    g.fillText("peak", this.width - RIGHT + 66, TOP / 2 - 1);
   }
 
   // Operations at least two dots wide are rectangles; narrower ones add up, dot by dot, to a mixed colour.
@@ -201,7 +202,7 @@ class Panel {
     g.globalAlpha = 1;
   }
 
-  // Names as full as fits all operations of a kind: 2F7, F7 or 7.
+  // Names as full as fits every operation that has room for any: 2F7, F7 or 7.
   write(g) {
     const { schedule, plot } = this;
     const several = schedule.chunks * schedule.placement.length > 1;
@@ -210,16 +211,13 @@ class Panel {
       return several ? [full, short, number] : [short, number];
     };
     const fits = (label, width) => label.length * 6.6 + 2 <= width;
-    const level = new Map();
-    for (const { row, width } of this.labels) {
-      const found = forms(row).findIndex((label) => fits(label, width)), kind = schedule.kind[row];
-      if (found !== NONE) level.set(kind, Math.max(found, level.get(kind) ?? 0));
-    }
+    let level = 0;
+    for (const { row, width } of this.labels) level = Math.max(level, forms(row).findIndex((label) => fits(label, width)));
     g.textAlign = "center";
     for (const { row, x, width, y, colour } of this.labels) {
       const left = Math.max(x, LEFT), right = Math.min(x + width, LEFT + plot);
-      const label = forms(row)[level.get(schedule.kind[row])];
-      if (!label || !fits(label, right - left)) continue;
+      const label = forms(row)[level];
+      if (!fits(label, right - left)) continue;
       g.fillStyle = colour;
       g.fillText(label, (left + right - 1) / 2, y + 0.5);
     }
