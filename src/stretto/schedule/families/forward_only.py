@@ -14,16 +14,21 @@ from __future__ import annotations
 
 from stretto.schedule import placement
 from stretto.schedule.families.interleaved import forward_turns
-from stretto.schedule.op import Kind, Op
+from stretto.schedule.op import Kind
 from stretto.schedule.schedule import Schedule
 
 
 def forward_only(*, ranks: int, microbatches: int, chunks: int) -> Schedule:
     """Stage s on rank s mod R, forwards alone."""
-    turns = forward_turns(ranks=ranks, microbatches=microbatches, chunks=chunks)
-    orders = [[Op(Kind.F, stage=chunk * ranks + rank, microbatch=m) for chunk, m in turns] for rank in range(ranks)]
-    return Schedule.from_orders(
-        orders,
+    import numpy as np
+
+    turns = np.array(forward_turns(ranks=ranks, microbatches=microbatches, chunks=chunks), dtype=np.int32)
+    chunk, microbatch = turns.T
+    return Schedule.from_columns(
+        kind=np.full(ranks * len(turns), Kind.F),
+        stage=(chunk * ranks + np.arange(ranks, dtype=np.int32)[:, None]).ravel(),
+        microbatch=np.tile(microbatch, ranks),
+        offsets=np.arange(ranks + 1) * len(turns),
         name="forward-only",
         num_stages=ranks * chunks,
         num_microbatches=microbatches,
