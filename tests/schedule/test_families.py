@@ -1,7 +1,6 @@
-"""Families: any shape gives a schedule that plays to its end, and the figures in the docstrings are true.
+"""Families: what ``build`` refuses, and the textbook figures of gpipe, 1f1b, interleaved and forward-only.
 
-The player here is written apart from the verifier on purpose: it knows only that a forward needs the
-forward before it and a backward the backward after it.
+That any shape of any family is right is in test_properties.
 """
 
 import importlib
@@ -9,71 +8,13 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from stretto.schedule import Kind, Schedule
-from stretto.schedule.families import FAMILIES, build
-from stretto.schedule.passes.communication import lower
-from stretto.schedule.passes.rendezvous import lower_rendezvous
-from stretto.schedule.passes.split_backward import split_backward
+from stretto.schedule.families import FAMILIES, Family, build
 from stretto.schedule.render.text import draw
 from stretto.schedule.simulate import Costs, run
-from stretto.schedule.validate import peak_memory, validate
+from stretto.schedule.validate import peak_memory
 from stretto.spec.errors import ScheduleError
-
-shapes = st.fixed_dictionaries(
-    {
-        "name": st.sampled_from(sorted(FAMILIES)),
-        "ranks": st.integers(1, 8),
-        "microbatches": st.integers(1, 24),
-        "chunks": st.integers(1, 4),
-    }
-).filter(lambda shape: shape["chunks"] == 1 or FAMILIES[shape["name"]].chunked)
-
-
-def play(schedule: Schedule) -> set[tuple[str, int, int]]:
-    """Run each rank's operations in order as long as any rank can move; what has run in the end."""
-    last, done = schedule.num_stages - 1, set()
-    queues = [list(schedule.ops(rank)) for rank in range(schedule.num_ranks)]
-    moved = True
-    while moved:
-        moved = False
-        for queue in queues:
-            while queue:
-                op = queue[0]
-                stage, m = op.stage, op.microbatch
-                needs = {"F": [("F", stage - 1, m)], "B": [("F", stage, m), ("B", stage + 1, m)]}[op.kind.name]
-                if any(need not in done for need in needs if 0 <= need[1] <= last):
-                    break
-                assert (op.kind.name, stage, m) not in done
-                done.add((op.kind.name, stage, m))
-                queue.pop(0)
-                moved = True
-    return done
-
-
-@given(shape=shapes)
-@settings(max_examples=150, deadline=None)
-def test_any_shape_plays_to_its_end_with_each_operation_once(shape: dict) -> None:
-    schedule = build(**shape)
-    kinds = "F" if shape["name"] == "forward-only" else "FB"
-    stages, microbatches = range(shape["ranks"] * shape["chunks"]), range(shape["microbatches"])
-    assert play(schedule) == {(kind, stage, m) for kind in kinds for stage in stages for m in microbatches}
-    assert schedule.num_ops == len(kinds) * len(stages) * len(microbatches)
-    assert all(schedule.rank_of(op.stage) == rank for rank in range(shape["ranks"]) for op in schedule.ops(rank))
-
-
-@given(shape=shapes)
-@settings(max_examples=100, deadline=None)
-def test_any_shape_passes_the_verifier_in_every_form(shape: dict) -> None:
-    schedule = build(**shape)
-    validate(schedule)
-    validate(lower(schedule))
-    validate(split_backward(schedule))
-    validate(lower(split_backward(schedule)))
-    validate(lower_rendezvous(schedule))
-    validate(lower_rendezvous(schedule), semantics="rendezvous")
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4, 7])
@@ -131,12 +72,44 @@ def test_forward_only_has_no_backward_and_keeps_nothing() -> None:
         ({"name": "interleaved", "ranks": 2, "microbatches": 2, "chunks": 0}, "can't have 0 chunks"),
         ({"name": "1f1b", "ranks": 2, "microbatches": 2, "chunks": 2}, "take chunks=1 or one of interleaved"),
         ({"name": "1f1b", "ranks": 2, "microbatches": 2, "options": {"waves": "2"}}, "has no option 'waves'"),
+        ({"name": "dualpipe-v", "ranks": 2, "microbatches": 4, "chunks": 3}, "holds 2 stages per rank, so chunks=3"),
+        ({"name": "hanayo", "ranks": 2, "microbatches": 4, "chunks": 4}, "takes no chunks; its options (waves) decide"),
+        ({"name": "1f1b", "ranks": 2, "microbatches": 2, "memory_limit": 0.0}, "The memory limit is 0,"),
+        ({"name": "1f1b", "ranks": 2, "microbatches": 2, "memory_limit": float("nan")}, "The memory limit is nan,"),
+        (
+            {"name": "1f1b", "ranks": 4, "microbatches": 8, "memory_limit": 3.5},
+            "1f1b keeps 4 micro-batches of activations on rank 0, above the memory limit of 3.5; families that fit",
+        ),
     ],
 )
 def test_an_impossible_shape_is_one_clear_error(shape: dict, said: str) -> None:
     with pytest.raises(ScheduleError) as error:
         build(**shape)
     assert said in str(error.value)
+
+
+def test_a_limit_that_holds_is_no_error() -> None:
+    assert build("1f1b", ranks=4, microbatches=8, memory_limit=4.0) == build("1f1b", ranks=4, microbatches=8)
+
+
+def test_a_family_has_its_own_count_of_chunks() -> None:
+    own = build("dualpipe-v", ranks=2, microbatches=4)
+    assert own.num_chunks == 2
+    assert own == build("dualpipe-v", ranks=2, microbatches=4, chunks=2)
+    assert build("interleaved", ranks=2, microbatches=4) == build("interleaved", ranks=2, microbatches=4, chunks=1)
+
+
+def test_a_costed_family_is_handed_costs_and_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    handed = []
+
+    def builder(*, ranks: int, microbatches: int, costs: Costs, memory_limit: float | None) -> Schedule:
+        handed.append((costs, memory_limit))
+        return build("gpipe", ranks=ranks, microbatches=microbatches)
+
+    monkeypatch.setitem(FAMILIES, "mine", Family(builder=builder, summary="", costed=True))
+    build("mine", ranks=2, microbatches=8)
+    build("mine", ranks=2, microbatches=8, costs=Costs(F=2), memory_limit=1.5)  # it answers for the limit itself
+    assert handed == [(Costs(), None), (Costs(F=2), 1.5)]
 
 
 @pytest.mark.parametrize(
