@@ -8,22 +8,20 @@ behind I, which gains the time of W on the way back; families that move W furthe
 
 from __future__ import annotations
 
-from stretto.schedule.op import Kind, Op
-from stretto.schedule.passes.communication import lower, without_messages
+from stretto.schedule.op import Kind
+from stretto.schedule.passes.communication import lower, operations, with_entries, without_messages
 from stretto.schedule.schedule import Schedule
 
 
 def split_backward(schedule: Schedule) -> Schedule:
     """Every B becomes I and W in its place, all else stays; no rank waits for more than it did."""
+    import numpy as np
+
     bare = without_messages(schedule)
-    split = bare.with_orders([_split(bare.ops(rank)) for rank in range(bare.num_ranks)])
+    whole = bare.kind == Kind.B
+    entries = np.repeat(operations(bare), 1 + whole, axis=1)
+    after = np.cumsum(1 + whole)
+    weights = after[whole] - 1
+    entries[0, weights - 1], entries[0, weights] = Kind.I, Kind.W
+    split = with_entries(bare, entries, np.append(0, after)[bare.offsets])
     return lower(split) if schedule.lowered else split
-
-
-def _split(order: list[Op]) -> list[Op]:
-    """One rank's order with I and W for each B."""
-    result: list[Op] = []
-    for op in order:
-        kinds = (Kind.I, Kind.W) if op.kind is Kind.B else (op.kind,)
-        result.extend(Op(kind, stage=op.stage, microbatch=op.microbatch, peer=op.peer) for kind in kinds)
-    return result
