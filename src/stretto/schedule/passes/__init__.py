@@ -8,13 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+from stretto.schedule.passes.fill_bubbles import fill_bubbles, with_frozen
 from stretto.schedule.passes.offload import offload
 from stretto.schedule.passes.recompute import recompute
 from stretto.schedule.passes.sharding import sharding
 from stretto.schedule.passes.split_backward import split_backward
 from stretto.schedule.passes.vocabulary import vocabulary
 from stretto.schedule.schedule import Schedule
+from stretto.spec.errors import ScheduleError, nearest
+
+if TYPE_CHECKING:
+    from stretto.schedule.simulate.costs import Costs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +35,8 @@ class Pass:
     """Names of the options."""
     costed: bool = False
     """Whether it takes ``costs`` (simulate's Costs) besides."""
+    reprice: Callable[..., Costs] | None = None
+    """Where the result has other stages: takes the costs, the schedule before and the options; gives costs that fit."""
 
 
 PASSES: Mapping[str, Pass] = {
@@ -44,9 +52,16 @@ PASSES: Mapping[str, Pass] = {
     ),
     "offload": Pass(
         apply=offload,
-        summary="activations spend their wait in the host's memory: O and L; all that fit, a fraction, or what a limit asks",
+        summary="activations wait in the host's memory: O and L; all that fit, a fraction, or what a limit asks",
         options=("stages", "fraction", "limit"),
         costed=True,
+    ),
+    "fill-bubbles": Pass(
+        apply=fill_bubbles,
+        summary="frozen encoders run where ranks idle; frozen=0.5+0.5 are their layers' times",
+        options=("frozen", "units", "where"),
+        costed=True,
+        reprice=with_frozen,
     ),
     "sharding": Pass(
         apply=sharding,
@@ -54,3 +69,25 @@ PASSES: Mapping[str, Pass] = {
         options=("blocks", "reshard", "prefetch", "reduce", "optimizer"),
     ),
 }
+
+
+def change(
+    schedule: Schedule, name: str, *, options: Mapping[str, Any] | None = None, costs: Costs | None = None
+) -> tuple[Schedule, Costs]:
+    """Apply a pass by name; the schedule, and the costs that fit it.
+
+    Raises ScheduleError for an unknown name or option, and where the pass refuses the schedule.
+    """
+    from stretto.schedule.simulate.costs import Costs
+
+    if name not in PASSES:
+        raise ScheduleError(f"There is no pass {name!r}{nearest(name, PASSES) or '.'} Known: {', '.join(PASSES)}.")
+    wanted, options, costs = PASSES[name], options or {}, costs or Costs()
+    for option in options:
+        if option not in wanted.options:
+            known = ", ".join(wanted.options) or "none"
+            raise ScheduleError(
+                f"Pass {name} has no option {option!r}{nearest(option, wanted.options) or '.'} Its options: {known}."
+            )
+    changed = wanted.apply(schedule, **options, **({"costs": costs} if wanted.costed else {}))
+    return changed, wanted.reprice(costs, schedule, **options) if wanted.reprice else costs

@@ -82,10 +82,10 @@ def _check(schedule: Schedule, fraction: float | None, limit: float | None) -> N
     """Raise ScheduleError for options that can't be and for a schedule that has what must come later."""
     if fraction is not None and limit is not None:
         raise ScheduleError("Offload takes a fraction or a limit, not both.")
-    if fraction is not None and not 0 < fraction <= 1:
-        raise ScheduleError(f"Offload can't move a fraction of {fraction:g}; it is above 0 and at most 1.")
-    if limit is not None and not limit > 0:
-        raise ScheduleError(f"The limit is {limit:g}, but a rank that computes needs memory above 0.")
+    if fraction is not None and not (isinstance(fraction, (int, float)) and 0 < fraction <= 1):
+        raise ScheduleError(f"Offload can't move a fraction of {fraction!r}; it is a number above 0 and at most 1.")
+    if limit is not None and not (isinstance(limit, (int, float)) and limit > 0):
+        raise ScheduleError(f"Offload can't keep a limit of {limit!r}; a rank that computes needs memory above 0.")
     there = sorted(Kind(kind).name for kind in set(schedule.kind.tolist()) & (PER_BLOCK | {Kind.O, Kind.L, Kind.OPT}))
     if there:
         raise ScheduleError(f"{schedule.name} has {', '.join(there)} already; offload comes once, and before sharding.")

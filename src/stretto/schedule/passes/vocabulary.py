@@ -67,7 +67,7 @@ def vocabulary(schedule: Schedule, *, algorithm: int = 1, waiting: int = 2, cost
     logits alive).  ``costs`` are what S and T are placed by, not a part of the result.
     Raises ScheduleError for a schedule that has more than F, B, I, W, R and messages.
     """
-    if algorithm not in BARRIERS:
+    if algorithm not in tuple(BARRIERS):
         raise ScheduleError(f"Vocabulary parallelism has no algorithm {algorithm!r}; it has 1 and 2.")
     if not isinstance(waiting, int) or waiting < 0:
         raise ScheduleError(f"Vocabulary parallelism can't let {waiting!r} T passes wait; give a number of at least 0.")
