@@ -19,9 +19,12 @@ from stretto.schedule.families.dualpipe_v import dualpipe_v
 from stretto.schedule.families.forward_only import forward_only
 from stretto.schedule.families.gpipe import gpipe
 from stretto.schedule.families.interleaved import interleaved
+from stretto.schedule.families.modular import modular
 from stretto.schedule.families.one_f_one_b import one_f_one_b
+from stretto.schedule.families.skip_pipe import skip_pipe
 from stretto.schedule.families.wave import hanayo
 from stretto.schedule.families.zero_bubble import zb_h1, zb_h2
+from stretto.schedule.families.zeropp import zeropp
 from stretto.schedule.schedule import Schedule
 from stretto.spec.errors import ScheduleError, nearest
 
@@ -65,6 +68,12 @@ FAMILIES: Mapping[str, Family] = {
         chunked=True,
         options=("sharded",),
     ),
+    "modular": Family(
+        builder=modular,
+        summary="layered gradient accumulation: layers dealt to the ranks in turn, each gathered and reduced once",
+        chunked=True,
+        options=("sharded",),
+    ),
     "hanayo": Family(
         builder=hanayo,
         summary="waves down the ranks and up again, two chunks each",
@@ -85,6 +94,20 @@ FAMILIES: Mapping[str, Family] = {
         builder=dualpipe, summary="two replicas in opposite directions, forward of one under backward of the other"
     ),
     "dualpipe-v": Family(builder=dualpipe_v, summary="dualpipe with one replica, folded into a V", chunk_counts=(2,)),
+    "zeropp": Family(
+        builder=zeropp,
+        summary="units of micro-batches with F, I and W staggered; sharded stages gathered once a unit",
+        chunked=True,
+        options=("unit", "sharded"),
+        costed=True,
+    ),
+    "skip-pipe": Family(
+        builder=skip_pipe,
+        summary="each micro-batch skips a part of the stages, on paths that don't meet",
+        chunked=True,
+        options=("skip", "swap", "keep", "seed"),
+        costed=True,
+    ),
     "forward-only": Family(builder=forward_only, summary="no backward; evaluation and inference", chunked=True),
 }
 

@@ -20,6 +20,7 @@ the activations of all micro-batches are kept.
 from __future__ import annotations
 
 from stretto.schedule import placement
+from stretto.schedule.families.gathering import gathered
 from stretto.schedule.families.option import flag
 from stretto.schedule.families.runs import Run, columns
 from stretto.schedule.op import Kind
@@ -28,30 +29,27 @@ from stretto.schedule.schedule import Schedule
 
 def breadth_first(*, ranks: int, microbatches: int, chunks: int, sharded: bool | str = False) -> Schedule:
     """Stage s on rank s mod R, chunk after chunk; ``sharded`` gathers and reduces each stage where it is used."""
-    order = _gathering if flag("sharded", sharded) else _plain
-    return Schedule.from_columns(
-        **columns([order(range(rank, ranks * chunks, ranks), microbatches) for rank in range(ranks)]),
-        name="breadth-first",
+    return chunk_by_chunk(
+        "breadth-first", ranks=ranks, microbatches=microbatches, chunks=chunks, sharded=flag("sharded", sharded)
+    )
+
+
+def chunk_by_chunk(name: str, *, ranks: int, microbatches: int, chunks: int, sharded: bool) -> Schedule:
+    """All micro-batches through a rank's chunks one after the other, and back."""
+    schedule = Schedule.from_columns(
+        **columns([_order(range(rank, ranks * chunks, ranks), microbatches, sharded) for rank in range(ranks)]),
+        name=name,
         num_stages=ranks * chunks,
         num_microbatches=microbatches,
         placement=[placement.loop(ranks, ranks * chunks)],
     )
+    return gathered(schedule) if sharded else schedule
 
 
-def _plain(stages: range, microbatches: int) -> list[Run]:
-    """One rank's order: its stages forward, then backward."""
-    forward = [Run(Kind.F, stage, length=microbatches) for stage in stages]
-    return forward + [Run(Kind.B, stage, length=microbatches) for stage in reversed(stages)]
-
-
-def _gathering(stages: range, microbatches: int) -> list[Run]:
-    """The same, with at most two stages gathered at a time."""
-    order = [Run(Kind.UNSHARD, stages[0])]
-    for stage, following in zip(stages, [*stages[1:], None], strict=True):
-        order += [] if following is None else [Run(Kind.UNSHARD, following)]
-        order += [Run(Kind.F, stage, length=microbatches)]
-        order += [] if following is None else [Run(Kind.RESHARD, stage)]
-    for stage, following in zip(reversed(stages), [*stages[-2::-1], None], strict=True):
-        order += [] if following is None else [Run(Kind.UNSHARD, following)]
-        order += [Run(Kind.B, stage, length=microbatches), Run(Kind.RESHARD, stage), Run(Kind.REDUCE_GRAD, stage)]
+def _order(stages: range, microbatches: int, sharded: bool) -> list[Run]:
+    """One rank's order; where stages are sharded, the gradients of each are reduced after its last backward."""
+    order = [Run(Kind.F, stage, length=microbatches) for stage in stages]
+    for stage in reversed(stages):
+        order += [Run(Kind.B, stage, length=microbatches)]
+        order += [Run(Kind.REDUCE_GRAD, stage)] * sharded
     return order
