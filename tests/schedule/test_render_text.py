@@ -1,12 +1,14 @@
 """Drawings with characters: never wider than asked, and to scale."""
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stretto.schedule.families import build
 from stretto.schedule.passes.communication import lower
-from stretto.schedule.render.text import draw, grid
+from stretto.schedule.render.text import MOST_LINES, draw, grid, orders
 from stretto.schedule.simulate import Costs, run
 
 
@@ -50,3 +52,38 @@ def test_a_grid_of_many_ranks_shows_those_around_the_cell(rank: int) -> None:
     assert len(lines) == 17
     pointer = next(at for at, line in enumerate(lines) if "^" in line)
     assert lines[pointer - 1].startswith(f"rank {rank} ")
+
+
+def test_many_micro_batches_become_what_most_time_goes_to() -> None:
+    """Warm-up, a steady state in which kinds take turns, and what is left at the end."""
+    lines = draw(run(build("zb-h1", ranks=4, microbatches=400), Costs())).splitlines()
+    assert max(map(len, lines)) <= 120
+    assert set(lines[0].partition("│")[2][1:]) == {"▒"}
+    gpipe = draw(run(build("gpipe", ranks=2, microbatches=400), Costs())).splitlines()[1].partition("│")[2]
+    assert "F" * 30 in gpipe and gpipe.endswith("B" * 60)
+
+
+def test_many_ranks_leave_out_those_in_the_middle() -> None:
+    lines = draw(run(build("gpipe", ranks=100, microbatches=4), Costs())).splitlines()
+    assert len(lines) == 66 and lines[32].startswith("... 36 more")
+    assert lines[33].startswith("rank 68 ")
+
+
+def test_colour_changes_no_character() -> None:
+    for microbatches in (6, 300):
+        timeline = run(build("zb-h1", ranks=3, microbatches=microbatches), Costs())
+        coloured = draw(timeline, colour=True)
+        assert "\x1b[" in coloured
+        assert [line.rstrip() for line in re.sub(r"\x1b\[[\d;]*m", "", coloured).splitlines()] == draw(
+            timeline
+        ).splitlines()
+
+
+def test_orders_wrap_and_stop() -> None:
+    short = orders(lower(build("1f1b", ranks=2, microbatches=12)), width=60).splitlines()
+    assert short[0].startswith("rank 0 │ 0F0 0SEND_F0") and max(map(len, short)) <= 60
+    assert sum(line.count("F11") + line.count("B11") for line in short) == 8
+    long = orders(build("1f1b", ranks=2, microbatches=900)).splitlines()
+    assert long[MOST_LINES].endswith("more") and len(long) == 2 * (MOST_LINES + 1)
+    pairs = orders(lower(build("dualpipe", ranks=4, microbatches=8)))
+    assert "0F3+3B5" in pairs

@@ -149,7 +149,7 @@ def _timed(schedule: Schedule, options: argparse.Namespace, costs: Costs, *, sea
     figures = figures_of(timeline, lower_bound(schedule, costs))
     if search is not None:
         figures = replace(figures, lower_bound=search.lower_bound)
-    _check_limit(figures, options.memory_limit)
+    check_limit(figures, options.memory_limit)
     return Timed(schedule, timeline, figures, search)
 
 
@@ -170,7 +170,7 @@ def _passed(schedule: Schedule, text: str, costs: Costs) -> Schedule:
     return PASSES[name].apply(schedule, **settings)
 
 
-def _check_limit(figures: Figures, limit: float | None) -> None:
+def check_limit(figures: Figures, limit: float | None) -> None:
     """Raise ScheduleError where a rank keeps more than ``--memory-limit``."""
     peaks = figures.peak_activation
     peak = max(peaks)

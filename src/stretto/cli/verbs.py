@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stretto.spec.check import check
 from stretto.spec.errors import ConfigError, RankError
@@ -16,6 +16,8 @@ from stretto.spec.resolve import load_run
 from stretto.spec.run import RunSpec
 
 if TYPE_CHECKING:
+    from stretto.schedule.schedule import Schedule
+    from stretto.schedule.simulate import Costs, Figures
     from stretto.trainer.verify import VerifyReport
 
 STOPPED = 143
@@ -71,6 +73,61 @@ def convert(source: str | Path, target: str | Path, *, dtype: str | None = None)
     from stretto.trainer.convert import convert as write
 
     return write(str(source), str(target), dtype=dtype)
+
+
+def simulate(
+    schedule: Schedule | str | Path,
+    *,
+    pp: int | None = None,
+    microbatches: int | None = None,
+    chunks: int | None = None,
+    costs: Costs | str | Path | None = None,
+    memory_limit: float | None = None,
+    **options: Any,
+) -> Figures:
+    """Check a schedule and time it: a family's by its name and shape, a schedule file's by its path, or a Schedule.
+
+    ``costs`` is what ``--cost`` takes (``"F=1,comm=0.1"``), the path of a costs file, or a Costs; ``options`` are the
+    family's.  Raises ScheduleError where it can't be, deadlocks, or keeps more than ``memory_limit`` allows.
+    """
+    from stretto.cli.schedules import check_limit
+    from stretto.schedule.families import build
+    from stretto.schedule.simulate import Costs
+    from stretto.schedule.simulate import simulate as figures_of
+    from stretto.schedule.validate import validate
+
+    if isinstance(costs, str | Path):
+        costs = Costs.load(costs) if str(costs).endswith(".json") else Costs.parse(str(costs))
+    found = _made(schedule)
+    if found is not None and (pp, microbatches, chunks, options) != (None, None, None, {}):
+        raise ConfigError(
+            "A schedule, or a schedule file, has its own shape; give pp and the rest for a family's name."
+        )
+    if found is None:
+        if pp is None or microbatches is None:
+            raise ConfigError(f"Schedule {schedule} also needs pp and microbatches.")
+        found = build(
+            str(schedule),
+            ranks=pp,
+            microbatches=microbatches,
+            chunks=chunks,
+            options=options,
+            costs=costs,
+            memory_limit=memory_limit,
+        )
+    validate(found)
+    figures = figures_of(found, costs)
+    check_limit(figures, memory_limit)
+    return figures
+
+
+def _made(schedule: Schedule | str | Path) -> Schedule | None:
+    """A schedule as it is, or that of a file; None where it is the name of a family."""
+    if isinstance(schedule, str | Path):
+        from stretto.schedule.document import load
+
+        return load(schedule) if isinstance(schedule, Path) or schedule.endswith(".json") else None
+    return schedule
 
 
 def _resolve(run: RunSpec | str | Path, overrides: Iterable[str]) -> tuple[RunSpec, Path | None]:

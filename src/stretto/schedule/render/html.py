@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 import zlib
 from collections.abc import Sequence
 from html import escape
@@ -57,20 +58,21 @@ def page(timelines: Sequence[Timeline], *, figures: Sequence[Figures], memory_li
     columns = zlib.compress(b"".join(column for _, column in parts), 9)
     folder = resources.files("stretto.schedule.render") / "page"
     read = {name: (folder / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", *SCRIPTS)}
+    colours = {"light": declarations(dark=False), "dark": declarations(dark=True)}
     values = {
         "title": escape(_title(figures)),
-        "style": read["page.css"],
-        "light": declarations(dark=False),
-        "dark": declarations(dark=True),
+        "style": _filled(read["page.css"], colours),
         "figures": table(timelines, figures),
         "header": json.dumps(header).replace("<", "\\u003c"),
         "columns": base64.b64encode(columns).decode(),
         "script": "\n".join(read[name] for name in SCRIPTS),
     }
-    text = read["page.html"]
-    for name, value in values.items():
-        text = text.replace("{{" + name + "}}", value)
-    return text
+    return _filled(read["page.html"], values)
+
+
+def _filled(template: str, values: dict[str, str]) -> str:
+    """The template with each ``{{name}}`` replaced, in one pass: what is put in isn't looked at again."""
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
 
 
 def _title(figures: Sequence[Figures]) -> str:
