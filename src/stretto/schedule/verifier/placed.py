@@ -25,12 +25,12 @@ def check_placed(places: Places) -> None:
     repeatable = np.isin(kind, list(REPEATABLE))
     shard = (kind == Kind.S) | (kind == Kind.T)
     plain = ~(repeatable | shard)
-    where = np.where(plain, stage, 0)
+    where, held = np.where(plain, stage, 0), np.where(repeatable, stage, 0)
     flow = places.flows.of[np.where(plain, microbatch, 0)]
     faults = {
-        "but doesn't hold stage {stage}": repeatable & (kind != Kind.OPT) & ~_held(places)[rank, stage],
-        "which has run already; each operation runs once": ~repeatable & (_first(places) != np.arange(len(kind))),
         "but it holds the vocabulary shard {rank} alone": shard & (stage != rank),
+        "but doesn't hold stage {stage}": repeatable & (kind != Kind.OPT) & ~_held(places)[rank, held],
+        "which has run already; each operation runs once": ~repeatable & (_first(places) != np.arange(len(kind))),
         "but micro-batch {m} doesn't visit stage {stage}": plain & (places.flows.position[flow, where] < 0),
         "but stage {stage} lies on rank {holder} for micro-batch {m}": plain
         & (places.flows.holder[flow, where] != rank),
