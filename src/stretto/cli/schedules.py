@@ -139,11 +139,13 @@ def _read(path: Path, options: argparse.Namespace, costs: Costs) -> Timed:
 
 def _timed(schedule: Schedule, options: argparse.Namespace, costs: Costs, *, search: Result | None = None) -> Timed:
     """The schedule after the passes of ``--pass``, proven right, timed and held against the memory limit."""
+    from stretto.schedule.passes import change
     from stretto.schedule.simulate import figures_of, lower_bound, run
     from stretto.schedule.validate import validate
 
     for text in options.passes:
-        schedule = _passed(schedule, text, costs)
+        name, settings = _named(text, "--pass")
+        schedule, costs = change(schedule, name, options=settings, costs=costs)
     validate(schedule)
     timeline = run(schedule, costs)
     figures = figures_of(timeline, lower_bound(schedule, costs))
@@ -151,23 +153,6 @@ def _timed(schedule: Schedule, options: argparse.Namespace, costs: Costs, *, sea
         figures = replace(figures, lower_bound=search.lower_bound)
     check_limit(figures, options.memory_limit)
     return Timed(schedule, timeline, figures, search)
-
-
-def _passed(schedule: Schedule, text: str, costs: Costs) -> Schedule:
-    """The schedule after one pass, ``NAME[:KEY=VALUE,...]``."""
-    from stretto.schedule.passes import PASSES
-
-    name, settings = _named(text, "--pass")
-    if name not in PASSES:
-        raise ConfigError(f"There is no pass {name!r}{nearest(name, PASSES) or '.'} Known: {', '.join(PASSES)}.")
-    known = PASSES[name].options
-    for setting in settings:
-        if setting not in known:
-            has = f"Its options: {', '.join(known)}." if known else "It has none."
-            raise ConfigError(f"Pass {name} has no option {setting!r}{nearest(setting, known) or '.'} {has}")
-    if PASSES[name].costed:
-        settings["costs"] = costs
-    return PASSES[name].apply(schedule, **settings)
 
 
 def check_limit(figures: Figures, limit: float | None) -> None:
