@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from stretto.schedule.families.auto import OPTIONS as AUTO_OPTIONS
+from stretto.schedule.families.auto import auto
 from stretto.schedule.families.bitpipe import bitpipe
 from stretto.schedule.families.breadth_first import breadth_first
 from stretto.schedule.families.chimera import chimera
@@ -50,6 +52,8 @@ class Family:
     chunk_counts: tuple[int, ...] | None = None
     """Stages per rank that it can have, its own count first; empty where its options decide; None: any where
     ``chunked``, else one.  Only the builder of a ``chunked`` family is handed ``chunks``."""
+    chooses_chunks: bool = False
+    """Whether chunks left out are the builder's to choose: it is handed None."""
     costed: bool = False
     """Whether the builder takes ``costs`` (simulate's Costs) and ``memory_limit`` (float or None) besides."""
 
@@ -109,6 +113,14 @@ FAMILIES: Mapping[str, Family] = {
         costed=True,
     ),
     "forward-only": Family(builder=forward_only, summary="no backward; evaluation and inference", chunked=True),
+    "auto": Family(
+        builder=auto,
+        summary="searched: the best that is found for the costs and the memory, and how good it can be",
+        chunked=True,
+        options=AUTO_OPTIONS,
+        costed=True,
+        chooses_chunks=True,
+    ),
 }
 
 
@@ -138,7 +150,8 @@ def build(
         if value is not None and value < 1:
             raise ScheduleError(f"Schedule {name} can't have {value} {what}; it needs at least 1.")
     arguments = _options(name, family, options or {})
-    chunks = _chunks(name, family, chunks)
+    if chunks is not None or not family.chooses_chunks:
+        chunks = _chunks(name, family, chunks)
     if family.chunked:
         arguments["chunks"] = chunks
     if memory_limit is not None and not memory_limit > 0:

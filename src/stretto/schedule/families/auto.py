@@ -37,7 +37,7 @@ def find(
     from stretto.schedule.synthesize.space import layouts
 
     counts: tuple[int, ...] = CHUNKS if chunks is None else (chunks,)
-    stages = costs.num_stages
+    stages = _stages(costs)
     if stages is not None:
         if stages % ranks or (chunks is not None and stages != chunks * ranks):
             wanted = f"{chunks} chunks on {ranks} ranks" if chunks is not None else f"a multiple of {ranks} ranks"
@@ -54,7 +54,14 @@ def find(
     )
 
 
-def _number(name: str, value: Any, kinds: type | tuple[type, ...]) -> Any:
+def _stages(costs: Costs) -> int | None:
+    """How many stages costs per stage are for; None where all are for a rank's whole share."""
+    from stretto.schedule.simulate.costs import PER_STAGE
+
+    return next((len(value) for name in PER_STAGE if isinstance(value := getattr(costs, name), tuple)), None)
+
+
+def _number(name: str, value: Any, kinds: Any) -> Any:
     """An option that is a number, 0 or more."""
     if not isinstance(value, kinds) or isinstance(value, bool) or value < 0:
         raise ScheduleError(f"Option {name} of schedule auto is {value!r}, but must be a number of 0 or more.")

@@ -274,11 +274,12 @@ def fits(order, length, rank, stages, activation, act_w, limit):  # type: ignore
 
 @compiled
 def anneal(order, length, rank_of, duration, comm, activation, act_w, limit, microbatches, seed, tries, hot, cold):  # type: ignore[no-untyped-def]
-    """Move operations of the critical path within their ranks' orders; leaves the best in ``order``, returns its makespan.
+    """Move operations of the critical path within their ranks' orders; returns the best makespan.
 
-    Simulated annealing over ``tries`` moves, from temperature ``hot`` to ``cold`` (in units of time).
+    Leaves the best orders in ``order``.  Simulated annealing over ``tries`` moves, from temperature ``hot``
+    to ``cold`` (in units of time).
     """
-    ranks, width = order.shape
+    ranks = order.shape[0]
     stages = len(rank_of)
     total = 3 * stages * microbatches
     end = np.zeros(total)

@@ -66,4 +66,5 @@ class Problem:
         """Time that each rank computes for one micro-batch (R,)."""
         import numpy as np
 
-        return np.bincount(self.placement, weights=self.F + self.I + self.W, minlength=self.ranks)
+        work = np.bincount(self.placement, weights=self.F + self.I + self.W, minlength=self.ranks)
+        return work.astype(np.float64)

@@ -123,7 +123,7 @@ class Search:
         chains = max(1, min(len(self.pool), tries // (THOROUGH * operations)))
         temperatures = HOT if tries // chains >= THOROUGH * operations / 2 else WARM
         mean = float(self.problem.work.max()) / 3
-        for chain in range(chains):
+        for _ in range(chains):
             if self.over or not self.pool:
                 return
             fresh = [found for found in self.pool if found.makespan not in self.annealed]
