@@ -30,9 +30,21 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "sharded": st.booleans(),
     "eager_sync": st.booleans(),
     "waves": st.integers(1, 3),
+    "unit": st.integers(1, 6),
+    "skip": st.sampled_from([0, 0.25, 0.5]),
+    "swap": st.booleans(),
+    "keep": st.sampled_from(["", "0"]),
+    "seed": st.integers(0, 3),
+    "algorithm": st.integers(1, 2),
+    "waiting": st.integers(0, 2),
+    "fraction": st.sampled_from([0.25, 0.5]),
+    "blocks": st.integers(1, 3),
+    "prefetch": st.integers(0, 2),
+    "optimizer": st.booleans(),
+    "units": st.integers(0, 3),
 }
-"""What an option is tried with; those that aren't here keep their defaults."""
-QUICK: dict[str, dict[str, Any]] = {}
+"""What an option of a family or a pass is tried with; those that aren't here keep their defaults."""
+QUICK: dict[str, dict[str, Any]] = {"auto": {"time_budget": 0.05}}
 """Options that keep a family's search short."""
 PLAYED = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -43,15 +55,19 @@ def shapes(name: str) -> st.SearchStrategy[dict[str, Any]]:
     counts = st.none()
     if family.chunked or family.chunk_counts:
         counts = st.sampled_from([None, *(family.chunk_counts or (1, 2, 3))])
-    chosen = {option: OPTIONS[option] for option in family.options if option in OPTIONS}
     return st.fixed_dictionaries(
         {
             "ranks": st.integers(1, 5),
             "microbatches": st.integers(1, 9),
             "chunks": counts,
-            "options": st.fixed_dictionaries({}, optional=chosen).map(lambda given: QUICK.get(name, {}) | given),
+            "options": chosen(family.options).map(lambda given: QUICK.get(name, {}) | given),
         }
     )
+
+
+def chosen(options: tuple[str, ...]) -> st.SearchStrategy[dict[str, Any]]:
+    """Values for some of the options of a family or a pass."""
+    return st.fixed_dictionaries({}, optional={option: OPTIONS[option] for option in options if option in OPTIONS})
 
 
 def built(name: str, shape: dict[str, Any]) -> Schedule:
@@ -91,7 +107,7 @@ def test_what_a_family_builds_runs_to_its_end_in_every_form(name: str, data: st.
 def test_what_a_pass_makes_of_any_family_runs_to_its_end(change: str, data: st.DataObject, name: str) -> None:
     schedule = built(name, data.draw(shapes(name)))
     try:
-        schedule = PASSES[change].apply(schedule)
+        schedule = PASSES[change].apply(schedule, **data.draw(chosen(PASSES[change].options)))
     except ScheduleError:
         assume(False)
     for form in (schedule, lower(schedule), lower_rendezvous(schedule)):
