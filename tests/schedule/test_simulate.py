@@ -1,6 +1,7 @@
 """The figures: against closed forms, against each other, and against published values."""
 
 import dataclasses
+import itertools
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from stretto.schedule.families import build
 from stretto.schedule.passes.communication import lower
 from stretto.schedule.passes.split_backward import split_backward
 from stretto.schedule.simulate import Costs, lower_bound, peak_activation, run, simulate
+from stretto.schedule.simulate.bound import _one_machine
 from stretto.spec.errors import ScheduleError
 
 whole_costs = st.builds(
@@ -43,6 +45,17 @@ def test_no_schedule_beats_the_bound(ranks: int, microbatches: int, costs: Costs
     for schedule in (build(name, ranks=ranks, microbatches=microbatches) for name in ("1f1b", "gpipe", "forward-only")):
         for form in (schedule, split_backward(schedule)):
             assert lower_bound(form, costs) <= run(form, costs).makespan + 1e-9
+
+
+@given(jobs=st.dictionaries(st.tuples(st.integers(0, 9), st.integers(0, 9)), st.integers(1, 9), min_size=1, max_size=8))
+@settings(max_examples=60, deadline=None)
+def test_one_machine_is_the_largest_sum_over_all_sets(jobs: dict) -> None:
+    largest = max(
+        min(head for head, _ in some) + sum(jobs[job] for job in some) + min(tail for _, tail in some)
+        for size in range(1, len(jobs) + 1)
+        for some in itertools.combinations(jobs, size)
+    )
+    assert _one_machine(jobs) == largest
 
 
 def test_the_bound_is_reached_where_there_is_nothing_to_wait_for() -> None:

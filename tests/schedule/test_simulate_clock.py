@@ -23,17 +23,22 @@ def referee(exported: str, takes: dict[str, list[float]], comm: list[float]) -> 
     file = json.loads(exported)
     ends = {token: 0.0 for order in file["actions"] for token in order}
     rank_of = {token: rank for rank, order in enumerate(file["actions"]) for token in order}
+    comm = [
+        0.0 if one == other else latency
+        for latency, (one, other) in zip(comm, itertools.pairwise(file["placement"][0]), strict=True)
+    ]
 
     def least(token: str, ahead: str | None) -> float:
         kind = next(letter for letter in token if letter.isalpha())
         stage, m = map(int, token.split(kind))
-        other = {"F": stage - 1, "B": stage + 1, "I": stage + 1, "W": None}[kind]
-        needs = [f"{stage}{'I' if kind == 'W' else 'F'}{m}"] if kind != "F" else []
-        needs += [f"{other}{given}{m}" for given in ("F" if kind == "F" else "BI") if other is not None]
+        others = {"F": [stage - 1], "W": []}.get(kind, range(stage + 1, file["stages"]))
+        needs = [(other, f"{other}{letter}{m}") for other in others for letter in ("F" if kind == "F" else "BI")]
+        needs = [(other, need) for other, need in needs if need in ends][:1]
+        needs += [] if kind == "F" else [(stage, f"{stage}{'I' if kind == 'W' else 'F'}{m}")]
         starts = [ends[ahead] if ahead else 0.0]
-        for need in filter(ends.__contains__, needs):
+        for other, need in needs:
             crosses = rank_of[need] != rank_of[token]
-            starts.append(ends[need] + (comm[min(stage, other)] if crosses else 0.0))
+            starts.append(ends[need] + (max(comm[min(stage, other) : max(stage, other)]) if crosses else 0.0))
         return max(starts) + takes[kind][stage]
 
     while True:
@@ -46,12 +51,13 @@ def referee(exported: str, takes: dict[str, list[float]], comm: list[float]) -> 
 
 
 def shuffled(draw: random.Random) -> Schedule:
-    """Any placement, any order that respects the arrows, each backward whole or split."""
+    """Any placement, any order that respects the arrows, each backward whole or split, some stages without one."""
     ranks, stages, microbatches = draw.randint(1, 4), draw.randint(1, 6), draw.randint(1, 5)
     placement = [draw.randrange(ranks) for _ in range(stages)]
+    frozen = [stage for stage in range(stages) if draw.random() < 0.1]
     chains = []
     for m in range(microbatches):
-        backward = [f"{s}{draw.choice('BI')}{m}" for s in reversed(range(stages))]
+        backward = [f"{s}{draw.choice('BI')}{m}" for s in reversed(range(stages)) if s not in frozen]
         chains.append([f"{s}F{m}" for s in range(stages)] + backward)
     orders: list[list[Op]] = [[] for _ in range(ranks)]
     loose: list[Op] = []
@@ -67,7 +73,7 @@ def shuffled(draw: random.Random) -> Schedule:
                 loose.append(Op.parse(f"{op.stage}W{op.microbatch}"))
         orders[placement[op.stage]].append(op)
     return Schedule.from_orders(
-        orders, name="shuffled", num_stages=stages, num_microbatches=microbatches, placement=[placement]
+        orders, name="shuffled", num_stages=stages, num_microbatches=microbatches, placement=[placement], frozen=frozen
     )
 
 

@@ -15,10 +15,10 @@ is loose where memory is short.
 from __future__ import annotations
 
 import heapq
-import itertools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stretto.schedule.op import Kind
@@ -40,44 +40,66 @@ def lower_bound(schedule: Schedule, costs: Costs) -> float:
     import numpy as np
 
     of_stages = costs.of(schedule)
+    steps = [0.0 if schedule.forward_only else time for time in of_stages.OPT.tolist()]
+    machines: list[dict[Job, float]] = [defaultdict(float) for _ in steps]
     flows = Counter((tuple(schedule.path(m)), voice) for m, voice in enumerate(schedule.voice))
-    machines: list[dict[Job, float]] = [defaultdict(float) for _ in range(schedule.num_ranks)]
     for (path, voice), count in flows.items():
-        for rank, job, work in _jobs(schedule, of_stages, path, schedule.placement[voice]):
+        way = _Way(costs=of_stages, path=path, holders=schedule.placement[voice], steps=steps)
+        for rank, job, work in way.jobs([stage for stage in reversed(path) if schedule.has_backward(stage)]):
             machines[rank][job] += work * count
     ranks = np.repeat(np.arange(schedule.num_ranks), np.diff(schedule.offsets))
     for kind in (Kind.R, Kind.S, Kind.T):
         rows = np.flatnonzero(schedule.kind == kind)
         for rank, stage in zip(ranks[rows].tolist(), schedule.stage[rows].tolist(), strict=True):
-            machines[rank][0.0, float(of_stages.OPT[rank])] += float(getattr(of_stages, kind.name)[stage])
+            machines[rank][0.0, steps[rank]] += float(getattr(of_stages, kind.name)[stage])
     return max(map(_one_machine, machines))
 
 
-def _jobs(
-    schedule: Schedule, costs: StageCosts, path: tuple[int, ...], holders: tuple[int, ...]
-) -> Iterator[tuple[int, Job, float]]:
-    """The F, I and W of one micro-batch: rank, head and tail, duration."""
-    duration = {Kind.F: costs.F.tolist(), Kind.I: costs.I.tolist()}
-    chain = [(Kind.F, stage) for stage in path]
-    chain += [(Kind.I, stage) for stage in reversed(path) if schedule.has_backward(stage)]
-    latency = [0.0]
-    for (_, stage), (_, other) in itertools.pairwise(chain):
-        crosses = holders[stage] != holders[other]
-        latency.append(float(costs.comm[min(stage, other) : max(stage, other)].max()) if crosses else 0.0)
-    heads, at = [], 0.0
-    for (kind, stage), wait in zip(chain, latency, strict=True):
-        heads.append(at + wait)
-        at += wait + duration[kind][stage]
-    rest = 0.0
-    for (kind, stage), head, wait in reversed(list(zip(chain, heads, latency, strict=True))):
-        rank, takes = holders[stage], duration[kind][stage]
-        rest = max(rest, float(costs.OPT[rank]))
-        if kind is Kind.I:
-            weights = float(costs.W[stage])
-            yield rank, (head + takes, float(costs.OPT[rank])), weights
-            rest = max(rest, weights + float(costs.OPT[rank]))
-        yield rank, (head, rest), takes
-        rest += takes + wait
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Way:
+    """Where a micro-batch goes."""
+
+    costs: StageCosts
+    path: tuple[int, ...]
+    """Its stages, in order."""
+    holders: tuple[int, ...]
+    """Rank of each stage."""
+    steps: list[float]
+    """Optimizer step of each rank."""
+
+    def jobs(self, back: list[int]) -> Iterator[tuple[int, Job, float]]:
+        """Rank, job and duration of each F, I and W; ``back`` are the stages that it passes on its way back."""
+        F, I, W = self.costs.F.tolist(), self.costs.I.tolist(), self.costs.W.tolist()  # noqa: E741
+        heads = self._heads(self.path, F, 0.0)
+        heads_back = self._heads(back, I, heads[back[0]] + F[back[0]]) if back else {}
+        rest = 0.0
+        for stage, after in zip(reversed(back), [None, *reversed(back)], strict=False):
+            rank = self.holders[stage]
+            rest = max(rest + self._latency(stage, after), W[stage] + self.steps[rank])
+            yield rank, (heads_back[stage], rest), I[stage]
+            yield rank, (heads_back[stage] + I[stage], self.steps[rank]), W[stage]
+            rest += I[stage]
+        way_back, rest = rest, 0.0
+        for stage, after in zip(reversed(self.path), [None, *reversed(self.path)], strict=False):
+            rank = self.holders[stage]
+            rest = max(rest + self._latency(stage, after), self.steps[rank])
+            rest = max(rest, way_back) if back[:1] == [stage] else rest
+            yield rank, (heads[stage], rest), F[stage]
+            rest += F[stage]
+
+    def _heads(self, stages: Sequence[int], duration: list[float], at: float) -> dict[int, float]:
+        """When each stage is reached at the earliest."""
+        heads = {}
+        for before, stage in zip([None, *stages], stages, strict=False):
+            heads[stage] = at + self._latency(stage, before)
+            at = heads[stage] + duration[stage]
+        return heads
+
+    def _latency(self, stage: int, other: int | None) -> float:
+        """Latency between two stages, 0 where there is no other."""
+        if other is None or self.holders[stage] == self.holders[other]:
+            return 0.0
+        return float(self.costs.comm[min(stage, other) : max(stage, other)].max())
 
 
 def _one_machine(jobs: dict[Job, float]) -> float:

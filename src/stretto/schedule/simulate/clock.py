@@ -9,7 +9,7 @@ Every rank runs its operations in its order, each as soon as the rank is free an
 By default messages are pure latency: they occupy no rank, and inside a rank they take no time.  A lowered
 schedule is then timed as the same schedule without its messages.  ``Network`` says otherwise.
 
-Where the costs give an optimizer step and the schedule has none, each rank ends with its own.
+Where the costs give an optimizer step, a rank of a schedule that trains ends with its own.
 """
 
 from __future__ import annotations
@@ -146,18 +146,20 @@ def _with_manner(schedule: Schedule, network: Network) -> Schedule:
 
 
 def _with_optimizer(schedule: Schedule, costs: StageCosts) -> Schedule:
-    """OPT at the end of each rank where it takes time and no rank has one."""
+    """OPT at the end of each rank that has none, where it takes time and the schedule trains."""
     import numpy as np
 
-    if not costs.OPT.any() or np.any(schedule.kind == Kind.OPT):
+    if schedule.forward_only or not costs.OPT.any():
         return schedule
-    ends = schedule.offsets[1:]
+    ranks = np.repeat(np.arange(schedule.num_ranks), np.diff(schedule.offsets))
+    lacks = np.bincount(ranks[schedule.kind == Kind.OPT], minlength=schedule.num_ranks) == 0
+    ends = schedule.offsets[1:][lacks]
     return schedule.with_columns(
         kind=np.insert(schedule.kind, ends, Kind.OPT),
         stage=np.insert(schedule.stage, ends, -1),
         microbatch=np.insert(schedule.microbatch, ends, -1),
         peer=np.insert(schedule.peer, ends, -1),
-        offsets=schedule.offsets + np.arange(schedule.num_ranks + 1),
+        offsets=schedule.offsets + np.append(0, np.cumsum(lacks)),
         joined=None if schedule.joined is None else np.insert(schedule.joined, ends, 0),
     )
 
