@@ -37,7 +37,8 @@ EXAMPLES = (
     "stretto simulate --schedule 1f1b --pp 4 --microbatches 8",
     "stretto simulate --schedule interleaved --pp 4 --microbatches 8 --chunks 2 --cost F=1,I=1,W=1,comm=0.1 --json",
     "stretto simulate --schedule 1f1b --pp 4 --microbatches 8 --against gpipe --html compared.html",
-    "stretto simulate --schedule 1f1b --pp 4 --microbatches 8 --lowered --export schedule.json",
+    "stretto simulate --schedule 1f1b --pp 4 --microbatches 8 --pass split-backward --lowered --export schedule.json",
+    "stretto simulate --schedule auto --pp 4 --microbatches 8 --memory-limit 2 --cost F=20,I=36,W=6,comm=0.5",
     "stretto simulate --schedule-file schedule.json --costs costs.json --trace trace.json",
 )
 OUTPUTS = ("export", "html", "svg", "trace")
@@ -67,10 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--against", action="append", default=[], metavar="NAME[:KEY=VALUE,...]|FILE",
         help="compare with another family of the same shape and costs, or with a schedule file",
     )  # fmt: skip
-    costs = parser.add_argument_group("under which costs").add_mutually_exclusive_group()
+    under = parser.add_argument_group("under which costs")
+    costs = under.add_mutually_exclusive_group()
     costs.add_argument("--cost", default="", metavar="F=1,I=1,W=1,comm=0,act_w=1", help="costs of the operations")
     costs.add_argument("--costs", metavar="FILE", type=Path, help="costs per stage, as JSON")
-    parser.add_argument(
+    under.add_argument(
         "--memory-limit", type=float, metavar="X", help="activation memory that no rank may exceed, in micro-batches"
     )
     results = parser.add_argument_group("what to do with it")
@@ -190,7 +192,9 @@ def _table(timed: list[Timed]) -> str:
                 "": figures.name,
                 "makespan": f"{figures.makespan:g}",
                 "lower bound": f"{figures.lower_bound:g}" + (f" of all placements: {search.reason}" if search else ""),
-                "gap": ("0, proven optimal" if search.proven else f"{search.gap:.2%}") if search else "",
+                "gap": ("0: proven optimal" if search.proven else f"{search.gap:.2%}, not proven optimal")
+                if search
+                else "",
                 "placement": search.layout if search else "",
                 "bubble": f"{figures.bubble_rate:.1%} of all ranks' time",
                 "peak activation": _peaks(figures.peak_activation, room=100 // len(timed)),
