@@ -1,4 +1,4 @@
-"""docs/schedules.md shows what the commands print, and names every family and pass."""
+"""docs/schedules.md and README.md show what the commands print; the page names every family and pass."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from stretto.schedule.op import Op
 from stretto.schedule.passes import PASSES
 from stretto.schedule.schedule import Schedule
 
-PAGE = Path(__file__).parents[2] / "docs" / "schedules.md"
-BLOCKS = re.findall(r"^```\n\$ stretto (.*)\n((?:.*\n)*?)```$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "schedules.md"
+BLOCK = re.compile(r"^```\n\$ stretto (simulate .*)\n((?:.*\n)*?)```$", flags=re.MULTILINE)
+BLOCKS = [block for page in (PAGE, ROOT / "README.md") for block in BLOCK.findall(page.read_text(encoding="utf-8"))]
 
 
 @pytest.mark.parametrize(("command", "shown"), BLOCKS, ids=[command for command, _ in BLOCKS])
@@ -35,7 +37,7 @@ def test_commands_print_what_the_page_shows(
 
 
 def test_blocks_are_found() -> None:
-    assert len(BLOCKS) >= 6
+    assert len(BLOCKS) >= 7
 
 
 def test_every_family_and_pass_is_named() -> None:

@@ -173,3 +173,17 @@ def test_the_function_says_what_the_command_line_does(tmp_path: Path, simulate: 
         stretto.simulate("1f1b", pp=4)
     with pytest.raises(stretto.ConfigError, match="has its own shape"):
         stretto.simulate(path, pp=4)
+
+
+def test_the_search_says_how_good_it_can_be(simulate: Any) -> None:
+    """Two ranks and two micro-batches: proven at once; equal seeds, equal schedules."""
+    arguments = ("--schedule", "auto", "--pp", "2", "--microbatches", "2", "--time-budget", "1", "--seed", "3")
+    printed = simulate(*arguments, "--json")
+    found = json.loads(printed)
+    assert list(found)[: len(KEYS)] == KEYS
+    assert found["gap"] == 0 and found["proven"] is True and found["lower_bound"] == found["makespan"]
+    assert simulate(*arguments, "--json") == printed
+    table = simulate(*arguments, "--memory-limit", "1")
+    assert "gap " in table and "placement " in table and "of all placements" in table
+    passed = json.loads(simulate(*arguments, "--json", "--pass", "recompute"))
+    assert "gap" not in passed  # the bound is for what was searched, not for what a pass makes of it

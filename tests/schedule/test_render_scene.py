@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from stretto.schedule.families import build
+from stretto.schedule.families import FAMILIES, build
 from stretto.schedule.passes.split_backward import split_backward
 from stretto.schedule.render.scene import NONE, Scene, scene
 from stretto.schedule.simulate import Costs, Network, run
@@ -36,7 +36,7 @@ def test_causes_by_hand() -> None:
     assert sources == {"1F0": "0F0", "1F1": "0F1", "0B0": "1B0", "0B1": "1B1"}
 
 
-@pytest.mark.parametrize("family", ["1f1b", "zb-h1", "dualpipe", "hanayo", "breadth-first"])
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"auto"}))
 @pytest.mark.parametrize("comm", [0.0, 0.3])
 def test_a_cause_ends_when_its_effect_can_start(family: str, comm: float) -> None:
     """At the start of the effect, or earlier by the latency where ranks differ."""
