@@ -79,10 +79,19 @@ def test_less_memory_makes_smaller_units_until_there_is_an_error_that_says_the_l
         assert max(figures.peak_activation) <= limit
         makespans.append(figures.makespan)
     assert makespans == sorted(makespans)
-    with pytest.raises(ScheduleError, match=r"units of one micro-batch keeps 3 .*; the memory limit is 2"):
+    with pytest.raises(ScheduleError, match=r"units of 1 keeps 2\.5 .*; the memory limit is 2\."):
         build("zeropp", ranks=4, microbatches=14, chunks=2, memory_limit=2)
-    with pytest.raises(ScheduleError, match=r"unit=7 keeps 7 .*; the memory limit is 5"):
+    with pytest.raises(ScheduleError, match=r"units of 7 keeps 7 .*; the memory limit is 5\."):
         build("zeropp", ranks=4, microbatches=14, chunks=2, memory_limit=5, options={"unit": "7"})
+
+
+@pytest.mark.parametrize("costs", ["F=18.5,I=18.1,W=9.3,comm=0.6", "F=20,I=36,W=6,comm=0.5", "comm=0.1"])
+def test_w_moves_with_the_costs_where_that_is_faster_at_no_more_memory(costs: str) -> None:
+    given = Costs.parse(costs)
+    fixed = simulate(zeropp(8, 32, 2), given)
+    moved = simulate(build("zeropp", ranks=8, microbatches=32, chunks=2, costs=given), given)
+    assert moved.makespan < fixed.makespan
+    assert max(moved.peak_activation) <= max(fixed.peak_activation)
 
 
 def test_the_figure_in_the_docstring_is_what_is_built() -> None:

@@ -21,16 +21,21 @@ one waits for the rank.  Rank r begins r slots after rank 0, and the next unit b
 only bubble is the start, R - 1 slots of 1/V of a rank's share.  A unit of fewer than w micro-batches has a gap
 before its first I; W of the unit before are kept for it.
 
+Where operations take other times than one slot, the same order with W moved to where ranks wait (``late_weights``)
+is taken if it is faster.
+
 ``unit`` is at most 2R - 1 unless it is given, the least without a gap, and less where the memory limit asks for
 it.  With R or more and at least two chunks there is no further bubble; below R every unit waits for messages.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from stretto.schedule import placement
 from stretto.schedule.families.gathering import gathered
+from stretto.schedule.families.late_weights import late_weights
 from stretto.schedule.families.option import flag, whole
 from stretto.schedule.op import Kind
 from stretto.schedule.schedule import Schedule
@@ -62,33 +67,34 @@ def zeropp(
 
     Raises ScheduleError where the given unit, or units of one micro-batch, need more than ``memory_limit``.
     """
-    gathers = flag("sharded", sharded)
 
     def build(size: int) -> Schedule:
-        return _in_units(ranks=ranks, microbatches=microbatches, chunks=chunks, size=size, sharded=gathers)
+        return _in_units(units(ranks, microbatches, size), ranks=ranks, chunks=chunks)
 
-    largest = min(microbatches, 2 * ranks - 1 if unit is None else whole("unit", unit))
-    schedule = build(largest)
-    if memory_limit is None or _peak(schedule, costs) <= memory_limit + TOLERANCE:
-        return schedule
-    fits, least = None, _peak(schedule, costs)
-    low, high = 1, largest - 1 if unit is None else 0
-    while low <= high:
-        middle = (low + high) // 2
-        schedule = build(middle)
+    gathers, limit = flag("sharded", sharded), float("inf") if memory_limit is None else memory_limit
+    size = min(microbatches, 2 * ranks - 1 if unit is None else whole("unit", unit))
+    schedule = build(size)
+    peak = _peak(schedule, costs)
+    if peak > limit + TOLERANCE and unit is None:
+        size = _largest(lambda size: _peak(build(size), costs) <= limit + TOLERANCE, below=size)
+        schedule = build(size)
         peak = _peak(schedule, costs)
-        least = min(least, peak)
-        if peak <= memory_limit + TOLERANCE:
-            fits, low = schedule, middle + 1
-        else:
-            high = middle - 1
-    if fits is None:
-        what = "units of one micro-batch" if unit is None else f"unit={unit}"
+    if peak > limit + TOLERANCE:
         raise ScheduleError(
-            f"Schedule zeropp with {what} keeps {least:g} micro-batches of activations on a rank; the memory "
-            f"limit is {memory_limit:g}."
+            f"Schedule zeropp in units of {size} keeps {peak:g} micro-batches of activations on a rank; the memory "
+            f"limit is {limit:g}."
         )
-    return fits
+    schedule = _faster(schedule, late_weights(schedule, costs, limit=max(peak, memory_limit or 0)), costs)
+    return gathered(_reducing(schedule, units(ranks, microbatches, size))) if gathers else schedule
+
+
+def _largest(fits: Callable[[int], bool], *, below: int) -> int:
+    """Largest unit under ``below`` that fits, 1 where none does."""
+    low, high = 1, below - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
 
 
 def _peak(schedule: Schedule, costs: Costs) -> float:
@@ -98,28 +104,11 @@ def _peak(schedule: Schedule, costs: Costs) -> float:
     return max(peak_activation(schedule, costs))
 
 
-class _Rows:
-    """Rows of a schedule in any order: rank, slot, kind, stage, micro-batch."""
+def _faster(schedule: Schedule, other: Schedule, costs: Costs) -> Schedule:
+    """Whichever ends first; the first one where both do."""
+    from stretto.schedule.simulate.clock import run
 
-    def __init__(self) -> None:
-        """None yet."""
-        self.parts: list[tuple[Slots, ...]] = []
-
-    def add(self, kind: Kind, slot: Slots, stage: Slots, microbatch: Slots | int) -> None:
-        """Rows of one kind; arrays whose first axis is the rank, spread over each other."""
-        import numpy as np
-
-        rank = np.arange(slot.shape[0]).reshape(-1, *[1] * (slot.ndim - 1))
-        spread = np.broadcast_arrays(rank, slot, kind, stage, microbatch)
-        self.parts.append(tuple(column.ravel() for column in spread))
-
-    def ordered(self) -> list[Slots]:
-        """The columns, rank after rank and slot after slot; within a slot by kind."""
-        import numpy as np
-
-        columns = [np.concatenate(column) for column in zip(*self.parts, strict=True)]
-        order = np.lexsort(columns[2::-1])
-        return [column[order] for column in columns]
+    return other if run(other, costs).makespan < run(schedule, costs).makespan - TOLERANCE else schedule
 
 
 def units(ranks: int, microbatches: int, size: int) -> list[int]:
@@ -149,31 +138,34 @@ class _Unit(NamedTuple):
     """Size of the next unit, 0 where there is none."""
 
 
-def _in_units(*, ranks: int, microbatches: int, chunks: int, size: int, sharded: bool) -> Schedule:
-    """Units of about ``size``."""
+def _in_units(sizes: Sequence[int], *, ranks: int, chunks: int) -> Schedule:
+    """Unit after unit, F, I and W alone."""
     import numpy as np
 
-    rows, first = _Rows(), 0
-    sizes = units(ranks, microbatches, size)
+    parts, first = [], 0
     for size, following in zip(sizes, [*sizes[1:], 0], strict=True):
-        _add_unit(rows, _Unit(ranks, chunks, first, size, following), sharded=sharded)
+        rank, chunk, turn = np.indices((ranks, chunks, size))
+        slots = _slots(_Unit(ranks, chunks, first, size, following))
+        for kind, slot in zip((Kind.F, Kind.I, Kind.W), slots, strict=True):
+            part = (rank, slot, np.full_like(rank, kind), chunk * ranks + rank, first + turn)
+            parts.append([column.ravel() for column in part])
         first += size
-    rank, _, kind, stage, microbatch = rows.ordered()
-    schedule = Schedule.from_columns(
-        kind=kind,
-        stage=stage,
-        microbatch=microbatch,
-        offsets=np.searchsorted(rank, np.arange(ranks + 1)),
+    rows = np.concatenate(parts, axis=1)
+    rows = rows[:, np.lexsort((rows[1], rows[0]))]
+    return Schedule.from_columns(
+        kind=rows[2],
+        stage=rows[3],
+        microbatch=rows[4],
+        offsets=np.arange(ranks + 1) * 3 * chunks * first,
         name="zeropp",
         num_stages=ranks * chunks,
-        num_microbatches=microbatches,
+        num_microbatches=first,
         placement=[placement.loop(ranks, ranks * chunks)],
     )
-    return gathered(schedule) if sharded else schedule
 
 
-def _add_unit(rows: _Rows, unit: _Unit, *, sharded: bool) -> None:
-    """One unit's operations; all slots are arrays of rank, chunk and micro-batch of the unit."""
+def _slots(unit: _Unit) -> tuple[Slots, Slots, Slots]:
+    """Slots of a unit's F, I and W by rank, chunk and micro-batch of the unit (R, V, U)."""
     import numpy as np
 
     ranks, chunks, first, size, following = unit
@@ -184,8 +176,8 @@ def _add_unit(rows: _Rows, unit: _Unit, *, sharded: bool) -> None:
     stride = max(size, ranks)  # of the chunks: a micro-batch is back on rank 0 after R slots
     start = 3 * chunks * first + rank
     meets = start + (chunks - 1) * stride + due  # first I
-    forward = start + chunk * stride + turn
-    forward = np.where((reversed_chunk == 0) & (turn >= ahead), meets + 1 + 2 * (turn - ahead), forward)
+    late = (reversed_chunk == 0) & (turn >= ahead)
+    forward = np.where(late, meets + 1 + 2 * (turn - ahead), start + chunk * stride + turn)
     rest = meets + max(2 * size, ranks + size - 1)  # first I of the other chunks
     inputs = np.where(reversed_chunk == 0, meets + 2 * turn, rest + (reversed_chunk - 1) * stride + turn)
     tail = rest + (chunks - 1) * stride  # first W that is left
@@ -195,8 +187,21 @@ def _add_unit(rows: _Rows, unit: _Unit, *, sharded: bool) -> None:
         left = chunks * size - np.clip(due - following, 0, chunks * size - ahead)
         gap = start + 3 * chunks * size + (chunks - 1) * max(following, ranks) + following  # of the next unit
         weights = np.where(index >= left, np.maximum(gap + index - left, weights), weights)
-    stage = chunk * ranks + rank
-    for kind, slot in ((Kind.F, forward), (Kind.I, inputs), (Kind.W, weights)):
-        rows.add(kind, slot, stage, first + turn)
-    if sharded:
-        rows.add(Kind.REDUCE_GRAD, weights.max(axis=2), stage[:, :, 0], 0)
+    return forward, inputs, weights
+
+
+def _reducing(schedule: Schedule, sizes: Sequence[int]) -> Schedule:
+    """A REDUCE_GRAD of each stage behind its last W in each unit, all else stays."""
+    import numpy as np
+
+    rows = np.flatnonzero(schedule.kind == Kind.W)
+    unit = np.repeat(np.arange(len(sizes)), sizes)[schedule.microbatch[rows]]
+    last = np.zeros((len(sizes), schedule.num_stages), dtype=np.int64)
+    last[unit, schedule.stage[rows]] = rows  # ascending, so that the last one remains
+    behind = np.sort(last.ravel()) + 1
+    return schedule.with_columns(
+        kind=np.insert(schedule.kind, behind, Kind.REDUCE_GRAD),
+        stage=np.insert(schedule.stage, behind, schedule.stage[behind - 1]),
+        microbatch=np.insert(schedule.microbatch, behind, 0),
+        offsets=schedule.offsets + np.searchsorted(behind, schedule.offsets, side="right"),
+    )
