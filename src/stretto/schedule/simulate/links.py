@@ -116,12 +116,15 @@ def _seconds(graph: Graph, network: Network, sender: Nodes, reader: Nodes) -> Va
 
 
 def _limit(graph: Graph, network: Network, *, sent: Nodes, received: Nodes, channel: npt.NDArray[np.int64]) -> None:
-    """A message leaves when the one ``in_flight`` places before it on its channel is received; given in order."""
+    """A message leaves when all but ``in_flight`` - 1 of those before it on its channel are received.
+
+    ``sent`` in the order of each channel; they may be received in another.
+    """
     import numpy as np
 
     if network.in_flight is None:
         return
-    order = np.argsort(channel, kind="stable")
-    later, earlier = order[network.in_flight :], order[: -network.in_flight]
+    leaving, coming = np.argsort(channel, kind="stable"), np.lexsort((received, channel))
+    later, earlier = leaving[network.in_flight :], coming[: -network.in_flight]
     same = channel[later] == channel[earlier]
     graph.add_arrows(sent[later[same]], received[earlier[same]])

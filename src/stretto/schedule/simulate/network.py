@@ -41,8 +41,8 @@ class Network:
     """Bytes per unit of the costs' time, on each link from one rank to another; a link sends one message at a time, in
     the order in which they are made."""
     in_flight: int | None = None
-    """Messages that a channel (from rank to rank, activations or gradients) may hold: the next one leaves when the
-    reader of the first is over, or under blocking its receive; None: any number."""
+    """Messages that a channel (from rank to rank, activations or gradients) may hold: the next one leaves when a reader
+    of those before it is over, or under blocking a receive; None: any number."""
 
     def __post_init__(self) -> None:
         """Refuse what would make times meaningless."""
