@@ -30,47 +30,40 @@ make it shorter.  The price: a rank holds two copies of its share of the weights
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from stretto.schedule.op import Kind
 from stretto.schedule.schedule import Schedule, Shape
 from stretto.spec.errors import ScheduleError
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
-class Step(NamedTuple):
-    """One operation of a rank that works in two directions."""
-
-    kind: Kind
-    """F, B, I or W."""
-    far: bool
-    """Whether it belongs to the far direction."""
-    turn: int
-    """How many of its kind the direction has had on this rank."""
-    joined: bool = False
-    """Whether it overlaps with the operation that follows."""
+    Values = npt.NDArray[np.int64]
+    Flags = npt.NDArray[np.bool_]
 
 
 def dualpipe(*, ranks: int, microbatches: int) -> Schedule:
     """Two replicas of R stages; the first half of the micro-batches runs down the ranks, the second half up."""
+    import numpy as np
+
     if ranks % 2:
         raise ScheduleError(
             f"Schedule dualpipe can't have {ranks} ranks: its two directions meet between two ranks, so their number "
             f"is even; take {ranks + 1} ranks, or dualpipe-v, which has any number of them."
         )
     down = (microbatches + 1) // 2
-
-    def place(rank: int, far: bool, turn: int) -> tuple[int, int]:
-        runs_up = far != (rank >= ranks // 2)
-        if turn >= (microbatches - down if runs_up else down):
-            return -1, -1
-        return (ranks - 1 - rank, down + turn) if runs_up else (rank, turn)
-
-    turns = max(down, ranks)
-    return from_steps(
-        [eight_steps(min(rank, ranks - 1 - rank), depth=ranks // 2, turns=turns) for rank in range(ranks)],
-        place,
+    orders = []
+    for rank in range(ranks):
+        steps = read(eight_steps(min(rank, ranks - 1 - rank), depth=ranks // 2, turns=max(down, ranks)))
+        runs_up = steps.far != (rank >= ranks // 2)
+        steps = steps.only(steps.turn < np.where(runs_up, microbatches - down, down))
+        runs_up = steps.far != (rank >= ranks // 2)
+        orders.append((steps, np.where(runs_up, ranks - 1 - rank, rank), steps.turn + down * runs_up))
+    return assemble(
+        orders,
         voice=[int(microbatch >= down) for microbatch in range(microbatches)],
         shape={
             "name": "dualpipe",
@@ -81,85 +74,80 @@ def dualpipe(*, ranks: int, microbatches: int) -> Schedule:
     )
 
 
-def eight_steps(level: int, *, depth: int, turns: int) -> list[Step]:
+def eight_steps(level: int, *, depth: int, turns: int) -> str:
     """The order of a rank that is ``level`` ranks away from the entrance of a pipe that is ``depth`` ranks deep.
 
     ``turns`` micro-batches in each direction, at least ``2 * depth``.  Capital letters are the near direction, small
-    ones the far; ``w`` is the oldest W that is due.
+    ones the far; ``w`` is the oldest W that is due, and a pair with ``+`` overlaps.
     """
-    order = _Order()
     ahead, own = depth - level - 1, level + 1
-    order.repeat(2 * ahead, "F")
-    order.repeat(own, "F f")
-    order.repeat(ahead, "i w f")
-    # Next to the turn the first pair is left apart: joined, the backward would begin later than it can.
-    order.repeat(1, "F+b f+B" if ahead else "F b f+B")
-    order.repeat(turns - 2 * depth + level, "F+b f+B")
-    order.repeat(ahead, "b f+B")
-    order.repeat(own // 2, "b B")
-    if own % 2:
-        order.repeat(1, "b I")
-    order.repeat(own // 2, "i I")
-    order.repeat(ahead, "w I")
-    order.repeat(own, "w")
-    return order.steps
-
-
-class _Order:
-    """A rank's order, as far as it is written."""
-
-    def __init__(self) -> None:
-        """Nothing yet."""
-        self.steps: list[Step] = []
-        self.turns = {(kind, far): 0 for kind in (Kind.F, Kind.B) for far in (False, True)}
-        self.due: deque[Step] = deque()
-
-    def repeat(self, times: int, group: str) -> None:
-        """Append a group of steps, several times."""
-        for _ in range(times):
-            for word in group.split():
-                for letter in word:
-                    self._append(letter, joined="+" in word and letter == word[0])
-
-    def _append(self, letter: str, *, joined: bool) -> None:
-        """One step; W comes out in the order in which I went in."""
-        if letter == "+":
-            return
-        if letter == "w":
-            self.steps.append(self.due.popleft())
-            return
-        far, kind = letter.islower(), Kind[letter.upper()]
-        counter = (Kind.F if kind is Kind.F else Kind.B, far)
-        turn = self.turns[counter]
-        self.turns[counter] += 1
-        self.steps.append(Step(kind, far, turn, joined))
-        if kind is Kind.I:
-            self.due.append(Step(Kind.W, far, turn))
-
-
-def from_steps(
-    orders: Sequence[Sequence[Step]],
-    place: Callable[[int, bool, int], tuple[int, int]],
-    *,
-    voice: Sequence[int],
-    shape: Shape,
-) -> Schedule:
-    """The schedule of one list of steps per rank.
-
-    ``place(rank, far, turn)`` gives stage and micro-batch, a negative stage where the step is left out.
-    """
-    rows: list[tuple[int, int, int, bool]] = []
-    offsets = [0]
-    for rank, order in enumerate(orders):
-        kept = [(step, *place(rank, step.far, step.turn)) for step in order]
-        follows = [stage >= 0 for _, stage, _ in kept[1:]] + [False]
-        rows += [
-            (step.kind, stage, microbatch, step.joined and behind)
-            for (step, stage, microbatch), behind in zip(kept, follows, strict=True)
-            if stage >= 0
+    return "".join(
+        [
+            "F" * 2 * ahead,
+            "Ff" * own,
+            "iwf" * ahead,
+            # Next to the turn the first pair is left apart: joined, the backward would begin later than it can.
+            "F+bf+B" if ahead else "Fbf+B",
+            "F+bf+B" * (turns - 2 * depth + level),
+            "bf+B" * ahead,
+            "bB" * (own // 2),
+            "bI" * (own % 2),
+            "iI" * (own // 2),
+            "wI" * ahead,
+            "w" * own,
         ]
-        offsets.append(len(rows))
-    kind, stage, microbatch, joined = zip(*rows, strict=True)
+    )
+
+
+class Steps(NamedTuple):
+    """A rank's order in two directions; columns of N steps."""
+
+    kind: Values
+    """F, B, I or W."""
+    far: Flags
+    """Whether a step belongs to the far direction."""
+    turn: Values
+    """Which of the direction's micro-batches it works for."""
+    joined: Flags
+    """Whether it overlaps with the step that follows."""
+
+    def only(self, kept: Flags) -> Steps:
+        """Some of the steps; a pair that loses a half is no pair."""
+        import numpy as np
+
+        paired = self.joined & np.append(kept[1:], False)
+        return Steps(self.kind[kept], self.far[kept], self.turn[kept], paired[kept])
+
+
+def read(order: str) -> Steps:
+    """Steps of an order as ``eight_steps`` writes it."""
+    import numpy as np
+
+    letters = np.array(list(order))
+    joined = np.append(letters[1:] == "+", False)[letters != "+"]
+    letters = letters[letters != "+"]
+    lower = np.char.lower(letters)
+    far = letters == lower
+    kind = np.select([lower == name.lower() for name in "FBIW"], [Kind[name] for name in "FBIW"])
+    turn = np.zeros(len(letters), dtype=np.int64)
+    for kinds in ([Kind.F], [Kind.B, Kind.I]):
+        for direction in (False, True):
+            mine = np.isin(kind, kinds) & (far == direction)
+            turn[mine] = np.arange(np.count_nonzero(mine))
+    far[kind == Kind.W], turn[kind == Kind.W] = far[kind == Kind.I], turn[kind == Kind.I]
+    return Steps(kind, far, turn, joined)
+
+
+def assemble(orders: Sequence[tuple[Steps, Values, Values]], *, voice: Sequence[int], shape: Shape) -> Schedule:
+    """The schedule of each rank's steps, their stages and their micro-batches."""
+    import numpy as np
+
     return Schedule.from_columns(
-        kind=kind, stage=stage, microbatch=microbatch, offsets=offsets, joined=joined, voice=voice, **shape
+        kind=np.concatenate([steps.kind for steps, _, _ in orders]),
+        stage=np.concatenate([stage for _, stage, _ in orders]),
+        microbatch=np.concatenate([microbatch for _, _, microbatch in orders]),
+        joined=np.concatenate([steps.joined for steps, _, _ in orders]),
+        offsets=np.cumsum([0, *(len(stage) for _, stage, _ in orders)]),
+        voice=voice,
+        **shape,
     )

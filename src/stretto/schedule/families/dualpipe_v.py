@@ -17,22 +17,21 @@ The order presumes at least 2R micro-batches; fewer follow that of 2R with the m
 from __future__ import annotations
 
 from stretto.schedule import placement
-from stretto.schedule.families.dualpipe import eight_steps, from_steps
+from stretto.schedule.families.dualpipe import assemble, eight_steps, read
 from stretto.schedule.schedule import Schedule
 
 
 def dualpipe_v(*, ranks: int, microbatches: int) -> Schedule:
     """Stages r and 2R - 1 - r on rank r; any number of ranks and micro-batches."""
+    import numpy as np
 
-    def place(rank: int, far: bool, turn: int) -> tuple[int, int]:
-        if turn >= microbatches:
-            return -1, -1
-        return (2 * ranks - 1 - rank if far else rank), turn
-
-    turns = max(microbatches, 2 * ranks)
-    return from_steps(
-        [eight_steps(rank, depth=ranks, turns=turns) for rank in range(ranks)],
-        place,
+    orders = []
+    for rank in range(ranks):
+        steps = read(eight_steps(rank, depth=ranks, turns=max(microbatches, 2 * ranks)))
+        steps = steps.only(steps.turn < microbatches)
+        orders.append((steps, np.where(steps.far, 2 * ranks - 1 - rank, rank), steps.turn))
+    return assemble(
+        orders,
         voice=[0] * microbatches,
         shape={
             "name": "dualpipe-v",
