@@ -229,6 +229,21 @@ def test_impossible_networks(network: dict, said: str) -> None:
     assert said in str(error.value)
 
 
+def test_networks_read_from_the_command_line() -> None:
+    read = Network.parse("manner=blocking, message_bytes=1e6,bandwidth=2e9,in_flight=2")
+    assert read == Network(manner="blocking", message_bytes=1e6, bandwidth=2e9, in_flight=2)
+    assert Network.parse("") == Network()
+    for text, said in (
+        ("band=1", "'band=1' says nothing of a network; did you mean 'bandwidth'?"),
+        ("manner", "'manner' says nothing of a network"),
+        ("in_flight=1.5", "in_flight of a network is '1.5', which is not a number"),
+        ("bandwidth=nan", "The bandwidth is nan"),
+    ):
+        with pytest.raises(ScheduleError) as error:
+            Network.parse(text)
+        assert said in str(error.value)
+
+
 def test_message_sizes_for_another_shape() -> None:
     with pytest.raises(ScheduleError, match="2 message sizes, but the schedule has 1 bound"):
         run(build("1f1b", ranks=2, microbatches=2), network=Network(message_bytes=[1, 2], bandwidth=1))

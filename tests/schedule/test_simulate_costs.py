@@ -101,6 +101,7 @@ def test_uneven_stages_in_time_and_memory() -> None:
         ({"F": [1, "2", 3, 4]}, "it is a list of numbers"),
         ({"com": [1] * 4}, "unknown key 'com'; did you mean 'comm'?"),
         ({"F": [True] * 4}, "it is a list of numbers"),
+        ({"F": [10**400] * 4}, "int too large"),
     ],
 )
 def test_impossible_costs_files(tmp_path: Path, change: dict, said: str) -> None:
@@ -135,6 +136,6 @@ def test_costs_of_another_shape(costs: Costs, said: str) -> None:
 
 
 def test_costs_are_values() -> None:
-    costs = Costs(F=[1, 2], comm=np.array([0.5]).tolist())
+    costs = Costs(F=[1, 2], comm=np.array([0.5]))
     assert costs == Costs(F=(1.0, 2.0), comm=(0.5,))
     assert hash(costs) == hash(Costs(F=(1.0, 2.0), comm=(0.5,)))

@@ -99,8 +99,9 @@ class Costs:
         """Make sequences tuples of floats and refuse what would make times meaningless."""
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, Sequence):
-                object.__setattr__(self, field.name, tuple(float(item) for item in value))
+            value = value.tolist() if hasattr(value, "tolist") else value  # numpy's arrays and scalars
+            value = tuple(map(float, value)) if isinstance(value, Sequence) else value
+            object.__setattr__(self, field.name, value)
             for where, item in _items(field.name, value):
                 _check(field.name, where, item)
         lengths = {name: len(value) for name in PER_STAGE if isinstance(value := getattr(self, name), tuple)}
@@ -170,7 +171,7 @@ class Costs:
                 raise ScheduleError(f"The costs file {path} has no {name!r}; it needs {', '.join(REQUIRED)}.")
         try:
             return cls(**document)
-        except ScheduleError as error:
+        except (ScheduleError, OverflowError) as error:  # JSON's integers have no end
             raise ScheduleError(f"{path}: {error}") from None
 
     def of(self, shape: Shape) -> StageCosts:

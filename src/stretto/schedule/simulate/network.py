@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from stretto.spec.errors import ScheduleError
+from stretto.spec.errors import ScheduleError, nearest
 
 if TYPE_CHECKING:
     from stretto.schedule.simulate.stage_costs import Values
@@ -57,6 +57,26 @@ class Network:
             raise ScheduleError(f"The bandwidth is {self.bandwidth:g}, but bytes travel at a rate above 0.")
         if self.in_flight is not None and self.in_flight < 1:
             raise ScheduleError(f"A channel can't hold {self.in_flight} messages; it holds at least 1.")
+
+    @classmethod
+    def parse(cls, text: str) -> Network:
+        """Read ``manner=blocking,message_bytes=1e6,bandwidth=1e9,in_flight=2``; what is left out keeps its default.
+
+        >>> Network.parse("bandwidth=4,message_bytes=2").seconds(3).tolist()
+        [0.5, 0.5]
+        """
+        names = [field.name for field in fields(cls)]
+        values: dict[str, Any] = {}
+        for item in filter(None, (part.strip() for part in text.split(","))):
+            name, equals, value = (part.strip() for part in item.partition("="))
+            if name not in names or not equals:
+                close = nearest(name, names) or "."
+                raise ScheduleError(f"{item!r} says nothing of a network{close} Write {'=..., '.join(names)}=....")
+            try:
+                values[name] = value if name == "manner" else int(value) if name == "in_flight" else float(value)
+            except ValueError:
+                raise ScheduleError(f"{name} of a network is {value!r}, which is not a number.") from None
+        return cls(**values)
 
     def seconds(self, num_stages: int) -> Values:
         """Time that each boundary's messages keep a link busy (S - 1,)."""
