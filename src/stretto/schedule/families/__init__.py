@@ -86,7 +86,9 @@ FAMILIES: Mapping[str, Family] = {
         costed=True,
     ),
     "chimera": Family(
-        builder=chimera, summary="two replicas in opposite directions, half of the bubble", options=("eager_sync",)
+        builder=chimera,
+        summary="two replicas in opposite directions, two thirds of 1f1b's bubble",
+        options=("eager_sync",),
     ),
     "bitpipe": Family(
         builder=bitpipe,

@@ -10,8 +10,8 @@
 
 Rank r holds stage r of the replica that runs down the ranks and stage R - 1 - r of the one that runs up; even
 micro-batches run down, odd ones up.  Each fills the slots that the other leaves free: a micro-batch enters every
-second slot (one F and one B), so that with an even number of ranks the two directions never meet in a slot.  The
-bubble is that of half as many ranks, R - 2 micro-batches of forward at twice the time backward.
+second slot (one F and one B), so that with an even number of ranks the two directions never meet in a slot.
+Where B takes twice as long as F, the bubble is 2 (R - 2) times the F of a rank's share; that of 1F1B is 3 (R - 1).
 
 The paper makes units of R micro-batches and appends them to each other, with bubbles between the units where B
 takes longer than F, or doubles forwards to avoid them at twice the memory.  Counted in slots, the units follow

@@ -11,16 +11,17 @@ rank where it is, so no message goes around, and each turn fills a rank earlier 
 
 The order comes from a count of slots, each as long as one F and one B.  Micro-batch j of a group does F of stage
 s in slot s + 2j and, once the last stage is through, comes back one stage a slot.  On a rank, what runs down has
-even slots and what runs up has odd ones (or the other way around), so that nothing collides:
+even slots and what runs up has odd ones (or the other way around), so that nothing collides;
+with two ranks, one wave and a group of two:
 
-    slot   0    1    2    3    4    5    6    7        R = 2, one wave, a group of 2
-    rank 0 0F0       0F1  3F0       3F1
-                          3B0       3B1  0B0       0B1
-    rank 1      1F0  2F0  1F1  2F1
-                                2B0 1B0  2B1  1B1
+    slot      0    1    2    3    4    5    6    7    8
+    rank 0  F 0F0       0F1  3F0       3F1
+            B                3B0       3B1  0B0       0B1
+    rank 1  F      1F0  2F0  1F1  2F1
+            B                     2B0  1B0  2B1  1B1
 
-Groups of R micro-batches follow each other without a gap: where R divides their number, the bubble is
-2 (R - 1) / w forwards of a rank's share at twice the time backward, and no rank keeps more than R alive.
+Groups of R micro-batches follow each other without a gap: where R divides their number and B takes twice as long
+as F, the bubble is 2 (R - 1) / w times the F of a rank's share, and no rank keeps more than R micro-batches alive.
 Elsewhere groups are as even as can be, the larger ones first; a group of more than R waits a little before each
 wave.  Where that needs more memory than there is, groups have R, or as many as fit, and the last one is smaller.
 """
