@@ -116,6 +116,14 @@ def test_comparison(simulate: Any, tmp_path: Path) -> None:
     assert json.loads(three)["against"][0]["stages"] == 12
 
 
+def test_what_is_compared_with_stays_as_it_is(simulate: Any) -> None:
+    """Neither passes nor the limit touch it: it shows what they change."""
+    arguments = ("--schedule", "1f1b", *SHAPE, "--pass", "recompute", "--memory-limit", "2", "--against", "1f1b")
+    document = json.loads(simulate(*arguments, "--json"))
+    assert max(document["peak_activation"]) <= 2 < max(document["against"][0]["peak_activation"])
+    assert document["makespan"] > document["against"][0]["makespan"]
+
+
 def test_pictures_are_written_together(simulate: Any, tmp_path: Path) -> None:
     names = ("html", "svg", "trace", "export")
     paths = {name: tmp_path / f"out.{name}" for name in names}
@@ -124,7 +132,7 @@ def test_pictures_are_written_together(simulate: Any, tmp_path: Path) -> None:
     assert paths["html"].read_text().startswith("<!doctype html>")
     assert paths["svg"].read_text().startswith("<svg")
     trace = json.loads(paths["trace"].read_text())
-    assert {event["pid"] for event in trace["traceEvents"]} == {0, 1}
+    assert {event["pid"] for event in trace["traceEvents"]} == {1, 2}
 
 
 def test_memory_limit_holds_after_the_passes(simulate: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,6 +192,6 @@ def test_the_search_says_how_good_it_can_be(simulate: Any) -> None:
     assert found["gap"] == 0 and found["proven"] is True and found["lower_bound"] == found["makespan"]
     assert simulate(*arguments, "--json") == printed
     table = simulate(*arguments, "--memory-limit", "1")
-    assert "gap " in table and "placement " in table and "of all placements" in table
+    assert "gap " in table and "placement " in table and "for all placements" in table
     passed = json.loads(simulate(*arguments, "--json", "--pass", "recompute"))
     assert "gap" not in passed  # the bound is for what was searched, not for what a pass makes of it

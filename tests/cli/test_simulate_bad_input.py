@@ -57,6 +57,7 @@ def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
         (["--schedule", "auto", *ONE[2:], "--memory-limit", "0.1"], "the limit must be "),
         (["--schedule", "auto", *ONE[2:], "--option", "placement=loop"], "did you mean 'placements'?"),
         (["--schedule", "auto", *ONE[2:], "--time-budget", "-1"], "time_budget"),
+        ([*ONE[:4], "--microbatches", "99999999"], "up to 10,000,000"),
         ([*ONE, "--seed", "1"], "no option 'seed'"),
         (["--schedule-file", "none.json"], "none.json can't be read"),
         ([*ONE, "--costs", "none.json"], "none.json can't be read"),

@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
     from stretto.schedule.simulate import Costs, Figures, Timeline
     from stretto.schedule.synthesize.auto import Result
 
+MOST = 10_000_000
+"""Stages x micro-batches that a schedule may have here: some 30 million operations."""
 TOLERANCE = 1e-6
 """How far above its limit memory may come out, for the sake of rounding."""
 
@@ -50,7 +51,24 @@ def asked_for(options: argparse.Namespace, costs: Costs) -> list[Timed]:
 
 
 def _first(options: argparse.Namespace, costs: Costs) -> Timed:
-    """The schedule of ``--schedule`` or ``--schedule-file``."""
+    """The schedule of ``--schedule`` or ``--schedule-file`` after the passes, held against the memory limit."""
+    from stretto.schedule.passes import change
+
+    schedule, search = _asked(options, costs)
+    for text in options.passes:
+        name, settings = _named(text, "--pass")
+        schedule, costs = change(schedule, name, options=settings, costs=costs)
+        search = None  # its bound is for what was searched, not for what a pass makes of it
+    timed = _timed(schedule, costs, search)
+    check_limit(timed.figures, options.memory_limit)
+    return timed
+
+
+def _asked(options: argparse.Namespace, costs: Costs) -> tuple[Schedule, Result | None]:
+    """The schedule before the passes."""
+    from stretto.schedule.document import load
+    from stretto.schedule.families import FAMILIES
+
     shape = {"--pp": options.pp, "--microbatches": options.microbatches, "--chunks": options.chunks}
     search = {"time_budget": options.time_budget, "seed": options.seed}
     search = {name: value for name, value in search.items() if value is not None}
@@ -59,34 +77,46 @@ def _first(options: argparse.Namespace, costs: Costs) -> Timed:
         given += [f"--{name.replace('_', '-')}" for name in search]
         if given:
             raise ConfigError(f"The schedule file says its own shape; leave out {', '.join(given)}.")
-        return _read(options.schedule_file, options, costs)
+        return load(options.schedule_file), None
     missing = [name for name in ("--pp", "--microbatches") if shape[name] is None]
     if missing:
         raise ConfigError(f"--schedule {options.schedule} also needs {' and '.join(missing)}.")
     chosen = dict(_pair(text, "--option") for text in options.option) | search
-    return _built(options.schedule, chosen, options, costs)
+    family = FAMILIES.get(options.schedule)
+    later = bool(options.passes) and family is not None and not family.costed  # passes may bring memory down
+    return _built(options.schedule, chosen, options, costs, limit=None if later else options.memory_limit)
 
 
 def _other(text: str, options: argparse.Namespace, costs: Costs) -> Timed:
-    """A schedule of ``--against``: a file, or a family in the shape of the first."""
+    """A schedule of ``--against``: a file, or a family in the shape of the first.
+
+    It shows what would be otherwise: no pass changes it, and only families that can fit themselves to the limit do.
+    """
+    from stretto.schedule.document import load
+    from stretto.schedule.families import FAMILIES
+
     if text.endswith(".json") or os.sep in text:
-        return _read(Path(text), options, costs)
+        return _timed(load(Path(text)), costs, None)
     name, settings = _named(text, "--against")
     if options.pp is None or options.microbatches is None:
         raise ConfigError(f"--against {name} takes its shape from --schedule; against a schedule file, name another.")
-    return _built(name, settings, options, costs)
+    fits_itself = name in FAMILIES and FAMILIES[name].costed
+    schedule, search = _built(name, settings, options, costs, limit=options.memory_limit if fits_itself else None)
+    return _timed(schedule, costs, search)
 
 
-def _built(name: str, chosen: Mapping[str, Any], options: argparse.Namespace, costs: Costs) -> Timed:
-    """A family's schedule after the passes; ``chunks`` among what is chosen goes before ``--chunks``."""
-    from stretto.schedule.families import FAMILIES, build
+def _built(
+    name: str, chosen: Mapping[str, Any], options: argparse.Namespace, costs: Costs, *, limit: float | None
+) -> tuple[Schedule, Result | None]:
+    """A family's schedule; ``chunks`` among what is chosen goes before ``--chunks``."""
+    from stretto.schedule.families import build
 
     chosen = dict(chosen)
     chunks = chosen.pop("chunks", options.chunks if _takes(name, options) else None)
+    _check_size(options.pp * (chunks or 1), options.microbatches)
     if name == "auto":
         result = _searched(chosen, chunks, options, costs)
-        return _timed(result.schedule, options, costs, search=None if options.passes else result)
-    limit_later = bool(options.passes) and name in FAMILIES and not FAMILIES[name].costed  # passes may bring it down
+        return result.schedule, result
     schedule = build(
         name,
         ranks=options.pp,
@@ -94,9 +124,18 @@ def _built(name: str, chosen: Mapping[str, Any], options: argparse.Namespace, co
         chunks=chunks,
         options=chosen,
         costs=costs,
-        memory_limit=None if limit_later else options.memory_limit,
+        memory_limit=limit,
     )
-    return _timed(schedule, options, costs)
+    return schedule, None
+
+
+def _check_size(stages: int, microbatches: int) -> None:
+    """Raise ConfigError for more operations than fit in memory."""
+    if stages * microbatches > MOST:
+        raise ConfigError(
+            f"{stages} stages x {microbatches} micro-batches are too many to hold in memory; their product may be "
+            f"up to {MOST:,}."
+        )
 
 
 def _searched(chosen: Mapping[str, Any], chunks: int | None, options: argparse.Namespace, costs: Costs) -> Result:
@@ -130,29 +169,15 @@ def _takes(name: str, options: argparse.Namespace) -> bool:
     return family.chunked and (family.chunk_counts is None or options.chunks in family.chunk_counts)
 
 
-def _read(path: Path, options: argparse.Namespace, costs: Costs) -> Timed:
-    """The schedule of a file after the passes."""
-    from stretto.schedule.document import load
-
-    return _timed(load(path), options, costs)
-
-
-def _timed(schedule: Schedule, options: argparse.Namespace, costs: Costs, *, search: Result | None = None) -> Timed:
-    """The schedule after the passes of ``--pass``, proven right, timed and held against the memory limit."""
-    from stretto.schedule.passes import change
+def _timed(schedule: Schedule, costs: Costs, search: Result | None) -> Timed:
+    """The schedule proven right, and timed."""
     from stretto.schedule.simulate import figures_of, lower_bound, run
     from stretto.schedule.validate import validate
 
-    for text in options.passes:
-        name, settings = _named(text, "--pass")
-        schedule, costs = change(schedule, name, options=settings, costs=costs)
     validate(schedule)
     timeline = run(schedule, costs)
-    figures = figures_of(timeline, lower_bound(schedule, costs))
-    if search is not None:
-        figures = replace(figures, lower_bound=search.lower_bound)
-    check_limit(figures, options.memory_limit)
-    return Timed(schedule, timeline, figures, search)
+    bound = lower_bound(schedule, costs) if search is None else search.lower_bound
+    return Timed(schedule, timeline, figures_of(timeline, bound), search)
 
 
 def check_limit(figures: Figures, limit: float | None) -> None:

@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     origin.add_argument(
         "--against", action="append", default=[], metavar="NAME[:KEY=VALUE,...]|FILE",
-        help="compare with another family of the same shape and costs, or with a schedule file",
+        help="show beside it another family of the same shape and costs, or a schedule file; without passes",
     )  # fmt: skip
     under = parser.add_argument_group("under which costs")
     costs = under.add_mutually_exclusive_group()
@@ -149,9 +149,9 @@ def _files(options: argparse.Namespace, timed: list[Timed]) -> dict[Path, str]:
     if options.trace is not None:
         from stretto.schedule.render import trace
 
-        parts = [trace.events(each.timeline, process=process) for process, each in enumerate(timed)]
+        parts = [trace.events(each.timeline, process=process) for process, each in enumerate(timed, start=1)]
         parts[0]["traceEvents"] = [event for part in parts for event in part["traceEvents"]]
-        files[options.trace] = json.dumps(parts[0]) + "\n"
+        files[options.trace] = json.dumps(parts[0], separators=(",", ":")) + "\n"
     return files
 
 
@@ -191,11 +191,12 @@ def _table(timed: list[Timed]) -> str:
             {
                 "": figures.name,
                 "makespan": f"{figures.makespan:g}",
-                "lower bound": f"{figures.lower_bound:g}" + (f" of all placements: {search.reason}" if search else ""),
+                "lower bound": f"{figures.lower_bound:g}" + " for all placements" * bool(search),
                 "gap": ("0: proven optimal" if search.proven else f"{search.gap:.2%}, not proven optimal")
                 if search
                 else "",
                 "placement": search.layout if search else "",
+                "bound set by": search.reason if search and len(timed) == 1 else "",
                 "bubble": f"{figures.bubble_rate:.1%} of all ranks' time",
                 "peak activation": _peaks(figures.peak_activation, room=100 // len(timed)),
             }

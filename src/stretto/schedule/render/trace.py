@@ -26,10 +26,13 @@ MICROSECONDS = 1e6
 Event = dict[str, Any]
 
 
-def events(timeline: Timeline, *, process: int = 0) -> dict[str, Any]:
-    """The trace as what JSON is made of; ``process`` tells several schedules in one trace apart."""
+def events(timeline: Timeline, *, process: int = 1) -> dict[str, Any]:
+    """The trace as what JSON is made of; ``process`` tells several schedules in one trace apart.
+
+    Processes and threads count from 1: viewers take number 0 for what runs while a machine idles.
+    """
     shown = scene(timeline)
-    tracks = timeline.graph.queue[: shown.schedule.num_ops].tolist()
+    tracks = (timeline.graph.queue[: shown.schedule.num_ops] + 1).tolist()
     rows = [*_names(shown, tracks, process), *_slices(shown, tracks, process)]
     rows += [*_flows(shown, tracks, process), *_counters(shown, process)]
     return {"traceEvents": rows, "displayTimeUnit": "ms"}
@@ -40,11 +43,16 @@ def _names(shown: Scene, tracks: list[int], process: int) -> list[Event]:
     beside = {0: "", **dict.fromkeys(STREAM_OF.values(), "")}
     for kind, stream in STREAM_OF.items():
         beside[stream] += f" {kind.name}"
-    named: list[Event] = [_meta("process_name", process, 0, name=shown.schedule.name)]
+    named: list[Event] = [_meta("process_name", process, 1, name=shown.schedule.name)]
     for track in sorted(set(tracks)):
-        named.append(_meta("thread_name", process, track, name=f"rank {track // STREAMS}{beside[track % STREAMS]}"))
+        named.append(_meta("thread_name", process, track, name=_track(track - 1, beside)))
         named.append(_meta("thread_sort_index", process, track, sort_index=track))
     return named
+
+
+def _track(queue: int, beside: dict[int, str]) -> str:
+    """``rank 3``, or ``rank 3 UNSHARD REDUCE_GRAD`` for a stream."""
+    return f"rank {queue // STREAMS}{beside[queue % STREAMS]}"
 
 
 def _meta(what: str, process: int, track: int, **arguments: Any) -> Event:
