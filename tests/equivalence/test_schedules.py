@@ -19,11 +19,13 @@ from equivalence.reference import Record, error, train_reference, vanishing, wor
 from equivalence.test_plans import LLAMA, TOLERANCE
 from ranks import Ranks
 from stretto.schedule.schedule import Schedule
+from stretto.spec import capabilities
+from stretto.spec.check import check as check_spec
 from stretto.spec.model import ModelSpec
 from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSettings, RunSpec
 from stretto.spec.training import TrainingSpec
-from stretto.trainer import session
+from stretto.trainer import schedules, session
 
 STEPS = 2
 DEEP = replace(LLAMA, num_layers=8)
@@ -51,7 +53,7 @@ def reference_of(model: str, rows: int) -> Record:
 def play_on_rank(rank: int, world: int, run: RunSpec, schedule: Schedule | None) -> dict[str, Any]:
     if schedule is None:
         return train_on_rank(rank, world, run, STEPS, True)
-    both = tuple(session.lowered_and_valid(s) for s in (schedule, session.forward_of(schedule)))
+    both = tuple(schedules.lowered_and_valid(s) for s in (schedule, schedules.forward_of(schedule)))
     with patch.object(session, "schedules_of", lambda _: both):
         return train_on_rank(rank, world, run, STEPS, True)
 
@@ -113,3 +115,34 @@ def test_any_order_equals_one_rank(ranks: Ranks, case: tuple[str, int, str, dict
 def layers_of(model: str, stages: int) -> tuple[int, ...]:
     """As uneven as it can be: the first stage has what the others leave."""
     return (MODELS[model].num_layers - stages + 1, *[1] * (stages - 1))
+
+
+def chunks_of(name: str) -> int:
+    """The smallest number of chunks that shows what a family does."""
+    counts = capabilities.SCHEDULES[name]
+    return 2 if 2 in counts else counts[0]
+
+
+FAMILY_SHAPES: list[tuple[str, int, int, str, dict[str, Any]]] = [
+    *[(name, 2, 4, "tied", {}) for name in capabilities.SCHEDULES],
+    *[(name, 4, 6, "dense", {}) for name in capabilities.SCHEDULES],
+    *[(name, 4, 3, "tied", {}) for name in capabilities.SCHEDULES],
+    *[(name, 2, 3, "tied", {"dp_shard": 2, "zero": 3}) for name in capabilities.SCHEDULES],
+    *[(name, 2, 3, "gpt2", {"tp": 2, "recompute": "full"}) for name in capabilities.SCHEDULES],
+    *[(name, 4, 8, "dropout", {"dp_replicate": 2}) for name in ("zb-h1", "dualpipe", "chimera", "dualpipe-v")],
+    *[(name, 2, 4, "dense", {"dp_shard": 2, "dp_replicate": 2, "zero": 2}) for name in ("zb-h2", "dualpipe-v")],
+    *[(name, 2, 4, "tied", {"dp_shard": 2, "zero": 1}) for name in ("chimera", "bitpipe", "breadth-first")],
+    *[(name, 8, 8, "long", {}) for name in ("zb-h2", "dualpipe", "hanayo")],
+    ("interleaved", 2, 4, "tied", {"chunks": 4}),
+    ("hanayo", 2, 4, "tied", {"chunks": 4}),
+    ("breadth-first", 2, 3, "dense", {"chunks": 1}),
+]
+
+
+@pytest.mark.parametrize("case", FAMILY_SHAPES, ids=str)
+def test_family_equals_one_rank(ranks: Ranks, case: tuple[str, int, int, str, dict[str, Any]]) -> None:
+    name, pp, microbatches, model, plan = case
+    plan = {"pp": pp, "schedule": name, "chunks": chunks_of(name), **plan}
+    rows = microbatches * run_of(model, plan, 1).plan.dp
+    check_spec(run_of(model, plan, rows), data=False)
+    check(ranks, run_of(model, plan, rows), None, reference_of(model, rows))

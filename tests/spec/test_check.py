@@ -83,9 +83,14 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"plan.pp": 2, "plan.stages": (4,)}, "names 1 stages, but plan.pp=2 has 2; write 2 numbers, for example [2, 2]."),
     ({"plan.pp": 2, "plan.stages": (3, 2)}, "holds 5 layers, but the model has 4; the numbers must sum to 4"),
     ({"plan.pp": 2, "plan.stages": (4, 0)}, "has a stage without layers; each needs at least 1"),
-    ({"plan.schedule": "1f1"}, "'interleaved'; did you mean '1f1b'?"),
-    ({"plan.schedule": "interleaved"}, "needs several chunks per rank, but plan.chunks = 1"),
-    ({"plan.chunks": 2}, 'set plan.schedule = "interleaved" or plan.chunks = 1.'),
+    ({"plan.schedule": "1f1"}, "'; did you mean '1f1b'?"),
+    (
+        {"plan.schedule": "interleaved"},
+        "plan.schedule = 'interleaved' can't order plan.chunks = 1 stage per rank; "
+        "set plan.chunks = 2, 3 and so on up to 64, or plan.schedule = gpipe, 1f1b,",
+    ),
+    ({"plan.chunks": 2}, "can't order plan.chunks = 2 stages per rank; set plan.chunks = 1, or plan.schedule = inter"),
+    ({"plan.pp": 2, "plan.schedule": "dualpipe-v"}, "set plan.chunks = 2, or plan.schedule = "),
     ({"plan.zero": 4}, "plan.zero = 4 is none of 1, 2, 3."),
     ({"plan.recompute": "some"}, "plan.recompute = 'some' is none of 'none', 'selective', 'full'"),
     # batch

@@ -140,8 +140,13 @@ class Assembler:
         """Who holds what; collective where several ranks hold the same."""
         self._ranks_of_part = ranks_of_parts(placement, plans)
         self._tied = holders_of_tied(self._stack.tied, self._ranks_of_part)
-        sets = {*self._ranks_of_part.values(), *self._tied.values()}
-        self._holders = make_holders(self._mesh, sorted(ranks for ranks in sets if len(ranks) > 1))
+        # Each stage and each tie has groups of its own, so that ranks may reduce stages in different orders.
+        stages = [[(part, self._ranks_of_part[part]) for part in plan.parts] for plan in plans]
+        self._holders: dict[str, Holders] = {}
+        for names in [*stages, *([item] for item in self._tied.items())]:
+            if len(ranks := names[0][1]) > 1:
+                holders = make_holders(self._mesh, ranks)
+                self._holders.update((name, holders) for name, _ in names)
 
     def _units_of_part(
         self, part: str, shardings: dict[str, Sharding], device: torch.device, reader: Reader | None
@@ -155,8 +160,7 @@ class Assembler:
             module, leaf = owner_of(cast(nn.Module, self._stack), name)
             setattr(module, leaf, self._shared[original])
         for name, held in groups.items():
-            ranks = self._tied.get(name, self._ranks_of_part[part])
-            self._units[name] = self._unit(name, held, self._holders.get(ranks))
+            self._units[name] = self._unit(name, held, self._holders.get(name if name in self._tied else part))
         group = self._mesh.group("tp")
         if group is not None:
             apply_rules(self._stack, part, shardings, group)

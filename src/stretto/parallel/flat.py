@@ -17,6 +17,7 @@ buffer, so that their partial gradients (tensor.py) are one contiguous range to 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,9 @@ from stretto.parallel.gradient import Gradient, add_gradient
 from stretto.parallel.master import Master, counts_here
 from stretto.parallel.mesh import Holders, Mesh
 from stretto.spec.sharding import Sharding
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 MAX_REDUCING = 2
 """Gradient buffers that may be on their way at once under zero 2 and 3."""
@@ -98,8 +102,10 @@ class FlatUnit:
         self._make_masters(held)
         self._gathering: Pending = DONE
         self._reducing: Pending = DONE
-        self._remaining = 0
-        self._fresh = True
+        self._remaining, self._told = 0, False
+        self._fresh, self._reduced = True, False
+        self._whole_gradient: Tensor | None = None  # zero 2 and 3, until it is reduced
+        self._holds = 0
         self._whole = self._zero < 3
         if not self._whole:
             self._free()
@@ -153,16 +159,26 @@ class FlatUnit:
                 )
             )
 
-    def begin_step(self, contributions: int) -> None:
+    def begin_step(self, contributions: int, *, told: bool = False) -> None:
         """Let the last step's gradients go, so that the forward pass has their memory."""
-        self._remaining = contributions
-        self._fresh = True
+        self._remaining, self._told = contributions, told
+        self._fresh, self._reduced = True, False
         self._free_gradients()
 
     def _free_gradients(self) -> None:
         for buffer in (self._grad, self._grad_shard):
             if buffer is not None:
                 buffer.untyped_storage().resize_(0)
+
+    def hold(self) -> None:
+        """Gather the parameters and keep them until ``release``."""
+        self._holds += 1
+        self.unshard()
+
+    def release(self) -> None:
+        """Undo one ``hold``; the last one lets ``reshard`` free the parameters."""
+        self._holds -= 1
+        self.reshard()
 
     def unshard(self) -> None:
         """Start gathering the parameters (zero 3)."""
@@ -177,8 +193,8 @@ class FlatUnit:
         self._gathering = DONE
 
     def reshard(self) -> None:
-        """Give the memory of the gathered parameters back (zero 3)."""
-        if self._zero == 3 and self._whole:
+        """Give the memory of the gathered parameters back (zero 3), unless they are held."""
+        if self._zero == 3 and self._whole and not self._holds:
             self.ready()
             self._free()
 
@@ -187,28 +203,47 @@ class FlatUnit:
         self._whole = False
 
     def add_gradients(self, gradients: Sequence[Gradient]) -> None:
-        """Add one backward pass into the buffer; reduce when zero or the last pass says so."""
+        """Add one backward pass into the buffer; reduce when zero or the last pass says so, unless told when."""
         if not self._trained:
             return
-        buffer = self._main.new_empty(self._width * self._ranks) if self._grad is None else _held(self._grad)
+        buffer, fresh = self._accumulator()
         views = buffer[: sum(self._sizes)].split(self._sizes)
-        fresh = self._fresh or self._zero >= 2
         for i, parameter, gradient in zip(self._trained, self.parameters, gradients, strict=True):
             add_gradient(views[i].view(parameter.shape), gradient, fresh=fresh)
         self._fresh = False
         self._remaining -= 1
-        if self._zero >= 2:
-            shard = self._main.new_empty(self._width)
-            self._queue.push(self, reduce_scatter(buffer, shard, self._mesh.group("dp_shard")), shard)
-        elif self._remaining == 0:
-            self._start_reduction()
+        # Holders finish a unit at different times and in different orders: unless told, they meet when settling.
+        if not self._told and (self._zero >= 2 or self._holders is None):
+            self.reduce_gradients()
 
-    def _start_reduction(self) -> None:
-        assert self._grad is not None and self._grad_shard is not None
-        if self._zero == 1:
-            self._reducing = reduce_scatter(self._grad, _held(self._grad_shard), self._mesh.group("dp_shard"))
-        else:
-            self._reducing = all_reduce(self._grad, self._mesh.group("dp_replicate"))
+    def _accumulator(self) -> tuple[Tensor, bool]:
+        """The whole gradients that accumulate, and whether what is in them doesn't count."""
+        if self._grad is not None:
+            return _held(self._grad), self._fresh
+        if self._whole_gradient is not None:
+            return self._whole_gradient, False
+        self._whole_gradient = self._main.new_empty(self._width * self._ranks)
+        return self._whole_gradient, True
+
+    def reduce_gradients(self) -> None:
+        """Start to reduce: under zero 2 and 3 what came since the last time, else all once it is there."""
+        if self._zero >= 2:
+            if self._whole_gradient is not None:
+                buffer, self._whole_gradient = self._whole_gradient, None
+                shard = self._main.new_empty(self._width)
+                self._queue.push(self, reduce_scatter(buffer, shard, self._mesh.group("dp_shard")), shard)
+        elif self._remaining == 0 and not self._reduced:
+            assert self._grad is not None and self._grad_shard is not None
+            self._reduced = True
+            if self._zero == 1:
+                self._reducing = reduce_scatter(self._grad, _held(self._grad_shard), self._mesh.group("dp_shard"))
+            else:
+                self._reducing = all_reduce(self._grad, self._replicas)
+
+    @property
+    def _replicas(self) -> ProcessGroup | None:
+        """The ranks that have gradients of the same parameters: copies along dp_replicate, and other holders."""
+        return self._mesh.group("dp_replicate") if self._holders is None else self._holders.group
 
     def accumulate_shard(self, shard: Tensor) -> None:
         """Add a reduced gradient shard (zero 2 and 3)."""
@@ -222,22 +257,26 @@ class FlatUnit:
         """Phase 0 ends the reduction over dp_shard, 1 sums over replicas and holders, 2 over tp."""
         grad = self._grad_shard
         assert grad is not None
-        if phase == 0:
-            self._queue.drain()
-            if self._fresh and self._trained:  # no micro-batch came by
-                _held(grad).zero_()
-            pending, self._reducing = self._reducing, DONE
-            return pending
         if not self._trained:  # frozen: no gradient has memory
             return DONE
+        if phase == 0:
+            return self._finish_reduction(grad)
         if phase == 1:
             if self._zero == 1 and self._grad is not None:
                 self._grad.untyped_storage().resize_(0)  # the shard has it now
-            if self._zero:
-                all_reduce(grad, self._mesh.group("dp_replicate")).wait()
-            return all_reduce(grad, self._holders.group) if self._holders is not None else DONE
+            return all_reduce(grad, self._replicas) if self._zero else DONE
         held_partial = min(self._partial, self._low + self._width) - self._low
         return all_reduce(grad[: max(0, held_partial)], self._mesh.group("tp"))
+
+    def _finish_reduction(self, grad: Tensor) -> Pending:
+        assert self._remaining == 0, f"{self.name} misses {self._remaining} backward passes"
+        if self._fresh:  # no micro-batch came by
+            _held(grad).zero_()
+            self._reduced = self._zero > 0
+        self.reduce_gradients()
+        self._queue.drain()
+        pending, self._reducing = self._reducing, DONE
+        return pending
 
     def publish(self) -> None:
         """Round masters to the parameters' type and gather them (zero 1 and 2)."""

@@ -11,7 +11,6 @@ a group of one rank is None, and whoever uses it then communicates nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -100,21 +99,19 @@ class Holders:
     ranks: tuple[int, ...]
     """Positions along pp, ascending."""
     group: ProcessGroup | None = field(repr=False)
-    """Those ranks at this rank's other coordinates; None where this rank isn't among them."""
+    """Those ranks and their dp_replicate copies, over which gradients are summed, at this rank's other coordinates;
+    None where this rank isn't among them."""
 
 
-def make_holders(mesh: Mesh, sets: Iterable[tuple[int, ...]]) -> dict[tuple[int, ...], Holders]:
-    """Make the groups of all ``sets`` of pipeline ranks; collective over the world, in the order of ``sets``."""
-    made = {}
-    for ranks in sets:
-        mine = None
-        for column in mesh.columns:
-            members = [column[pp] for pp in ranks]
-            group = dist.new_group(members)
-            if mesh.rank in members:
-                mine = group
-        made[ranks] = Holders(ranks=ranks, group=mine)
-    return made
+def make_holders(mesh: Mesh, ranks: tuple[int, ...]) -> Holders:
+    """Make the groups of pipeline ranks that hold the same parameters; collective over the world."""
+    grid = np.arange(mesh.size(*AXES)).reshape([mesh.sizes[a] for a in AXES])
+    mine = None
+    for members in grid[list(ranks)].reshape(len(ranks) * mesh.size("dp_replicate"), -1).T.tolist():
+        group = dist.new_group(members)
+        if mesh.rank in members:
+            mine = group
+    return Holders(ranks=ranks, group=mine)
 
 
 def _make_group(grid: np.ndarray, axes: tuple[str, ...], rank: int) -> ProcessGroup | None:

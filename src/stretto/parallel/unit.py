@@ -35,8 +35,18 @@ class Unit(Protocol):
     masters: list[Master]
     """What the optimizer updates."""
 
-    def begin_step(self, contributions: int) -> None:
-        """A step starts in which ``add_gradients`` will be called so many times."""
+    def begin_step(self, contributions: int, *, told: bool = False) -> None:
+        """A step starts in which ``add_gradients`` will be called so many times.
+
+        ``told``: ``reduce_gradients`` says when a reduction starts; else the last contribution does, or
+        where zero shards gradients each of them.
+        """
+
+    def hold(self) -> None:
+        """Make the parameters whole and keep them so, whatever ``reshard`` says, until ``release``."""
+
+    def release(self) -> None:
+        """Undo one ``hold``."""
 
     def unshard(self) -> None:
         """Start to make the parameters whole."""
@@ -48,7 +58,10 @@ class Unit(Protocol):
         """The parameters are not needed for a while."""
 
     def add_gradients(self, gradients: Sequence[Gradient]) -> None:
-        """Accumulate one backward pass; the last one starts the reduction."""
+        """Accumulate one backward pass."""
+
+    def reduce_gradients(self) -> None:
+        """Start to reduce what has accumulated, where that is possible before the last contribution."""
 
     def settle(self, phase: int) -> Pending:
         """Start phase 0 (shards), 1 (replicas and holders) or 2 (tp) of the reduction; earlier ones are done."""
@@ -101,10 +114,16 @@ class LocalUnit:
         self._all = [p for p, _ in held]
         self._trained = [m.tensor for (p, _), m in zip(held, self.masters, strict=True) if p.requires_grad]
 
-    def begin_step(self, contributions: int) -> None:
+    def begin_step(self, contributions: int, *, told: bool = False) -> None:
         """Let the last step's gradients go, so that the forward pass has their memory."""
         for tensor in self._trained:
             tensor.grad = None
+
+    def hold(self) -> None:
+        """Parameters are always whole."""
+
+    def release(self) -> None:
+        """Parameters stay whole."""
 
     def unshard(self) -> None:
         """Parameters are always whole."""
@@ -129,6 +148,9 @@ class LocalUnit:
             else:
                 tensor.grad = torch.empty_like(tensor, requires_grad=False)
                 add_gradient(tensor.grad, gradient, fresh=True)
+
+    def reduce_gradients(self) -> None:
+        """Nothing to reduce."""
 
     def settle(self, phase: int) -> Pending:
         """Nothing to reduce; gradients are zeros where no micro-batch came by."""

@@ -4,8 +4,24 @@ from __future__ import annotations
 
 FAMILIES = ("llama", "gpt2", "foreign")
 """Model families (``model.family``)."""
-SCHEDULES = ("gpipe", "1f1b", "interleaved")
-"""Pipeline schedule families that the runtime executes (``plan.schedule``)."""
+ONE, TWO, ANY, SEVERAL, EVEN = range(1, 2), range(2, 3), range(1, 65), range(2, 65), range(2, 65, 2)
+SCHEDULES = {
+    "gpipe": ONE,
+    "1f1b": ONE,
+    "interleaved": SEVERAL,
+    "breadth-first": ANY,
+    "zb-h1": ONE,
+    "zb-h2": ONE,
+    "hanayo": EVEN,
+    "chimera": ONE,
+    "bitpipe": TWO,
+    "dualpipe": ONE,
+    "dualpipe-v": TWO,
+    "zeropp": ANY,
+    "modular": ANY,
+}
+"""Pipeline schedule families that the runtime executes (``plan.schedule``), and the stages per rank and replica of the
+model that each can have (``plan.chunks``)."""
 AXES = ("pp", "tp", "dp_replicate", "dp_shard")
 """Axes of the plan that may be larger than 1."""
 LATER_AXES = ("cp", "ep")

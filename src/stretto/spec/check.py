@@ -95,16 +95,16 @@ def _choices(plan: PlanSpec) -> None:
 
 
 def _schedule(plan: PlanSpec) -> None:
-    if plan.schedule == "interleaved" and plan.chunks < 2:
-        raise ConfigError(
-            'plan.schedule = "interleaved" needs several chunks per rank, but plan.chunks = 1; '
-            'set plan.chunks = 2 or more, or plan.schedule = "1f1b".'
-        )
-    if plan.chunks > 1 and plan.schedule != "interleaved":
-        raise ConfigError(
-            f"plan.chunks = {plan.chunks} puts several stages on a rank, which plan.schedule = {plan.schedule!r} can't "
-            'order; set plan.schedule = "interleaved" or plan.chunks = 1.'
-        )
+    counts = capabilities.SCHEDULES[plan.schedule]
+    if plan.chunks in counts:
+        return
+    others = [name for name, known in capabilities.SCHEDULES.items() if plan.chunks in known]
+    choice = f", or plan.schedule = {_either_of(others)}" if others else ""
+    may = _either(list(counts)) if len(counts) <= 4 else f"{counts[0]}, {counts[1]} and so on up to {counts[-1]}"
+    raise ConfigError(
+        f"plan.schedule = {plan.schedule!r} can't order plan.chunks = {plan.chunks} "
+        f"stage{'s' if plan.chunks > 1 else ''} per rank; set plan.chunks = {may}{choice}."
+    )
 
 
 def _positions(run: RunSpec) -> None:
@@ -180,5 +180,8 @@ def _divisors(number: int) -> list[int]:
 
 
 def _either(numbers: list[int]) -> str:
-    texts = [str(number) for number in numbers]
+    return _either_of([str(number) for number in numbers])
+
+
+def _either_of(texts: list[str]) -> str:
     return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} or {texts[-1]}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from stretto.spec.run import RunSpec
 from stretto.spec.training import TrainingSpec
 
 
-def one_of(key: str, value: Any, choices: tuple[Any, ...]) -> None:
+def one_of(key: str, value: Any, choices: Collection[Any]) -> None:
     """ConfigError with the nearest choice where ``value`` is none of ``choices``."""
     if value not in choices:
         names = [choice for choice in choices if isinstance(choice, str)]

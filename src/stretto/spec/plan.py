@@ -25,9 +25,9 @@ class PlanSpec:
     dp_shard: int = 1
     """Data-parallel ranks that share states between them as ``zero`` says."""
     schedule: str = "1f1b"
-    """Pipeline schedule family: gpipe, 1f1b, interleaved."""
+    """Pipeline schedule family, as ``stretto simulate --help`` lists them."""
     chunks: int = 1
-    """Stages per pipeline rank (interleaved)."""
+    """Stages per pipeline rank and replica of the model; a family may ask for a certain number."""
     micro_batch_size: int = 1
     """Sequences per micro-batch; micro-batches = global batch / (dp x this)."""
     stages: tuple[int, ...] | None = None

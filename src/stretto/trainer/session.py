@@ -15,45 +15,13 @@ from stretto.models.build import build_model
 from stretto.parallel.mesh import Mesh, build_mesh
 from stretto.parallel.pipeline.channel import PeerChannel
 from stretto.parallel.pipeline.runtime import Runtime
-from stretto.schedule.families import build as build_schedule
-from stretto.schedule.op import Kind
-from stretto.schedule.passes.communication import lower
-from stretto.schedule.schedule import Schedule
-from stretto.schedule.validate import validate
 from stretto.spec.check import stages_of
 from stretto.spec.contract import Batch, Observer, Silent, Stack
 from stretto.spec.model import ModelSpec
 from stretto.spec.run import RunSpec
 from stretto.trainer.optimizer import build_optimizer
+from stretto.trainer.schedules import schedules_of
 from stretto.trainer.step import StepResult, TrainStep
-
-
-def schedules_of(run: RunSpec) -> tuple[Schedule, Schedule]:
-    """The training schedule of a run and the forward-only one of its evaluation, verified and lowered."""
-    plan = run.plan
-    training = build_schedule(plan.schedule, ranks=plan.pp, microbatches=run.num_microbatches, chunks=plan.chunks)
-    return lowered_and_valid(training), lowered_and_valid(forward_of(training))
-
-
-def lowered_and_valid(schedule: Schedule) -> Schedule:
-    """With messages, and proved right."""
-    lowered = lower(schedule)
-    validate(lowered)
-    return lowered
-
-
-def forward_of(schedule: Schedule) -> Schedule:
-    """The forwards of a schedule alone, in its order and on its ranks: what evaluates the model that it trains."""
-    return Schedule.from_orders(
-        [[op for op in schedule.ops(rank) if op.kind is Kind.F] for rank in range(schedule.num_ranks)],
-        name=f"{schedule.name}, forward only",
-        num_stages=schedule.num_stages,
-        num_microbatches=schedule.num_microbatches,
-        placement=schedule.placement,
-        voice=schedule.voice,
-        paths=schedule.paths,
-        forward_only=True,
-    )
 
 
 def make_stack(model: ModelSpec, seed: int) -> Stack:

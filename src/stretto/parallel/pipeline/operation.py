@@ -15,9 +15,11 @@ from stretto.parallel.pipeline.channel import Channel, Message
 from stretto.parallel.pipeline.play import Play, Slot
 from stretto.parallel.pipeline.segment import Value
 from stretto.parallel.pipeline.stage import Stage, scalar
-from stretto.schedule.op import Kind, Op
+from stretto.parallel.unit import Unit
+from stretto.schedule.op import PER_BLOCK, Kind, Op
 from stretto.schedule.schedule import Schedule
 from stretto.spec.errors import UnsupportedError
+from stretto.spec.sharding import split_evenly
 
 Action = Callable[[Play], None]
 
@@ -116,6 +118,19 @@ class Receive:
         play.values[self.target] = self.channel.receive(self.message)
 
 
+@dataclass(frozen=True, slots=True)
+class OnUnits:
+    """UNSHARD, RESHARD or REDUCE_GRAD of a block of a stage."""
+
+    calls: tuple[Callable[[], None], ...]
+    """``hold``, ``release`` or ``reduce_gradients`` of the block's units."""
+
+    def __call__(self, play: Play) -> None:
+        """Play it."""
+        for call in self.calls:
+            call()
+
+
 class Actions:
     """Makes the actions of one rank.
 
@@ -132,6 +147,10 @@ class Actions:
         present = [(op.kind, op.stage, op.microbatch) for op in schedule.ops(rank)]
         self._split = {(stage, m) for kind, stage, m in present if kind is Kind.I}
         self._recomputed = {(stage, m) for kind, stage, m in present if kind is Kind.R}
+        self._blocks: dict[int, int] = {}
+        for kind, stage, block in present:
+            if kind in PER_BLOCK:
+                self._blocks[stage] = max(self._blocks.get(stage, 0), block + 1)
 
     def action(self, op: Op) -> Action:
         """What ``op`` does.  Raises UnsupportedError for a kind that can't be played."""
@@ -194,6 +213,17 @@ class Actions:
         key = (op.stage, op.microbatch)
         return Recompute(self._stages[op.stage], op.microbatch, split=key in self._split)
 
+    def _on_units(self, op: Op) -> Action:
+        """A stage of more segments than blocks has several of them in a block."""
+        segments = self._stages[op.stage].segments
+        start, count = split_evenly(len(segments), self._blocks[op.stage], op.microbatch)
+        units = {id(unit): unit for segment in segments[start : start + count] for unit in segment.units}
+        return OnUnits(tuple(_call_of(op.kind, unit) for unit in units.values()))
+
+    def _optimize(self, op: Op) -> Action:
+        """The update needs the norm of all ranks: the step that the schedule is part of does it (trainer)."""
+        return OnUnits(())
+
     def _send(self, op: Op) -> Action:
         assert self._channel is not None
         return Send(self._channel, self.message(op), _sent("F" if op.kind is Kind.SEND_F else "B", op))
@@ -214,6 +244,10 @@ _MAKERS: Mapping[Kind, Callable[[Actions, Op], Action]] = {
     Kind.RECV_F: Actions._receive,
     Kind.SEND_B: Actions._send,
     Kind.RECV_B: Actions._receive,
+    Kind.UNSHARD: Actions._on_units,
+    Kind.RESHARD: Actions._on_units,
+    Kind.REDUCE_GRAD: Actions._on_units,
+    Kind.OPT: Actions._optimize,
 }
 PLAYED = tuple(_MAKERS)
 """The kinds of operation that can be played."""
@@ -222,6 +256,12 @@ PLAYED = tuple(_MAKERS)
 def _sent(direction: str, op: Op) -> Slot:
     """Where a value lies that will be sent, apart from what this rank's own stages read."""
     return (f"SEND_{direction}", op.stage, op.microbatch)
+
+
+def _call_of(kind: Kind, unit: Unit) -> Callable[[], None]:
+    if kind is Kind.REDUCE_GRAD:
+        return unit.reduce_gradients
+    return unit.hold if kind is Kind.UNSHARD else unit.release
 
 
 def _check_frozen(schedule: Schedule) -> None:

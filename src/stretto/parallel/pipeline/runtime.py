@@ -3,7 +3,8 @@
 It decides nothing.  What runs when was fixed, verified and drawn before any process started; what each
 operation does was looked up when the runtime was made (operation.py).
 
-Reductions of gradients start with the last contribution to each unit (unit.py) and end after the step.
+Reductions of gradients start where the schedule has REDUCE_GRAD, else with the last contribution to each
+unit (unit.py), and end after the step.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class Runtime:
         self._program = [(str(op), op.peer if op.peer >= 0 else None, actions.action(op)) for op in ops]
         self._receives = [actions.message(op) for op in ops if op.kind in (Kind.RECV_F, Kind.RECV_B)]
         self._uses = Counter(op.microbatch for op in ops if op.kind in (Kind.F, Kind.B, Kind.I, Kind.R))
+        told = {op.stage for op in ops if op.kind is Kind.REDUCE_GRAD}
+        self._told = {id(unit) for index in told for unit in stages[index].units}
         self._contributions: dict[int, int] = Counter(
             id(unit) for op in ops if op.kind in (Kind.B, Kind.W) for unit in stages[op.stage].units
         )
@@ -74,7 +77,7 @@ class Runtime:
         play = Play(batches, context_of, scale, self._uses)
         if scale is not None:
             for unit in self.units:
-                unit.begin_step(self._contributions[id(unit)])
+                unit.begin_step(self._contributions[id(unit)], told=id(unit) in self._told)
         if self._channel is not None:
             self._channel.begin_step(self._receives, [tuple(batch.tokens.shape) for batch in batches])
         begin, end = self._observer.begin, self._observer.end
