@@ -12,7 +12,6 @@ from stretto.schedule.families import build
 from stretto.schedule.passes.communication import lower, without_messages
 from stretto.schedule.passes.offload import offload
 from stretto.schedule.passes.recompute import recompute
-from stretto.schedule.passes.sharding import sharding
 from stretto.schedule.simulate import Costs, peak_activation, run, simulate
 from stretto.schedule.validate import validate
 from stretto.spec.errors import ScheduleError
@@ -146,8 +145,21 @@ def test_options_that_cannot_be(options: dict, says: str) -> None:
         offload(build("1f1b", ranks=2, microbatches=2), **options)
 
 
-def test_it_comes_once_and_before_sharding() -> None:
-    schedule = build("1f1b", ranks=3, microbatches=4)
-    for other in (offload, sharding):
-        with pytest.raises(ScheduleError, match="offload comes once, and before sharding"):
-            offload(other(schedule))
+@pytest.mark.parametrize("name", ["modular", "zeropp", "chimera"])
+def test_families_that_gather_and_reduce_keep_doing_so(name: str) -> None:
+    schedule = build(name, ranks=4, microbatches=8)
+    moved = offload(schedule, costs=HALF)
+    validate(moved)
+    for rank in range(4):
+        assert [op for op in moved.ops(rank) if op.kind not in (Kind.O, Kind.L)] == schedule.ops(rank)
+    assert sum(simulate(moved, HALF).peak_activation) < sum(simulate(schedule, HALF).peak_activation)
+
+
+def test_half_of_one_stage_is_every_other_micro_batch() -> None:
+    moved = offload(build("1f1b", ranks=4, microbatches=8), fraction=0.5, costs=HALF)
+    assert [op.microbatch for op in moved.ops(0) if op.kind is Kind.O] == [1, 3, 5, 7]
+
+
+def test_it_comes_once() -> None:
+    with pytest.raises(ScheduleError, match="has O and L already; offload comes once"):
+        offload(offload(build("1f1b", ranks=3, microbatches=4)))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from stretto.schedule import Kind, Op, Schedule
 from stretto.schedule.families import build
 from stretto.schedule.passes.communication import lower, without_messages
+from stretto.schedule.passes.offload import offload
 from stretto.schedule.passes.recompute import recompute
 from stretto.schedule.passes.sharding import sharding
 from stretto.schedule.passes.split_backward import split_backward
@@ -176,8 +177,24 @@ def test_options_that_cannot_be(options: dict, says: str) -> None:
         vocabulary(build("1f1b", ranks=2, microbatches=2), **options)
 
 
-def test_it_comes_before_other_passes_and_once() -> None:
-    schedule = build("1f1b", ranks=2, microbatches=2)
-    for other in (sharding, vocabulary):
-        with pytest.raises(ScheduleError, match="the vocabulary passes come first"):
-            vocabulary(other(schedule))
+@pytest.mark.parametrize("algorithm", [1, 2])
+@pytest.mark.parametrize("name", ["modular", "zeropp", "chimera", "bitpipe", "sharded", "offloaded"])
+def test_what_runs_beside_the_arithmetic_keeps_its_place(name: str, algorithm: int) -> None:
+    changed = {"sharded": sharding, "offloaded": offload}.get(name)
+    schedule = build("interleaved" if changed else name, ranks=4, microbatches=8)
+    schedule = changed(schedule) if changed else schedule
+    woven = vocabulary(schedule, algorithm=algorithm, costs=FIGURE)
+    validate(woven)
+    rigid = name not in ("chimera", "bitpipe")  # those only reduce gradients
+    for rank in range(4):
+        kept = [op for op in woven.ops(rank) if op.kind not in (Kind.S, Kind.T)]
+        assert Kind.OPT not in {op.kind for op in woven.ops(rank)[:-1]}
+        assert kept == schedule.ops(rank) or not rigid
+        assert sorted(map(str, kept)) == sorted(map(str, schedule.ops(rank)))
+    if not rigid:
+        assert simulate(woven, FIGURE).makespan <= simulate(schedule, FIGURE).makespan + 8 * (0.5 + 0.5)
+
+
+def test_it_comes_once() -> None:
+    with pytest.raises(ScheduleError, match="has S and T already; the vocabulary passes come once"):
+        vocabulary(vocabulary(build("1f1b", ranks=2, microbatches=2)))

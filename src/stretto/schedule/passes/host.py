@@ -23,13 +23,10 @@ ROUNDS = 32
 TOLERANCE = 1e-6
 """How far above its limit memory may come out, and how far times may be apart and count as one, for rounding."""
 
-GOLDEN = (math.sqrt(5) - 1) / 2
-"""Multiples of it modulo 1 spread evenly, however many there are."""
-
 
 @dataclass(slots=True, kw_only=True)
 class Unit:
-    """Operations that run at once: one, or a pair that overlaps."""
+    """Operations that run at once: one, or a pair that overlaps, and behind them what runs beside the arithmetic."""
 
     start: float
     end: float
@@ -96,12 +93,18 @@ class Host:
         """How long each stage's activations live: half of them shorter, half longer."""
 
     def longest(self, fraction: float) -> list[int]:
-        """So much of what is kept: stages that keep it longest first, evenly spread over the micro-batches."""
+        """So much of what is kept: stages that keep it longest first, the last one's evenly spread over time."""
+        room = math.floor(fraction * len(self.kept) + TOLERANCE)
+        chosen: list[int] = []
+        for stage in sorted(self.typical, key=lambda stage: (-self.typical[stage], stage)):
+            of_stage = sorted((at for at, each in enumerate(self.kept) if each.stage == stage), key=self._made)
+            count, share = len(of_stage), min(room - len(chosen), len(of_stage))
+            chosen += [at for turn, at in enumerate(of_stage) if turn * share // count < (turn + 1) * share // count]
+        return chosen
 
-        def rank(at: int) -> tuple[float, float]:
-            return -self.typical[self.kept[at].stage], self.kept[at].microbatch * GOLDEN % 1
-
-        return sorted(range(len(self.kept)), key=rank)[: math.floor(fraction * len(self.kept) + TOLERANCE)]
+    def _made(self, at: int) -> float:
+        """When an activation is made."""
+        return self.kept[at].made
 
     def move(self, chosen: Iterable[int]) -> None:
         """Move so many of these as fit into their lives and the streams."""
@@ -130,7 +133,7 @@ class Host:
         """When each activation that moves is away."""
         kept, windows = self.kept, {}
         free = -math.inf
-        for at in sorted(self.moved, key=lambda at: kept[at].made):
+        for at in sorted(self.moved, key=self._made):
             free = max(free, kept[at].made) + kept[at].offload
             windows[at] = Window(gone=free, back=math.inf, before=0, fits=True)
         queue = sorted(self.moved, key=lambda at: (kept[at].due, kept[at].backward))
@@ -154,7 +157,7 @@ class Host:
         crowd: list[int] = []
         free = -math.inf
         settled = False
-        for at in sorted(windows, key=lambda at: self.kept[at].made):
+        for at in sorted(windows, key=self._made):
             if self.kept[at].made > free:
                 crowd, settled = [], False
             crowd.append(at)

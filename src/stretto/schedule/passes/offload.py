@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from stretto.schedule.op import PER_BLOCK, Kind, Op
+from stretto.schedule.op import COMPUTE, Kind, Op
 from stretto.schedule.passes.chosen import Stages, chosen_stages, together
 from stretto.schedule.passes.communication import lower, without_messages
 from stretto.schedule.passes.host import TOLERANCE, Host, Kept, Unit
@@ -65,7 +65,7 @@ def offload(
     movable = chosen_stages(bare, stages)
     orders = []
     for rank in range(bare.num_ranks):
-        host = _host(timeline, stage_costs, rank, movable)
+        host = _host(timeline, stage_costs, rank, bare.ops(rank), movable)
         if limit is None:
             host.move(host.longest(1.0 if fraction is None else fraction))
         elif (least := host.keep_below(limit)) > limit + TOLERANCE:
@@ -86,18 +86,31 @@ def _check(schedule: Schedule, fraction: float | None, limit: float | None) -> N
         raise ScheduleError(f"Offload can't move a fraction of {fraction!r}; it is a number above 0 and at most 1.")
     if limit is not None and not (isinstance(limit, (int, float)) and limit > 0):
         raise ScheduleError(f"Offload can't keep a limit of {limit!r}; a rank that computes needs memory above 0.")
-    there = sorted(Kind(kind).name for kind in set(schedule.kind.tolist()) & (PER_BLOCK | {Kind.O, Kind.L, Kind.OPT}))
-    if there:
-        raise ScheduleError(f"{schedule.name} has {', '.join(there)} already; offload comes once, and before sharding.")
+    if (schedule.kind == Kind.O).any():
+        raise ScheduleError(f"{schedule.name} has O and L already; offload comes once.")
 
 
-def _host(timeline: Timeline, costs: StageCosts, rank: int, movable: frozenset[int]) -> Host:
-    """A rank's operations with their times, and what it keeps between them."""
-    rows, units = timeline.rows(rank), []
-    times = zip(timeline.start[rows].tolist(), timeline.end[rows].tolist(), strict=True)
-    for group in together([op for op in timeline.schedule.ops(rank) if op.kind is not Kind.OPT]):
+def _units(timeline: Timeline, rank: int, order: list[Op]) -> list[Unit]:
+    """A rank's operations with their times."""
+    rows = timeline.rows(rank)
+    times = iter(zip(timeline.start[rows].tolist(), timeline.end[rows].tolist(), strict=True))
+    units: list[Unit] = []
+    aside: list[Op] = []
+    for group in together(order):
         spans = [next(times) for _ in group]
-        units.append(Unit(start=spans[0][0], end=spans[-1][1], ops=group))
+        if group[0].kind in COMPUTE:
+            units.append(Unit(start=spans[0][0], end=max(end for _, end in spans), ops=[*aside, *group]))
+            aside = []
+        elif units:
+            units[-1].ops += group
+        else:
+            aside += group
+    return units
+
+
+def _host(timeline: Timeline, costs: StageCosts, rank: int, order: list[Op], movable: frozenset[int]) -> Host:
+    """A rank's operations with their times, and what it keeps between them."""
+    units = _units(timeline, rank, order)
     recomputed = {(op.stage, op.microbatch) for unit in units for op in unit.ops if op.kind is Kind.R}
     kept, held = [], []
     forwards: dict[tuple[int, int], int] = {}
