@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,9 @@ from stretto.schedule import Kind, Op, Schedule
 from stretto.schedule.families import build
 from stretto.schedule.placement import loop, zigzag
 from stretto.spec.errors import ScheduleError
+
+
+JOINED = Op(Kind.F, stage=0, microbatch=1, joined=True)
 
 
 def schedule(**changes: object) -> Schedule:
@@ -45,9 +49,31 @@ def test_equality_is_by_value() -> None:
     assert schedule() != "mine"
 
 
-def test_with_orders_keeps_the_flow() -> None:
+def test_other_orders_and_columns_keep_the_flow() -> None:
     s = schedule(paths=[[0, 1], [1]], frozen=[0], voice=[0, 0])
     assert s.with_orders([s.ops(0), s.ops(1)]) == s
+    assert s.with_columns(kind=s.kind, stage=s.stage, microbatch=s.microbatch, offsets=s.offsets) == s
+
+
+def test_columns_and_orders_make_the_same_schedule() -> None:
+    pair = [Op(Kind.F, stage=0, microbatch=1, joined=True), Op(Kind.B, stage=0, microbatch=0)]
+    orders = [[Op(Kind.F, stage=0, microbatch=0), Op(Kind.SEND_F, stage=0, microbatch=0), *pair], []]
+    by_columns = Schedule.from_columns(
+        kind=[Kind.F, Kind.SEND_F, Kind.F, Kind.B],
+        stage=[0, 0, 0, 0],
+        microbatch=[0, 0, 1, 0],
+        offsets=[0, 4, 4],
+        joined=[0, 0, 1, 0],
+        name="mine",
+        num_stages=2,
+        num_microbatches=2,
+        placement=[[0, 1]],
+    )
+    assert by_columns == schedule(orders=orders, forward_only=False)
+    assert by_columns.peer.tolist() == [-1, 1, -1, -1]
+    assert [op.joined for op in by_columns.ops(0)] == [False, False, True, False]
+    assert by_columns != schedule(orders=[[replace(op, joined=False) for op in orders[0]], []], forward_only=False)
+    assert schedule().joined is None
 
 
 def test_neighbours_follow_the_path_and_gradients_pass_over_frozen_stages() -> None:
@@ -98,6 +124,9 @@ def test_text_form() -> None:
         ({"orders": [[], [Op.parse("1F0"), Op.parse("2F0")]]}, "Rank 1, operation 1: 2F0 has a stage that isn't there"),
         ({"orders": [[Op.parse("0F2")], []]}, "Rank 0, operation 0: 0F2 has a micro-batch that isn't there"),
         ({"orders": [[Op(Kind.F)], []]}, "has a stage that isn't there"),
+        ({"orders": [[Op.parse("0F0"), JOINED], []]}, "Rank 0, operation 1: 0F1 is joined to what follows it; a pair"),
+        ({"orders": [[JOINED, JOINED, JOINED], []]}, "Rank 0, operation 0: 0F1 is joined to what follows it; a pair"),
+        ({"orders": [[], [JOINED]]}, "Rank 1, operation 0: 0F1 is joined to what follows it; a pair"),
         ({"orders": [[Op(Kind.SEND_F, stage=0, microbatch=0, peer=2)], []]}, "has a peer that isn't there"),
     ],
 )

@@ -218,7 +218,6 @@ def test_a_pair_starts_only_when_both_of_its_operations_can() -> None:
 @pytest.mark.parametrize(
     ("order", "cell"),
     [
-        ("0F0 0F1 0B0 0B1+", "0B1"),
         ("0F0+ 0F1 0B0 0B1", "0F0"),
         ("0F0 0F1+ 0B1 0B0", "0F1"),
         ("0F0 0B0+ 0F1 0B1", "0B0"),

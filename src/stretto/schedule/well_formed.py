@@ -81,3 +81,22 @@ def check_rows(schedule: Schedule) -> None:
                 f"there are {schedule.num_stages} stages, {schedule.num_microbatches} micro-batches "
                 f"and {schedule.num_ranks} ranks."
             )
+    _check_pairs(schedule)
+
+
+def _check_pairs(schedule: Schedule) -> None:
+    """Raise ScheduleError where a joined operation has none behind it on its rank, or one that is joined itself."""
+    import numpy as np
+
+    if schedule.joined is None:
+        return
+    rows = np.flatnonzero(schedule.joined)
+    alone = np.isin(rows + 1, schedule.offsets) | np.isin(rows + 1, rows)
+    if alone.any():
+        row = int(rows[alone.argmax()])
+        rank = int(np.searchsorted(schedule.offsets, row, side="right")) - 1
+        token = text(int(schedule.kind[row]), int(schedule.stage[row]), int(schedule.microbatch[row]))
+        raise ScheduleError(
+            f"Rank {rank}, operation {row - int(schedule.offsets[rank])}: {token} is joined to what follows it; "
+            "a pair has two operations, both on one rank."
+        )

@@ -15,11 +15,8 @@ def check_joined(places: Places) -> None:
     if schedule.joined is None:
         return
     rows = np.flatnonzero(schedule.joined)
-    alone = np.isin(rows + 1, schedule.offsets)
-    following = np.where(alone, rows, rows + 1)
-    pair = (schedule.kind[rows] == Kind.F) & np.isin(schedule.kind[following], (Kind.B, Kind.I))
-    other = schedule.microbatch[rows] != schedule.microbatch[following]
-    broken = alone | ~pair | ~other
+    pair = (schedule.kind[rows] == Kind.F) & np.isin(schedule.kind[rows + 1], (Kind.B, Kind.I))
+    broken = ~pair | (schedule.microbatch[rows] == schedule.microbatch[rows + 1])
     if broken.any():
         row = int(rows[broken.argmax()])
         raise fault(schedule, row, "joined to no B or I of another micro-batch; a pair is an F and such a backward")

@@ -28,7 +28,8 @@ GIVES_GRADIENTS = (Kind.B, Kind.W)
 
 def check_sharded(places: Places) -> None:
     """Raise ScheduleError where a block is used while it isn't gathered, gathered or freed twice, or not reduced."""
-    gathers, uses = _by_stage(places, (Kind.UNSHARD, Kind.RESHARD)), _by_stage(places, USES)
+    gathers = _by_stage(places, (Kind.UNSHARD, Kind.RESHARD))
+    uses = _by_stage(places, USES) if gathers else {}
     for held, toggles in gathers.items():
         for block in sorted(set(places.schedule.microbatch[toggles].tolist())):
             _check_gathered(places, toggles[places.schedule.microbatch[toggles] == block], uses.get(held), block)
