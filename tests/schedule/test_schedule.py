@@ -12,7 +12,6 @@ from stretto.schedule.families import build
 from stretto.schedule.placement import loop, zigzag
 from stretto.spec.errors import ScheduleError
 
-
 JOINED = Op(Kind.F, stage=0, microbatch=1, joined=True)
 
 

@@ -4,10 +4,9 @@ import stretto.schedule
 from stretto.schedule import simulate
 from stretto.schedule.families import FAMILIES
 
-
 NAMES = """
-    gpipe 1f1b interleaved breadth-first zb-h1 zb-h2 zb-auto zb-v v-half v-min hanayo chimera bitpipe dualpipe dualpipe-v
-    zeropp group-interleaved skip-pipe forward-only auto
+    gpipe 1f1b interleaved breadth-first zb-h1 zb-h2 zb-auto zb-v v-half v-min hanayo chimera bitpipe dualpipe
+    dualpipe-v zeropp group-interleaved skip-pipe forward-only auto
 """
 """Families that run files and command lines name."""
 
