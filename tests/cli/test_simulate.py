@@ -185,13 +185,33 @@ def test_the_function_says_what_the_command_line_does(tmp_path: Path, simulate: 
 
 def test_the_search_says_how_good_it_can_be(simulate: Any) -> None:
     """Two ranks and two micro-batches: proven at once; equal seeds, equal schedules."""
-    arguments = ("--schedule", "auto", "--pp", "2", "--microbatches", "2", "--time-budget", "1", "--seed", "3")
+    arguments = ("--schedule", "auto", "--pp", "2", "--microbatches", "2", "--chunks", "1", "--seed", "3")
     printed = simulate(*arguments, "--json")
     found = json.loads(printed)
     assert list(found)[: len(KEYS)] == KEYS
     assert found["gap"] == 0 and found["proven"] is True and found["lower_bound"] == found["makespan"]
     assert simulate(*arguments, "--json") == printed
-    table = simulate(*arguments, "--memory-limit", "1")
+    table = simulate(*arguments, "--memory-limit", "1", "--time-budget", "1")
     assert "gap " in table and "placement " in table and "for all placements" in table
     passed = json.loads(simulate(*arguments, "--json", "--pass", "recompute"))
     assert "gap" not in passed  # the bound is for what was searched, not for what a pass makes of it
+
+
+def test_explain(simulate: Any) -> None:
+    arguments = ("--schedule", "1f1b", *SHAPE, "--cost", "comm=0.2", "--explain")
+    document = json.loads(simulate(*arguments, "--json"))
+    assert list(document) == [*KEYS, "communication", "bubble", "critical_path", "memory_curve"]
+    printed = simulate(*arguments)
+    assert f"critical path: {len(document['critical_path'])} operations" in printed
+    assert " ".join(document["critical_path"][:10]) in printed
+
+
+def test_network(simulate: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Messages that occupy ranks take time from them."""
+    arguments = ("--schedule", "1f1b", *SHAPE, "--cost", "comm=0.2", "--json")
+    free = json.loads(simulate(*arguments))["makespan"]
+    assert json.loads(simulate(*arguments, "--network", "manner=overlapped"))["makespan"] == free
+    slow = json.loads(simulate(*arguments, "--network", "manner=rendezvous,bandwidth=2,message_bytes=1"))
+    assert slow["makespan"] > free
+    assert main(["simulate", *arguments, "--network", "manner=slow"]) == 2
+    assert "they are overlapped, blocking, rendezvous" in capsys.readouterr().err

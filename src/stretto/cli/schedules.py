@@ -59,7 +59,7 @@ def _first(options: argparse.Namespace, costs: Costs) -> Timed:
         name, settings = _named(text, "--pass")
         schedule, costs = change(schedule, name, options=settings, costs=costs)
         search = None  # its bound is for what was searched, not for what a pass makes of it
-    timed = _timed(schedule, costs, search)
+    timed = _timed(schedule, options, costs, search)
     check_limit(timed.figures, options.memory_limit)
     return timed
 
@@ -96,13 +96,13 @@ def _other(text: str, options: argparse.Namespace, costs: Costs) -> Timed:
     from stretto.schedule.families import FAMILIES
 
     if text.endswith(".json") or os.sep in text:
-        return _timed(load(Path(text)), costs, None)
+        return _timed(load(Path(text)), options, costs, None)
     name, settings = _named(text, "--against")
     if options.pp is None or options.microbatches is None:
         raise ConfigError(f"--against {name} takes its shape from --schedule; against a schedule file, name another.")
     fits_itself = name in FAMILIES and FAMILIES[name].costed
     schedule, search = _built(name, settings, options, costs, limit=options.memory_limit if fits_itself else None)
-    return _timed(schedule, costs, search)
+    return _timed(schedule, options, costs, search)
 
 
 def _built(
@@ -169,13 +169,13 @@ def _takes(name: str, options: argparse.Namespace) -> bool:
     return family.chunked and (family.chunk_counts is None or options.chunks in family.chunk_counts)
 
 
-def _timed(schedule: Schedule, costs: Costs, search: Result | None) -> Timed:
+def _timed(schedule: Schedule, options: argparse.Namespace, costs: Costs, search: Result | None) -> Timed:
     """The schedule proven right, and timed."""
-    from stretto.schedule.simulate import figures_of, lower_bound, run
+    from stretto.schedule.simulate import Network, figures_of, lower_bound, run
     from stretto.schedule.validate import validate
 
     validate(schedule)
-    timeline = run(schedule, costs)
+    timeline = run(schedule, costs, Network.parse(options.network))
     bound = lower_bound(schedule, costs) if search is None else search.lower_bound
     return Timed(schedule, timeline, figures_of(timeline, bound), search)
 

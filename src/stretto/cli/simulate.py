@@ -73,10 +73,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     costs.add_argument("--cost", default="", metavar="F=1,I=1,W=1,comm=0,act_w=1", help="costs of the operations")
     costs.add_argument("--costs", metavar="FILE", type=Path, help="costs per stage, as JSON")
     under.add_argument(
+        "--network",
+        default="",
+        metavar="manner=overlapped,...",
+        help="how messages travel: manner (overlapped, blocking, rendezvous), message_bytes, bandwidth, in_flight",
+    )
+    under.add_argument(
         "--memory-limit", type=float, metavar="X", help="activation memory that no rank may exceed, in micro-batches"
     )
     results = parser.add_argument_group("what to do with it")
     results.add_argument("--json", action="store_true", help="print the figures as JSON alone")
+    results.add_argument("--explain", action="store_true", help="where the time of each rank goes; the critical path")
     results.add_argument("--lowered", action="store_true", help="show and export the messages between ranks too")
     results.add_argument("--export", metavar="FILE", type=Path, help="write the schedule as a schedule file")
     results.add_argument("--html", metavar="FILE", type=Path, help="write a page to explore it in a browser")
@@ -92,14 +99,13 @@ def execute(options: argparse.Namespace) -> int:
     _check_outputs(options)
     from stretto.schedule.simulate import Costs
 
-    costs = Costs.parse(options.cost) if options.costs is None else Costs.load(options.costs)
-    timed = asked_for(options, costs)
+    timed = asked_for(options, Costs.parse(options.cost) if options.costs is None else Costs.load(options.costs))
     for path, content in _files(options, timed).items():
         path.write_text(content, encoding="utf-8")
     if options.json:
-        document = _document(timed[0])
+        document = _document(timed[0], options.explain)
         if options.against:
-            document["against"] = [_document(other) for other in timed[1:]]
+            document["against"] = [_document(other, options.explain) for other in timed[1:]]
         print(json.dumps(document))
     else:
         print(_shown(options, timed))
@@ -107,11 +113,15 @@ def execute(options: argparse.Namespace) -> int:
     return 0
 
 
-def _document(each: Timed) -> dict[str, Any]:
+def _document(each: Timed, explain: bool) -> dict[str, Any]:
     """The figures; of a schedule that was searched for also how good it can be, ``lower_bound`` being its space's."""
     document = dataclasses.asdict(each.figures)
     if each.search is not None:
         document |= {name: getattr(each.search, name) for name in ("gap", "proven", "layout", "reason")}
+    if explain:
+        from stretto.schedule.render.explanation import as_data
+
+        document |= as_data(each.timeline)
     return document
 
 
@@ -177,8 +187,13 @@ def _shown(options: argparse.Namespace, timed: list[Timed]) -> str:
     shown = []
     for each in timed:
         name = [each.schedule.name] if len(timed) > 1 else []
-        order = [orders(_written(each.schedule, True))] if options.lowered else []
-        shown.append("\n".join([*name, draw(each.timeline, colour=colour), *order]))
+        parts = [*name, draw(each.timeline, colour=colour)]
+        parts += [orders(_written(each.schedule, True))] * options.lowered
+        if options.explain:
+            from stretto.schedule.render.explanation import as_text
+
+            parts.append(as_text(each.timeline, each.figures.peak_activation))
+        shown.append("\n".join(parts))
     return "\n\n".join(shown)
 
 

@@ -44,7 +44,9 @@ MEMORY_SCALE = 1_000_000
 
 def page(timelines: Sequence[Timeline], *, figures: Sequence[Figures], memory_limit: float | None = None) -> str:
     """The page of one schedule, or of several on one axis of time; ``memory_limit`` is drawn into the curves."""
-    parts = [_described(scene(timeline), figure) for timeline, figure in zip(timelines, figures, strict=True)]
+    parts = [
+        _described(scene(timeline), figure, memory_limit) for timeline, figure in zip(timelines, figures, strict=True)
+    ]
     header = {
         "kinds": [kind.name for kind in Kind],
         "beside": sorted(kind.name for kind in STREAM_OF),
@@ -81,7 +83,7 @@ def _title(figures: Sequence[Figures]) -> str:
     return f"{' and '.join(figure.name for figure in figures)}: {shape}"
 
 
-def _described(shown: Scene, figures: Figures) -> tuple[dict[str, Any], bytes]:
+def _described(shown: Scene, figures: Figures, memory_limit: float | None) -> tuple[dict[str, Any], bytes]:
     """A schedule's part of the header, and its columns."""
     schedule = shown.schedule
     digits = DIGITS - math.ceil(math.log10(shown.makespan)) if shown.makespan > 0 else 0
@@ -99,7 +101,7 @@ def _described(shown: Scene, figures: Figures) -> tuple[dict[str, Any], bytes]:
     }
     about = {
         "name": schedule.name,
-        "line": _line(figures),
+        "line": _line(figures) + (f" (limit {memory_limit:g})" if memory_limit is not None else ""),
         "ranks": schedule.num_ranks,
         "stages": schedule.num_stages,
         "chunks": schedule.num_chunks,

@@ -262,10 +262,12 @@ class Panel {
   limit(g) {
     if (header.memory_limit === null || this.memoryHeight < 4) return;
     g.fillStyle = palette.mark;
+    g.globalAlpha = 0.5;
     for (let rank = 0; rank < this.schedule.ranks; rank++) {
       const bottom = this.top(rank) + this.opsHeight + this.sideHeight + 1 + this.memoryHeight;
       g.fillRect(LEFT, bottom - (header.memory_limit / header.memory_top) * this.memoryHeight, this.plot, 1);
     }
+    g.globalAlpha = 1;
   }
 
   // Whether an operation keeps its full colour.
