@@ -36,26 +36,23 @@ from stretto.trainer.step import TrainStep
 @contextmanager
 def tied_gradient_counted_twice() -> Iterator[None]:
     """The two ends of the pipeline sum the tied gradient, and then do it again."""
-    settle = FlatUnit.settle
+    reduce = FlatUnit.reduce_gradients
 
-    def wrong(self: FlatUnit, phase: int) -> Any:
-        if phase == 1:
-            settle(self, phase).wait()
-        return settle(self, phase)
+    def wrong(self: FlatUnit) -> None:
+        reduce(self)
+        if self._holders is not None and self._remaining == 0:
+            self._reducing.wait()
+            self._reduced = False
+            reduce(self)
 
-    with patch.object(FlatUnit, "settle", wrong):
+    with patch.object(FlatUnit, "reduce_gradients", wrong):
         yield
 
 
 @contextmanager
 def tied_gradients_not_summed() -> Iterator[None]:
     """Each end of the pipeline keeps its own gradient of the tied weight."""
-    settle = FlatUnit.settle
-
-    def wrong(self: FlatUnit, phase: int) -> Any:
-        return DONE if phase == 1 else settle(self, phase)
-
-    with patch.object(FlatUnit, "settle", wrong):
+    with patch.object(FlatUnit, "_replicas", property(lambda self: self._mesh.group("dp_replicate"))):
         yield
 
 
@@ -136,7 +133,7 @@ def rotary_offset_of_last_stage() -> Iterator[None]:
 @contextmanager
 def no_reduction_over_dp() -> Iterator[None]:
     """Replicas keep their own gradients."""
-    with patch.object(FlatUnit, "_start_reduction", lambda self: None):
+    with patch.object(FlatUnit, "reduce_gradients", lambda self: None):
         yield
 
 
