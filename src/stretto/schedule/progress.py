@@ -59,20 +59,27 @@ class _Run:
         self.arrows = arrows(self.places)
         self.receive: dict[int, int] = {}
         """The receive that each send must meet, where sends block."""
-        waiting = np.repeat(np.arange(schedule.num_ops, dtype=np.int32), np.diff(self.arrows.start))
-        needed = self.arrows.need
-        if semantics == "rendezvous":
-            sends, receives = self.places.messages()
-            sends, receives = sends[receives >= 0], receives[receives >= 0]
-            self.receive = dict(zip(sends.tolist(), receives.tolist(), strict=True))
-            inside = ~np.isin(receives, schedule.offsets)  # a rank that starts with the receive has come to it
-            waiting = np.concatenate([waiting, sends[inside]])
-            needed = np.concatenate([needed, receives[inside] - 1])
-        if schedule.joined is not None:
-            waiting, needed = _as_pairs(schedule.joined, waiting, needed)
-        order = np.argsort(waiting, kind="stable")
-        start = np.searchsorted(waiting[order], np.arange(schedule.num_ops + 1)).astype(np.int32)
-        self.round = _take_turns(schedule.offsets, start, needed[order])
+        start, need = self.arrows.start, self.arrows.need
+        if semantics == "rendezvous" or schedule.joined is not None:
+            waiting = np.repeat(np.arange(schedule.num_ops, dtype=np.int32), np.diff(start))
+            if semantics == "rendezvous":
+                waiting, need = self._with_arrivals(waiting, need)
+            if schedule.joined is not None:
+                waiting, need = _as_pairs(schedule.joined, waiting, need)
+            order = np.argsort(waiting, kind="stable")
+            start = np.searchsorted(waiting[order], np.arange(schedule.num_ops + 1)).astype(np.int32)
+            need = need[order]
+        self.round = _take_turns(schedule.offsets, start, need)
+
+    def _with_arrivals(self, waiting: Rows, need: Rows) -> tuple[Rows, Rows]:
+        """Arrows and, for each send, one from the operation before the receive that it must meet."""
+        import numpy as np
+
+        sends, receives = self.places.messages()
+        sends, receives = sends[receives >= 0], receives[receives >= 0]
+        self.receive = dict(zip(sends.tolist(), receives.tolist(), strict=True))
+        inside = ~np.isin(receives, self.schedule.offsets)  # a rank that starts with the receive has come to it
+        return np.concatenate([waiting, sends[inside]]), np.concatenate([need, receives[inside] - 1])
 
     def why(self) -> str:
         """Say in one sentence what keeps the first rank that stands still from moving, and show where."""
