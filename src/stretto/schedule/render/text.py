@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     Drawn = tuple[tuple[int, int, int, int], float, float]
     """A row of the schedule with its start and end."""
+    Lane = tuple[list[str], list[int]]
+    """A rank's characters, and the kind that each stands for."""
 
 MOST_ROWS = 16
 """Ranks that a grid shows, around the one that it points at."""
@@ -52,28 +54,29 @@ def draw(timeline: Timeline, *, width: int = 120, colour: bool = False) -> str:
     ranks = _shown(schedule.num_ranks)
     margin = len(f"rank {schedule.num_ranks - 1}") + 2
     columns = width - margin
-    rows = {rank: _rows(timeline, rank) for rank in ranks if rank >= 0}
-    shortest = min((end - start for row in rows.values() for _, start, end in row if end > start), default=1.0)
-    staged = schedule.num_chunks * len(schedule.placement) > 1
-    longest = max((len(_label(op, staged)) for row in rows.values() for op, _, _ in row), default=0)
-    makespan = timeline.makespan
-    cell = columns * shortest / makespan if makespan > 0 else 1.0
-    if cell >= 3:  # a whole number keeps equal operations equally wide; below three it would waste too much
-        cell = min(int(cell), longest + 1)
-    staged = staged and cell > longest
+    lasting = (timeline.end - timeline.start)[timeline.graph.arithmetic]
+    shortest = float(lasting[lasting > 0].min(initial=timeline.makespan or 1.0))
+    makespan = timeline.makespan or shortest
+    cell = columns * shortest / makespan
+    if cell < 1:
+        lanes = {rank: _mixed(timeline, rank, columns) for rank in ranks if rank >= 0}
+    else:
+        staged = schedule.num_chunks * len(schedule.placement) > 1
+        rows = {rank: _rows(timeline, rank) for rank in ranks if rank >= 0}
+        longest = max((len(_label(op, staged)) for row in rows.values() for op, _, _ in row), default=0)
+        if cell >= 3:  # a whole number keeps equal operations equally wide; below three it would waste too much
+            cell = min(int(cell), longest + 1)
+        staged = staged and cell > longest
+        lanes = {rank: _named(row, columns, cell / shortest, staged) for rank, row in rows.items()}
     lines = []
     for rank in ranks:
         if rank < 0:
             lines.append(f"{f'... {-rank} more':<{margin - 1}}│")
-            continue
-        if cell < 1:
-            cells, kinds = _mixed(rows[rank], columns, makespan)
         else:
-            cells, kinds = _named(rows[rank], columns, cell / shortest, staged)
-        lane = _coloured(cells, kinds) if colour else "".join(cells).rstrip()
-        lines.append(f"{f'rank {rank}':<{margin - 1}}│{lane}")
+            lane = _coloured(*lanes[rank]) if colour else "".join(lanes[rank][0]).rstrip()
+            lines.append(f"{f'rank {rank}':<{margin - 1}}│{lane}")
     end_of_time = round(makespan / shortest * cell)
-    return "\n".join([*lines, f"{'time':<{margin - 1}}│0{f'{makespan:g}':>{max(end_of_time - 1, 1)}}"])
+    return "\n".join([*lines, f"{'time':<{margin - 1}}│0{f'{timeline.makespan:g}':>{max(end_of_time - 1, 1)}}"])
 
 
 def _shown(num_ranks: int) -> list[int]:
@@ -93,7 +96,7 @@ def _rows(timeline: Timeline, rank: int) -> list[Drawn]:
     return [(row, start, end) for row, start, end, arithmetic in drawn if arithmetic]
 
 
-def _named(row: list[Drawn], columns: int, scale: float, staged: bool) -> tuple[list[str], list[int]]:
+def _named(row: list[Drawn], columns: int, scale: float, staged: bool) -> Lane:
     """Characters and kinds of a lane whose operations all have room for a letter."""
     cells, kinds = [" "] * columns, [IDLE] * columns
     for op, start, end in row:
@@ -103,14 +106,15 @@ def _named(row: list[Drawn], columns: int, scale: float, staged: bool) -> tuple[
     return cells, kinds
 
 
-def _mixed(row: list[Drawn], columns: int, makespan: float) -> tuple[list[str], list[int]]:
+def _mixed(timeline: Timeline, rank: int, columns: int) -> Lane:
     """Characters and kinds of a lane whose operations are narrower than a character."""
     import numpy as np
 
-    scale = columns / makespan
-    kind = np.array([op[0] for op, _, _ in row], dtype=np.int64)
-    start = np.array([time for _, time, _ in row]) * scale
-    end = np.array([time for _, _, time in row]) * scale
+    part = timeline.rows(rank)
+    rows = np.flatnonzero(timeline.graph.arithmetic[part]) + part.start
+    scale, first = columns / timeline.makespan, timeline.start.min()
+    kind = timeline.schedule.kind[rows]
+    start, end = (timeline.start[rows] - first) * scale, (timeline.end[rows] - first) * scale
     spent = np.zeros((len(Kind), columns + 1))
     at = np.minimum(start.astype(np.int64), columns - 1)
     inside = np.minimum(end, at + 1) - start
