@@ -29,7 +29,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypedDict, Unpack
 
 from stretto.schedule import placement
 from stretto.schedule.families.option import flag
@@ -50,33 +50,41 @@ FORWARD, BACKWARD = 1, 2
 """Slots that an operation takes."""
 
 
+class Choices(TypedDict, total=False):
+    """What may be chosen."""
+
+    skip: float
+    """Fraction of the stages that each micro-batch leaves out; 0.25."""
+    swap: bool | str
+    """Whether paths may visit two neighbours in reversed order; true."""
+    keep: str | int | Sequence[int]
+    """Stages that all visit (``0+3``); none."""
+    seed: int
+    """Equal seeds give equal schedules; 0."""
+
+
 def skip_pipe(
     *,
     ranks: int,
     microbatches: int,
     chunks: int = 1,
-    skip: float = 0.25,
-    swap: bool | str = True,
-    keep: str | int | Sequence[int] = (),
-    seed: int = 0,
     costs: Costs | None = None,
     memory_limit: float | None = None,
+    **choices: Unpack[Choices],
 ) -> Schedule:
-    """Stage s on rank s mod R; each micro-batch visits ``1 - skip`` of the stages.
+    """Stage s on rank s mod R; each micro-batch visits some of the stages.
 
-    ``swap`` allows paths that visit two neighbours in reversed order; ``keep`` are stages that all visit.  Equal seeds
-    give equal schedules.  ``memory_limit`` is what a rank may keep (the fastest keep up to 1.6 R micro-batches); the
-    costs' activations are held against it.  Raises ScheduleError for options that can't be and for a limit that can't
-    be kept.
+    ``memory_limit`` is what a rank may keep (the fastest keep up to 1.6 R micro-batches); the costs' activations are
+    held against it.  Raises ScheduleError for choices that can't be and for a limit that can't be kept.
     """
     from stretto.schedule.simulate.memory import peak_activation
 
+    seed, stages = choices.get("seed", 0), ranks * chunks
     if type(seed) is not int:
         raise ScheduleError(f"skip-pipe can't draw with the seed {seed!r}; it is a whole number.")
-    stages = ranks * chunks
-    length = _length(skip, stages)
-    kept = _kept(keep, stages=stages, length=length)
-    swapping, holders = flag("swap", swap), placement.loop(ranks, stages)
+    length = _length(choices.get("skip", 0.25), stages)
+    kept = _kept(choices.get("keep", ()), stages=stages, length=length)
+    swapping, holders = flag("swap", choices.get("swap", True)), placement.loop(ranks, stages)
     limit = math.inf if memory_limit is None else memory_limit
     best: Schedule | None = None
     fastest, least = math.inf, math.inf
