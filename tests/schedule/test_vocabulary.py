@@ -17,6 +17,7 @@ from stretto.schedule.passes.recompute import recompute
 from stretto.schedule.passes.sharding import sharding
 from stretto.schedule.passes.split_backward import split_backward
 from stretto.schedule.passes.vocabulary import vocabulary
+from stretto.schedule.passes.weave import Plan, Weaver
 from stretto.schedule.simulate import Costs, peak_activation, simulate
 from stretto.schedule.validate import validate
 from stretto.spec.errors import ScheduleError
@@ -198,3 +199,16 @@ def test_what_runs_beside_the_arithmetic_keeps_its_place(name: str, algorithm: i
 def test_it_comes_once() -> None:
     with pytest.raises(ScheduleError, match="has S and T already; the vocabulary passes come once"):
         vocabulary(vocabulary(build("1f1b", ranks=2, microbatches=2)))
+
+
+@pytest.mark.parametrize("comm", [0.0, 0.3])
+@pytest.mark.parametrize("algorithm", [1, 2])
+@pytest.mark.parametrize("name", ["1f1b", "interleaved", "zb-h1", "gpipe", "chimera"])
+def test_the_clock_that_weaves_and_the_simulator_agree(name: str, algorithm: int, comm: float) -> None:
+    schedule, costs = build(name, ranks=4, microbatches=8), Costs(S=0.4, T=0.7, comm=comm)
+    plan = Plan.of(schedule, algorithm=algorithm, waiting=2, costs=costs)
+    for shift, ahead, eager in ((0, 1, True), (1, 1, True), (0, 0, False)):
+        weaver = Weaver(plan, shift=shift, ahead=ahead, eager=eager)
+        assert weaver.run()
+        woven = schedule.with_orders([[plan.op(item) for item in weaver.order(rank)] for rank in range(4)])
+        assert simulate(woven, costs).makespan == pytest.approx(weaver.now)

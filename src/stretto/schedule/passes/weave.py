@@ -299,6 +299,10 @@ class Weaver:
             return set(concerned)
         for other in concerned:
             self._event(self.now + self.plan.latency, other, [])
+        if item.row < 0:  # the slowest rank waits for the one before it alone
+            known = self.barriers[item.kind][item.microbatch].known(rank, self.plan.latency)
+            if self.now < known < math.inf:
+                self._event(known, rank, [])
         return {rank}
 
     def _choose(self, rank: int) -> list[Item]:
