@@ -41,7 +41,7 @@ def weave(schedule: Schedule, *, algorithm: int, waiting: int, costs: Costs | No
     best: Weaver | None = None
     for shift, ahead, eager in [*tries, (0, most, False)]:
         weaver = Weaver(plan, shift=shift, ahead=ahead, eager=eager)
-        if weaver.run() and (best is None or weaver.now < best.now * (1 - 1e-9)):
+        if weaver.run() and (best is None or weaver.makespan < best.makespan * (1 - 1e-9)):
             best = weaver
     assert best is not None, "in its own order a schedule that can finish can finish with S and T"
     return schedule.with_orders([[plan.op(item) for item in best.order(rank)] for rank in range(schedule.num_ranks)])
@@ -235,7 +235,7 @@ class Weaver:
         self.ranks = range(ranks)
         self.lanes = [Lanes(plan, rank, shift=shift, ahead=ahead) for rank in self.ranks]
         self.orders: list[list[Item]] = [[] for _ in self.ranks]
-        self.now = 0.0
+        self.now = self.makespan = 0.0
         self.busy = [False] * ranks
         self.ended = [math.inf] * plan.schedule.num_ops
         self.queues: dict[int, list[int]] = {Kind.S: [], Kind.T: []}
@@ -280,7 +280,9 @@ class Weaver:
         self.orders[rank] += group
         if group[0].row < 0:
             self.next[group[0].kind][rank] += 1
-        self._event(self.now + sum(self.plan.durations[item.kind][item.stage] for item in group), rank, group)
+        end = self.now + sum(self.plan.durations[item.kind][item.stage] for item in group)
+        self.makespan = max(self.makespan, end)
+        self._event(end, rank, group)
 
     def _finish(self, rank: int, item: Item) -> set[int]:
         """Note that an operation is over; ranks that may go on now.  Those that hear of it later are woken then."""
