@@ -20,11 +20,14 @@ from stretto.schedule.families.dualpipe import dualpipe
 from stretto.schedule.families.dualpipe_v import dualpipe_v
 from stretto.schedule.families.forward_only import forward_only
 from stretto.schedule.families.gpipe import gpipe
+from stretto.schedule.families.group_interleaved import group_interleaved
 from stretto.schedule.families.interleaved import interleaved
 from stretto.schedule.families.modular import modular
 from stretto.schedule.families.one_f_one_b import one_f_one_b
 from stretto.schedule.families.skip_pipe import skip_pipe
+from stretto.schedule.families.v_shape import v_half, v_min, zb_v
 from stretto.schedule.families.wave import hanayo
+from stretto.schedule.families.zb_auto import zb_auto
 from stretto.schedule.families.zero_bubble import zb_h1, zb_h2
 from stretto.schedule.families.zeropp import zeropp
 from stretto.schedule.schedule import Schedule
@@ -66,6 +69,22 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "zb-h1": Family(builder=zb_h1, summary="1f1b with W later than I: a third of its bubble at its memory"),
     "zb-h2": Family(builder=zb_h2, summary="no bubble once every rank has started; up to 2R - 1 micro-batches alive"),
+    "zb-auto": Family(builder=zb_auto, summary="F, I and W ordered by their costs within a memory limit", costed=True),
+    "v-min": Family(
+        builder=v_min, summary="two chunks in a V, a third of 1f1b's memory", chunk_counts=(2,), costed=True
+    ),
+    "v-half": Family(
+        builder=v_half, summary="two chunks in a V, half of 1f1b's memory", chunk_counts=(2,), costed=True
+    ),
+    "zb-v": Family(
+        builder=zb_v, summary="two chunks in a V, almost no bubble at 1f1b's memory", chunk_counts=(2,), costed=True
+    ),
+    "group-interleaved": Family(
+        builder=group_interleaved,
+        summary="interleaved in groups of any size, backward split: a shorter bubble, or less memory",
+        chunked=True,
+        options=("group",),
+    ),
     "breadth-first": Family(
         builder=breadth_first,
         summary="all micro-batches through a chunk before the next; each stage gathered once per pass",
