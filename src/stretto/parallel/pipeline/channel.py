@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from stretto.parallel.mesh import Mesh
     from stretto.schedule.schedule import Schedule
 
-AHEAD = 2
+AHEAD = 4
 """Receives posted before they are needed, per source and direction."""
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.bool)
 MAX_TENSORS, MAX_DIMS = 6, 6
@@ -158,13 +158,16 @@ class PeerChannel:
         key = self._key(message, sending=False)
         if key not in self._shapes:
             self._receive_header(message)
-        self._post(queue)
+        if message not in self._posted:
+            self._post(queue)
         queue.popleft()
+        posted = self._posted.pop(message)
+        if not posted[-1][0].is_completed():
+            self._post(queue)  # while there is nothing else to do
         found = []
-        for work, buffer in self._posted.pop(message):
+        for work, buffer in posted:
             work.wait()
             found.append(buffer)
-        self._post(queue)
         return found[0] if self._single[key] else tuple(found)
 
     def send(self, message: Message, value: Value) -> None:

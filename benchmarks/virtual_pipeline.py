@@ -1,0 +1,153 @@
+"""The runtime by itself: measured step over simulated step on virtual devices, beside a floor loop and torch's runtime.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.virtual_pipeline                     # 4 ranks x 8, 10 ms and 1 ms
+    OMP_NUM_THREADS=1 python -m benchmarks.virtual_pipeline --ranks 8 --microbatches 16 --only zb
+
+Compute is a wait, all else is real (stretto/parallel/pipeline/virtual.py).  Every family is played by our runtime and
+by the floor loop; every schedule of torch.distributed.pipelining by all three in the very same order.  The sides take
+turns in one sitting; a step's time is that of its slowest rank.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import start_processes
+
+from benchmarks.pairs import RESULTS, command, machine
+from benchmarks.virtual_sides import TORCH, Floor, Step, ours, torch_pipeline
+from stretto.parallel.mesh import Mesh, build_mesh
+from stretto.parallel.pipeline.virtual import wake_on_time
+from stretto.schedule.families import build
+from stretto.schedule.schedule import Schedule
+from stretto.schedule.simulate import simulate
+from stretto.schedule.simulate.costs import Costs
+from stretto.spec import capabilities
+from stretto.spec.plan import PlanSpec
+from stretto.trainer.schedules import lowered_and_valid
+
+WARM = 2
+"""Steps of each side before timing starts."""
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=int, default=4)
+    parser.add_argument("--microbatches", type=int, default=8)
+    parser.add_argument("--ms", type=float, nargs="+", default=[10.0, 1.0], help="duration of F, I and W of a stage")
+    parser.add_argument("--turns", type=int, default=7, help="steps of each side that are timed")
+    parser.add_argument("--only", default="", help="run only the rows whose name contains this; writes nothing")
+    return parser.parse_args()
+
+
+def names() -> Iterator[str]:
+    """The rows: torch's schedules, then our families."""
+    yield from (f"torch {name}" for name in TORCH)
+    yield from capabilities.SCHEDULES
+
+
+def family(name: str, ranks: int, microbatches: int) -> Schedule:
+    """A family's schedule with its own number of chunks, two where it can have any."""
+    if len(capabilities.SCHEDULES[name]) == 1 or name == "hanayo":
+        return build(name, ranks=ranks, microbatches=microbatches)
+    return build(name, ranks=ranks, microbatches=microbatches, chunks=2)
+
+
+def sides_of(name: str, mesh: Mesh, microbatches: int, seconds: float) -> tuple[dict[str, Step], float]:
+    """What plays a row, and its simulated step in seconds."""
+    sides: dict[str, Step] = {}
+    if name.startswith("torch "):
+        peer, schedule = torch_pipeline(name.removeprefix("torch "), mesh, microbatches, seconds)
+        sides["torch"] = peer
+    else:
+        schedule = family(name, mesh.size("pp"), microbatches)
+    share = seconds * schedule.num_stages / schedule.num_ranks
+    simulated = simulate(schedule, Costs(F=share, I=share, W=share)).makespan
+    lowered = lowered_and_valid(schedule)
+    return {"ours": ours(lowered, mesh, seconds), "floor": Floor(lowered, mesh, seconds), **sides}, simulated
+
+
+def measure(name: str, mesh: Mesh, milliseconds: float, args: argparse.Namespace) -> dict[str, Any]:
+    """One row."""
+    sides, simulated = sides_of(name, mesh, args.microbatches, milliseconds / 1e3)
+    times: dict[str, list[float]] = {side: [] for side in sides}
+    for turn in range(WARM + args.turns):
+        for side, step in sides.items():
+            dist.barrier()
+            start = time.perf_counter()
+            step()
+            taken = torch.tensor(time.perf_counter() - start, dtype=torch.float64)
+            dist.all_reduce(taken, dist.ReduceOp.MAX)
+            if turn >= WARM:
+                times[side].append(float(taken))
+    row: dict[str, Any] = {"name": name, "ms": milliseconds, "simulated_ms": simulated * 1e3}
+    for side, found in times.items():
+        row[f"{side}_over_simulated"] = statistics.median(found) / simulated
+    row["ours_over_floor"] = ratio(times["ours"], times["floor"])
+    if "torch" in times:
+        row["ours_over_torch"] = ratio(times["ours"], times["torch"])
+    return row
+
+
+def ratio(ours: list[float], other: list[float]) -> float:
+    """Median over the turns."""
+    return statistics.median(a / b for a, b in zip(ours, other, strict=True))
+
+
+def work(rank: int, args: argparse.Namespace, port: int) -> None:
+    """One rank."""
+    torch.set_num_threads(1)
+    wake_on_time()
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=args.ranks)
+    mesh = build_mesh(PlanSpec(pp=args.ranks), rank)
+    rows = []
+    for milliseconds in args.ms:
+        for name in names():
+            if args.only in name:
+                rows.append(measure(name, mesh, milliseconds, args))
+                if rank == 0:
+                    print(line(rows[-1]), flush=True)
+    if rank == 0 and not args.only:
+        record = {"command": command("virtual_pipeline"), "machine": machine(), "turns": args.turns, "rows": rows}
+        path = RESULTS / f"virtual_pipeline_{args.ranks}x{args.microbatches}.json"
+        path.write_text(json.dumps(record, indent=1) + "\n")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the table."""
+    columns = (
+        "ours_over_simulated",
+        "floor_over_simulated",
+        "torch_over_simulated",
+        "ours_over_floor",
+        "ours_over_torch",
+    )
+    cells = "".join(f"{row[column]:8.3f}" if column in row else " " * 8 for column in columns)
+    return f"{row['name']:24}{row['ms']:5g} ms{row['simulated_ms']:9.1f}{cells}"
+
+
+def main() -> None:
+    """Start the ranks."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    args = arguments()
+    print(f"{'':32}simulated    ours   floor   torch  /floor  /torch")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    start_processes(work, (args, port), nprocs=args.ranks, start_method="spawn")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Virtual devices: the compute of each operation is a wait, everything else is real.
+
+    F of stage 2 ──► real forward of a small layer, its graph kept ──► wait until start + F seconds
+    I            ──► real split backward                           ──► wait until start + I seconds
+    W            ──► real weight gradient                          ──► wait until start + W seconds
+
+Processes, messages, the runtime and the split backward are those of training, and the wait counts from the
+operation's actual start, so that the time a step takes beyond the simulated one is the runtime's own.
+Eight ranks on two cores then behave like eight accelerators.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stretto.parallel.mesh import Mesh
+from stretto.parallel.pipeline.backward import Deferral
+from stretto.parallel.pipeline.segment import Segment, Value
+from stretto.parallel.pipeline.stage import Stage
+from stretto.parallel.unit import LocalUnit
+from stretto.schedule.op import Kind
+from stretto.schedule.schedule import Schedule
+from stretto.spec.sharding import Sharding
+
+WIDTH = 64
+"""Features of the small layer, and tokens of its input."""
+TIMER_SLACK = 29
+"""Linux: ``prctl`` option that says how much later than asked a sleeping thread may wake, in nanoseconds."""
+
+
+def wake_on_time() -> None:
+    """Let sleeps of this thread end when they should instead of up to 50 microseconds later, where that can be had."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(TIMER_SLACK, 1)
+
+
+def wait_until(moment: float) -> None:
+    """Sleep until ``time.perf_counter()`` is ``moment``, in seconds; return at once where that is over."""
+    left = moment - time.perf_counter()
+    if left > 0:
+        time.sleep(left)
+
+
+class VirtualStage(Stage):
+    """A stage that takes as long as it is told.
+
+    Args:
+        seconds: duration of each kind of operation; B takes ``I`` and ``W``.
+    """
+
+    def __init__(self, index: int, segments: list[Segment], seconds: Mapping[Kind, float]) -> None:
+        super().__init__(index, segments)
+        self._seconds = dict(seconds)
+        self._seconds.setdefault(Kind.B, seconds[Kind.I] + seconds[Kind.W])
+
+    def forward(self, microbatch: int, x: Value, context: Any, batch: Any, *, split: bool = False) -> Value:
+        """F."""
+        end = time.perf_counter() + self._seconds[Kind.F]
+        y = super().forward(microbatch, x, context, batch, split=split)
+        wait_until(end)
+        return y
+
+    def evaluate(self, x: Value, context: Any, batch: Any) -> Value:
+        """F without a graph."""
+        end = time.perf_counter() + self._seconds[Kind.F]
+        y = super().evaluate(x, context, batch)
+        wait_until(end)
+        return y
+
+    def backward(self, microbatch: int, dy: Value, context: Any, batch: Any) -> Value:
+        """B."""
+        end = time.perf_counter() + self._seconds[Kind.B]
+        dx = super().backward(microbatch, dy, context, batch)
+        wait_until(end)
+        return dx
+
+    def backward_inputs(self, microbatch: int, dy: Value, context: Any, batch: Any) -> Value:
+        """I."""
+        end = time.perf_counter() + self._seconds[Kind.I]
+        dx = super().backward_inputs(microbatch, dy, context, batch)
+        wait_until(end)
+        return dx
+
+    def backward_weights(self, microbatch: int) -> None:
+        """W."""
+        end = time.perf_counter() + self._seconds[Kind.W]
+        super().backward_weights(microbatch)
+        wait_until(end)
+
+
+def virtual_stages(
+    schedule: Schedule, rank: int, *, mesh: Mesh, seconds: Mapping[Kind, float], width: int = WIDTH
+) -> dict[int, VirtualStage]:
+    """The stages of a rank: a layer [width, width] on [width, width] activations each, the last one summed up.
+
+    Parameters are this rank's own, also where replicas of a stage lie on other ranks.
+    """
+    held = {stage for voice in range(len(schedule.placement)) for stage in schedule.stages_of(rank, voice)}
+    return {index: _virtual_stage(index, schedule.num_stages, mesh, seconds, width) for index in sorted(held)}
+
+
+def _virtual_stage(index: int, num_stages: int, mesh: Mesh, seconds: Mapping[Kind, float], width: int) -> VirtualStage:
+    layer = nn.Linear(width, width, bias=False)
+    weight = nn.Parameter(torch.zeros(width, width))
+    layer.weight = weight
+    sharding = Sharding.whole(f"blocks.{index}.weight", (width, width))
+    unit = LocalUnit(f"blocks.{index}", [(weight, sharding)], mesh=mesh, compute=weight.dtype)
+    first, last = index == 0, index == num_stages - 1
+
+    def run(x: Value, context: Any, batch: Any) -> Tensor:
+        # The first stage has an input of its own that needs a gradient, so that it has an I like the others.
+        start = torch.ones(width, width, requires_grad=torch.is_grad_enabled()) if first else x
+        assert isinstance(start, Tensor)
+        y: Tensor = layer(start)
+        return y.sum() if last else y
+
+    return VirtualStage(index, [Segment(name=str(index), run=run, units=[unit], deferral=Deferral(layer))], seconds)
