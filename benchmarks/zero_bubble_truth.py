@@ -8,12 +8,14 @@ zero_bubble_rates.csv (the bubble rates that the authors computed from them, tab
 
 * 1F1B, ZB-H1 and ZB-H2 are given orders: ours must give the same rates.
 * 1F1B-I has one layer per chunk: the paper chose layer counts two short of a multiple of the ranks, an embedding and a
-  head counting as a layer each, so there are (layers + 2) / ranks chunks.  The first micro-batch on its way there and
-  the last one on its way back wait for 2(ranks x chunks - 1) latencies between them, which nothing can hide; the
+  head counting as a layer each, so there are (layers + 2) / ranks chunks.  In that order the first micro-batch on
+  its way there and the last one on its way back wait for 2(ranks x chunks - 1) latencies, which nothing hides; the
   printed rates hold ``ranks`` latencies fewer, in every row to their last digit (column ``latencies``), so the paper's
   definition leaves one of the rounds through the ranks out.  They are within 0.005 all the same.
 * ZB-1p and ZB-2p are what their search finds within 1x and 2x the memory of 1F1B.  Ours must be no worse, in the same
-  memory.
+  memory; where several of our families search, the best of them counts.  W keeps less than F did: of the 34sbh + 5abs^2
+  bytes of a layer 32sbh (the paper's table 1), so act_w = 32 / (34 + 5as/h).  It matters: with act_w = 1 ZB-2p's rates
+  are out of reach with a stage per rank, whose last rank must put off more W than 2x the memory holds.
 """
 
 from __future__ import annotations
@@ -22,11 +24,11 @@ import argparse
 import csv
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from stretto.schedule.families import FAMILIES, build
+from stretto.schedule.families import build
 from stretto.schedule.simulate import Costs, Figures, simulate
 from stretto.schedule.validate import validate
 
@@ -79,17 +81,22 @@ def main() -> None:
     """Compare, print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--truth", type=Path, required=True, metavar="DIR", help=f"folder with {' and '.join(NEEDS)}")
-    truth = parser.parse_args().truth
+    parser.add_argument("--search", nargs="+", default=SEARCHES, metavar="NAME", help="families for ZB-1p and ZB-2p")
+    arguments = parser.parse_args()
+    truth = arguments.truth
     for name in NEEDS:
         if not (truth / name).is_file():
             parser.error(f"{truth} has no {name}; this benchmark needs {' and '.join(NEEDS)}.")
     rows = []
     print(HEAD)
-    for row in compared(truth):
+    for row in compared(truth, arguments.search):
         rows.append(row)
         print(text(row), flush=True)
-    missed = sum(not row.good for row in rows)
-    print(f"{len(rows) - missed} of {len(rows)} as near, or as low, as they must be")
+    met: dict[tuple[object, ...], bool] = {}
+    for row in rows:
+        rate = row.model, row.ranks, row.microbatches, row.schedule
+        met[rate] = met.get(rate, False) or row.good
+    print(f"{sum(met.values())} of {len(met)} published rates are met")
     document = {"rows": [asdict(row) for row in rows]}
     (RESULTS / "zero_bubble_truth.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
@@ -103,7 +110,7 @@ def text(row: Row) -> str:
     )
 
 
-def compared(truth: Path) -> Iterator[Row]:
+def compared(truth: Path, search: Sequence[str]) -> Iterator[Row]:
     """Each published rate for which there are pass times."""
     times = {_setting(line): line for line in _lines(truth / NEEDS[0])}
     for rate in _lines(truth / NEEDS[1]):
@@ -112,7 +119,7 @@ def compared(truth: Path) -> Iterator[Row]:
             if line["schedule"] in GIVEN:
                 yield _given(line)
             elif line["schedule"] in SEARCHED:
-                yield from (_searched(line, family) for family in SEARCHES if family in FAMILIES)
+                yield from (_searched(line, family) for family in search)
 
 
 def _given(line: Line) -> Row:
@@ -173,9 +180,14 @@ def _setting(line: Line) -> tuple[str, ...]:
 
 
 def _costs(line: Line) -> Costs:
-    """The profiled times; the paper's B is our I."""
+    """The profiled times, the paper's B being our I, and the part of an activation that W needs."""
+    per_hidden = 34 + 5 * int(line["heads"]) * int(line["seq_len"]) / int(line["hidden"])
     return Costs(
-        F=float(line["T_F_ms"]), I=float(line["T_B_ms"]), W=float(line["T_W_ms"]), comm=float(line["T_comm_ms"])
+        F=float(line["T_F_ms"]),
+        I=float(line["T_B_ms"]),
+        W=float(line["T_W_ms"]),
+        comm=float(line["T_comm_ms"]),
+        act_w=32 / per_hidden,
     )
 
 
