@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stretto.schedule.simulate.costs import Costs
+from stretto.schedule.synthesize import seeds
 from stretto.schedule.synthesize.bounds import least_memory, lower_bound
 from stretto.schedule.synthesize.problem import TOLERANCE
 from stretto.schedule.synthesize.space import layouts, problem_of
@@ -33,8 +34,8 @@ ROUNDS = ((99, 0.2), (4, 0.25), (2, 0.25), (1, 0.2))
 """How many layouts go on, and the share of the effort that they divide."""
 EXPLORED = 0.55
 """Share of a layout's effort that goes to rules; the rest to moves."""
-EXACT_OPERATIONS = 400
-"""Up to here an exact solver is asked as well."""
+SEARCHED_SEEDS = 0.5
+"""Share of the time after which families that search themselves are asked no more."""
 EQUAL = 1e-9
 """Relative difference below which a schedule counts as reaching its bound."""
 
@@ -71,6 +72,7 @@ class Candidate:
 
     layout: Layout
     problem: Problem
+    costs: Costs
     bound: float
     reason: str
     search: Search
@@ -97,7 +99,7 @@ def synthesize(
 ) -> Result:
     """The best schedule that can be found for ``space`` in ``time_budget`` seconds (compilation not counted).
 
-    ``costs`` may be a function from a layout to its StageCosts, where they differ from layout to layout.
+    ``costs`` may be a function from a layout to its costs, where they differ from layout to layout.
     ``memory_limit``: one for all ranks or one per rank, in micro-batches over a rank's whole share.
 
     Raises ScheduleError where no schedule of the space fits the memory, saying the least that would.
@@ -107,10 +109,12 @@ def synthesize(
     candidates = _candidates(space, microbatches=microbatches, costs=costs, memory_limit=memory_limit, seed=seed)
     for candidate in candidates:
         candidate.search.deadline = started + time_budget
-        _sow(candidate, costs if isinstance(costs, Costs) else None)
-    for survivors, share in ROUNDS:
+        _sow(candidate, seeds.FIXED)
+    for number, (survivors, share) in enumerate(ROUNDS):
         going = _worth_it(candidates)[:survivors]
         for candidate in going:
+            if number == 1 and time.monotonic() - started < SEARCHED_SEEDS * time_budget:
+                _sow(candidate, seeds.COSTED)
             effort = time_budget * share / len(going)
             candidate.search.explore(effort * EXPLORED)
             candidate.search.anneal(effort * (1 - EXPLORED))
@@ -129,7 +133,7 @@ def _result(candidates: list[Candidate]) -> Result:
         schedule=to_schedule(best.search.best.order, best.problem, name="auto"),
         layout=best.layout.name,
         makespan=best.makespan,
-        lower_bound=min(least.bound, best.makespan),
+        lower_bound=least.bound,
         reason=least.reason,
     )
 
@@ -147,16 +151,18 @@ def _candidates(
 
     found, least = [], math.inf
     for number, layout in enumerate(space):
-        stage_costs = costs.of(layout) if isinstance(costs, Costs) else costs(layout)
+        own = costs if isinstance(costs, Costs) else costs(layout)
         limits = _limits(memory_limit, layout.num_ranks)
-        problem = problem_of(layout, microbatches=microbatches, costs=stage_costs, limit=limits)
+        problem = problem_of(layout, microbatches=microbatches, costs=own.of(layout), limit=limits)
         needed = least_memory(problem)
         least = min(least, float(needed.max()))
         if (needed > problem.limit + TOLERANCE).any():
             continue
         bound = lower_bound(problem, time_budget=0.0)
         search = Search(problem, seed=seed * 1000 + number, target=bound.value)
-        found.append(Candidate(layout=layout, problem=problem, bound=bound.value, reason=bound.reason, search=search))
+        found.append(
+            Candidate(layout=layout, problem=problem, costs=own, bound=bound.value, reason=bound.reason, search=search)
+        )
     if not found:
         raise ScheduleError(
             f"No schedule fits a memory limit of {_say(memory_limit)}: one micro-batch alone keeps {least:g} alive on "
@@ -180,12 +186,13 @@ def _say(memory_limit: float | Sequence[float] | None) -> str:
     return f"{memory_limit:g}" if isinstance(memory_limit, int | float) else str(memory_limit)
 
 
-def _sow(candidate: Candidate, costs: Costs | None) -> None:
+def _sow(candidate: Candidate, names: Sequence[str]) -> None:
     """Offer the families' schedules."""
-    from stretto.schedule.synthesize.seeds import starts
-
-    for order in starts(candidate.problem, costs=costs):
-        candidate.search.add(order)
+    for name in names:
+        if candidate.search.over:
+            return
+        for order in seeds.starts(candidate.problem, name, costs=candidate.costs):
+            candidate.search.add(order)
 
 
 def _worth_it(candidates: list[Candidate]) -> list[Candidate]:

@@ -28,14 +28,16 @@ if TYPE_CHECKING:
 
 POOL = 10
 """Good schedules that are kept to vary."""
-RULE_SECONDS, PLACE_SECONDS = 120e-6, 0.2e-6
+RULE_SECONDS, PLACE_SECONDS = 60e-6, 0.1e-6
 """Nominal price of trying a rule: once, and per operation."""
-MOVE_SECONDS, RETIME_SECONDS = 0.6e-6, 0.012e-6
+MOVE_SECONDS, RETIME_SECONDS = 0.5e-6, 0.009e-6
 """Nominal price of a move: once, and per operation."""
 THOROUGH = 500
 """Moves per operation that let a chain start hot."""
 HOT, WARM = (0.3, 1.0, 0.1), (0.1, 0.03)
 """Temperatures that chains start from, over a rank's mean time for F, I or W."""
+WAITED = 1.02
+"""What a schedule may be longer than the worst of the pool before its waits are taken out."""
 SMALLEST = 1e-9
 """Makespans closer than this count as equal."""
 
@@ -173,7 +175,9 @@ class Search:
         memory = (tables.activation, tables.act_w, tables.limit, np.minimum(cap, 1e30))
         shape = (tables.rank_of, tables.stages_on, tables.duration, tables.comm, *memory)
         makespan = kernels.place(*shape, release, priority, patience, self._order, self._end)
-        self._keep(makespan, self._order, rule)
+        if makespan < kernels.INFINITE and (len(self.pool) < POOL or makespan < self.pool[-1].makespan * WAITED):
+            makespan, _ = self.times(self._order)  # without the waits, which only served to choose
+            self._keep(makespan, self._order, rule)
 
     def _keep(self, makespan: float, order: Symbols, rule: Rule | None) -> None:
         """Into the pool, if it is good and unlike the others."""

@@ -15,37 +15,36 @@ if TYPE_CHECKING:
 
 FIXED = ("gpipe", "1f1b", "interleaved", "zb-h1", "zb-h2", "breadth-first", "group-interleaved", "hanayo", "dualpipe-v")
 """Families that know no costs."""
-COSTED = ("zb-auto", "v-min", "v-half", "zb-v")
-"""Families that fit themselves to costs and memory."""
+COSTED = ("zb-auto", "zb-v")
+"""Families that fit themselves to costs and memory, one per placement; they search themselves, for seconds at most."""
 GROUPS = (1.0, 0.5)
 """Group sizes of group-interleaved, over the number of ranks."""
 
 
-def starts(problem: Problem, *, costs: Costs | None) -> Iterator[Symbols]:
-    """Orders of the families that have the problem's placement; ``costs`` (None: skip) for those that ask."""
+def starts(problem: Problem, name: str, *, costs: Costs) -> Iterator[Symbols]:
+    """Orders of a family, where it has the problem's placement and keeps its memory; ``costs`` are the problem's own."""
     from stretto.schedule.families import FAMILIES, build
 
+    family = FAMILIES[name]
     chunks = problem.stages // problem.ranks
+    if not family.chunked and family.chunk_counts not in ((chunks,), ()) and (chunks > 1 or family.chunk_counts):
+        return  # not worth building to see that its placement is another
     limit = float(problem.limit.min())
-    for name in (*FIXED, *(COSTED if costs is not None else ())):
-        family = FAMILIES.get(name)
-        if family is None:
+    for options in _options(name, problem.ranks, chunks):
+        try:
+            schedule = build(
+                name,
+                ranks=problem.ranks,
+                microbatches=problem.microbatches,
+                chunks=chunks if family.chunked else None,
+                options=options,
+                costs=costs,
+                memory_limit=limit if family.costed and limit < float("inf") else None,
+            )
+        except ScheduleError:  # the family doesn't have this shape, or doesn't fit the memory
             continue
-        for options in _options(name, problem.ranks, chunks):
-            try:
-                schedule = build(
-                    name,
-                    ranks=problem.ranks,
-                    microbatches=problem.microbatches,
-                    chunks=chunks if family.chunked else None,
-                    options=options,
-                    costs=costs,
-                    memory_limit=limit if family.costed and limit < float("inf") else None,
-                )
-            except ScheduleError:  # the family doesn't have this shape, or doesn't fit the memory
-                continue
-            if schedule.placement == (problem.placement,) and (order := to_symbols(schedule)) is not None:
-                yield order
+        if schedule.placement == (problem.placement,) and (order := to_symbols(schedule)) is not None:
+            yield order
 
 
 def _options(name: str, ranks: int, chunks: int) -> list[dict[str, object]]:

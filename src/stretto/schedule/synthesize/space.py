@@ -12,12 +12,10 @@ from stretto.spec.errors import ScheduleError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from stretto.schedule.simulate.costs import Costs
     from stretto.schedule.simulate.stage_costs import StageCosts
 
-    Pricing = Callable[["Layout"], StageCosts]
-
-MOST_OPERATIONS = 1_500_000
-"""Above this a placement is left out of the default space: a look at it would take seconds."""
+    Pricing = Callable[["Layout"], Costs]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
