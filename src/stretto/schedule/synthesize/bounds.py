@@ -13,8 +13,8 @@ Every bound may therefore take micro-batches to pass each stage in turn.
     area          memory x time is at least what all micro-batches hold it, and a rank has only its limit
     round trips   with k micro-batches in flight, each k-th one starts a whole round trip after the one before
 
-The largest counts.  ``lower_bound`` adds, in the time it is given, what an exact solver proves of the problem or
-of the same problem with fewer machines (``relax``).
+The largest counts.  In the time that it is given, ``lower_bound`` looks at all schedules of one rank and of more
+(``relax``), and what that proves counts too.
 """
 
 from __future__ import annotations
@@ -61,12 +61,24 @@ def least_memory(problem: Problem) -> npt.NDArray[np.float64]:
     return least.astype(np.float64)
 
 
-def lower_bound(problem: Problem, *, time_budget: float = 2.0) -> Bound:
-    """The best bound that is proven within about ``time_budget`` seconds; 0 takes closed forms alone."""
+def lower_bound(problem: Problem, *, time_budget: float = 2.0, upper: float = math.inf) -> Bound:
+    """The best bound that is proven within about ``time_budget`` seconds; 0 takes closed forms alone.
+
+    ``upper`` is the makespan of a schedule that is known, if any: the search need not look at slower ones, and ends
+    where it proves that there is no faster one.
+    """
     if bool((least_memory(problem) > problem.limit + TOLERANCE).any()):
         return Bound(value=math.inf, reason="the memory limit admits no schedule")
     chain = Chain.along(Durations.of(problem))
-    return max(bound for rank in range(problem.ranks) for bound in _of_rank(Rank.of(problem, chain, rank)))
+    ranks = [Rank.of(problem, chain, number) for number in range(problem.ranks)]
+    best = {rank.number: max(_of_rank(rank)) for rank in ranks}
+    bound = max(best.values())
+    if time_budget <= 0:
+        return bound
+    from stretto.schedule.synthesize.relax import tighten
+
+    order = sorted((rank for rank in ranks if rank.stages), key=lambda rank: -best[rank.number].value)
+    return tighten(problem, order, bound, time_budget=time_budget, upper=upper)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +141,16 @@ class Rank:
     def work(self) -> float:
         """Time that the rank computes."""
         return self.microbatches * sum(stage.F + stage.I + stage.W for stage in self.stages)
+
+    @property
+    def last(self) -> float:
+        """Length of the stretch before the end in which the rank can run no F any more."""
+        return min(stage.after_F for stage in self.stages)
+
+    @property
+    def last_idle(self) -> float:
+        """Time that the rank stands still in it, at the least."""
+        return self.last - _busy_last(self)
 
 
 def common_measure(values: list[float]) -> float | None:
@@ -193,9 +215,8 @@ def windows(rank: Rank) -> float:
     C >= work + i1 + i2 - (t1 + t2 - C), which can't be if work + i1 + i2 > t1 + t2.  Returns 0 where it isn't.
     """
     first = min(stage.before_I for stage in rank.stages)
-    last = min(stage.after_F for stage in rank.stages)
-    bound = rank.work + (first - _busy_first(rank, first)) + (last - _busy_last(rank, last))
-    return bound if bound > (first + last) * (1 + ROUNDING) else 0.0
+    bound = rank.work + (first - _busy_first(rank, first)) + rank.last_idle
+    return bound if bound > (first + rank.last) * (1 + ROUNDING) else 0.0
 
 
 def _busy_first(rank: Rank, until: float) -> float:
@@ -208,19 +229,20 @@ def _busy_first(rank: Rank, until: float) -> float:
     return best[-1]
 
 
-def _busy_last(rank: Rank, since: float) -> float:
+def _busy_last(rank: Rank) -> float:
     """Most time that the rank can spend in I and W in its last stretch.
 
     Both of an activation that is whole at its beginning, W alone of one that is past its I; and I not
     later than its remainder allows.
     """
-    assert rank.capacity is not None
-    empty = [0.0] * (rank.capacity + 1)
     pairs = [(stage.whole, stage.I + stage.W) for stage in rank.stages]
     alone = [(stage.rest, stage.W) for stage in rank.stages]
-    most_I = since - min(stage.after_I for stage in rank.stages)
     total = rank.microbatches * sum(stage.I + stage.W for stage in rank.stages)
-    return min(since, total, _filled(empty, pairs + alone)[-1], most_I + _filled(empty, alone)[-1])
+    if rank.capacity is None:
+        return min(rank.last, total)
+    empty = [0.0] * (rank.capacity + 1)
+    most_I = rank.last - min(stage.after_I for stage in rank.stages)
+    return min(rank.last, total, _filled(empty, pairs + alone)[-1], most_I + _filled(empty, alone)[-1])
 
 
 def _filled(best: list[float], items: list[tuple[int, float]]) -> list[float]:

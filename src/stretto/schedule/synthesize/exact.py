@@ -1,11 +1,11 @@
-"""The best schedule of a small problem, and what can be proven of a larger one, by CP-SAT.
+"""The best schedule of a small problem, by CP-SAT; ``window`` uses its parts on long schedules.
 
 Variables are the starts of F, I and W of each stage and micro-batch, in whole steps of time.  A rank is a
 machine that runs one interval at a time; its memory is a level that F raises and W (and I) lowers.
 Micro-batches are alike, so each stage takes them in turn: that alone removes M! equal schedules.
 
-Times become whole numbers by their common denominator.  Where that is too fine they are rounded *down*: the
-bound stays true, since every schedule only gets shorter, and orders found are timed with the true values.
+Times are whole numbers, rounded down where they must be (``ticks``): the bound stays true, and orders found are timed
+with the true values.
 
 With one worker the solver repeats itself exactly: its limit is work done (deterministic time), not the clock, which
 only guards against a machine far slower than ours.  The one file that imports ortools (extra ``synthesize``).
@@ -17,7 +17,6 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from ortools.sat.python import cp_model
@@ -36,6 +35,7 @@ from stretto.schedule.synthesize.replay import (
     one_by_one,
     starts,
 )
+from stretto.schedule.synthesize.ticks import Ticks
 
 if TYPE_CHECKING:
     from stretto.schedule.synthesize.problem import Problem
@@ -47,8 +47,6 @@ F, I, W = int(Kind.F), int(Kind.I), int(Kind.W)  # noqa: E741
 Variable = cp_model.IntVar
 new_model = cp_model.CpModel
 
-LARGEST = 2**40
-"""Largest whole time that the solver is given."""
 MEMORY_STEPS = 10**9
 """Steps of one memory unit where activations have no common measure; rounding 500 of them stays below TOLERANCE."""
 GUARD = 6.0
@@ -83,8 +81,8 @@ def solve(
     known = in_turn(hint) if hint is not None else one_by_one(problem)
     if not fits(known, problem):
         return None
-    clock = Clock.of(problem)
-    model = Model(problem, clock, ranks=range(problem.ranks))
+    clock = Ticks.of(problem)
+    model = Model(problem, clock)
     floor = lower_bound(problem, time_budget=0).value
     model.above(floor)
     model.start_from(known)
@@ -95,17 +93,6 @@ def solve(
     return best_of(found, problem, bound=max(floor, answer.bound / clock.rate))
 
 
-def prove(problem: Problem, *, ranks: Iterable[int], floor: float, time_budget: float, seed: int = 0) -> float:
-    """Least makespan where only the given ranks are machines with memory: a bound for the problem itself.
-
-    All other ranks run any number of operations at a time.  ``floor`` is a bound that is known already.
-    """
-    clock = Clock.of(problem)
-    model = Model(problem, clock, ranks=ranks)
-    model.above(floor)
-    return max(floor, model.search(time_budget=time_budget, seed=seed, workers=1).bound / clock.rate)
-
-
 def best_of(found: list[list[list[Operation]]], problem: Problem, *, bound: float) -> Solution | None:
     """The fastest of some orders that keep to the memory limit."""
     solutions = [
@@ -114,37 +101,6 @@ def best_of(found: list[list[list[Operation]]], problem: Problem, *, bound: floa
         if fits(orders, problem) and (time := makespan(orders, problem)) is not None
     ]
     return min(solutions, key=lambda solution: solution.makespan, default=None)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Clock:
-    """Whole times."""
-
-    durations: Durations[int]
-    """Of each stage, in ticks."""
-    rate: float
-    """Ticks in one unit of the problem's time."""
-    horizon: int
-    """Ticks that one micro-batch after another takes, which always fits."""
-
-    @classmethod
-    def of(cls, problem: Problem, *, largest: int = LARGEST) -> Clock:
-        """By the common denominator of all times, or rounded down to what ``largest`` allows."""
-        parts = (problem.F, problem.I, problem.W, problem.comm)
-        times = [float(time) for part in parts for time in part]
-        total = problem.microbatches * sum(times) * 2
-        fractions = [Fraction(time).limit_denominator(10_000) for time in times]
-        rate: float = math.lcm(*(fraction.denominator for fraction in fractions))
-        exact = all(abs(float(given) - time) <= 1e-12 * time for given, time in zip(fractions, times, strict=True))
-        if exact and total * rate <= largest:
-            ticks = [round(time * rate) for time in times]
-        else:
-            rate = min(largest / total, 10_000 / max(times))
-            ticks = [math.floor(time * rate) for time in times]
-        S = problem.stages
-        F, I, W, comm = (ticks[S * part : S * (part + 1)] for part in range(4))  # noqa: E741
-        way = sum(ticks) + sum(comm)
-        return cls(durations=Durations(F=F, I=I, W=W, comm=comm), rate=rate, horizon=problem.microbatches * way)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,22 +128,21 @@ def run(
 
 
 class Model:
-    """A problem as CP-SAT sees it, with some of its ranks as machines."""
+    """A problem as CP-SAT sees it."""
 
-    def __init__(self, problem: Problem, clock: Clock, *, ranks: Iterable[int]) -> None:
-        """Variables and constraints of the operations on these ranks."""
-        self.problem, self.clock, self.ranks = problem, clock, sorted(ranks)
+    def __init__(self, problem: Problem, clock: Ticks) -> None:
+        """Variables and constraints of all operations."""
+        self.problem, self.clock = problem, clock
         self.model = cp_model.CpModel()
-        self.stages = [stage for stage, rank in enumerate(problem.placement) if rank in self.ranks]
         durations = clock.durations
         self.chain = Chain.along(durations)
         self.makespan = self.model.new_int_var(0, clock.horizon, "")
         self.start: dict[Operation, Variable] = {}
-        for stage in self.stages:
+        for stage in range(problem.stages):
             self._add_stage(stage)
         for microbatch in range(problem.microbatches):
             self._add_arrows(microbatch)
-        for rank in self.ranks:
+        for rank in range(problem.ranks):
             operations = [key for key in self.start if problem.placement[key[1]] == rank]
             machine(self.model, operations, self.start, durations)
             memory(self.model, operations, self.start, problem=problem, durations=durations)
@@ -214,22 +169,25 @@ class Model:
             self.model.add(self.makespan >= self.start[kind, stage, M - 1] + length + after)
 
     def _add_arrows(self, microbatch: int) -> None:
-        """A micro-batch's way from stage to stage there and back; stages in between count as the time they take."""
+        """A micro-batch's way from stage to stage, there and back."""
         chain, start, add = self.chain, self.start, self.model.add
-        for here, there in itertools.pairwise(self.stages):
+        stages = range(self.problem.stages)
+        for here, there in itertools.pairwise(stages):
             lag = chain.before_F[there] - chain.before_F[here]
             add(start[F, there, microbatch] >= start[F, here, microbatch] + lag)
             lag = chain.before_I[here] - chain.before_I[there]
             add(start[I, here, microbatch] >= start[I, there, microbatch] + lag)
-        last = self.stages[-1]
+        last = stages[-1]
         lag = chain.before_I[last] - chain.before_F[last]
         add(start[I, last, microbatch] >= start[F, last, microbatch] + lag)
-        for stage in self.stages:
+        for stage in stages:
             add(start[W, stage, microbatch] >= start[I, stage, microbatch] + self.clock.durations.I[stage])
 
     def rows(self) -> list[list[Operation]]:
         """The operations of each rank, in no order."""
-        return [[key for key in self.start if self.problem.placement[key[1]] == rank] for rank in self.ranks]
+        return [
+            [key for key in self.start if self.problem.placement[key[1]] == rank] for rank in range(self.problem.ranks)
+        ]
 
     def start_from(self, orders: list[list[Operation]]) -> None:
         """Take a schedule as the first solution; nothing slower is looked at."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from stretto.schedule.synthesize import exact
 from stretto.schedule.synthesize.exact import F, I, W
 from stretto.schedule.synthesize.replay import Durations, Operation, in_turn, starts
+from stretto.schedule.synthesize.ticks import Ticks
 
 if TYPE_CHECKING:
     from stretto.schedule.synthesize.problem import Problem
@@ -45,7 +46,7 @@ def improve(
     makespans the one whose ranks are done earlier is taken, so that windows searched in turn add up.
     """
     known = in_turn(orders)
-    clock = exact.Clock.of(problem, largest=LARGEST)
+    clock = Ticks.of(problem, largest=LARGEST)
     model = WindowModel(problem, clock, known, window)
     answer = model.search(time_budget=time_budget, seed=seed)
     if not answer.starts:
@@ -61,7 +62,7 @@ class WindowModel:
     way to the end from each operation that the window leads to: the model holds the window alone.
     """
 
-    def __init__(self, problem: Problem, clock: exact.Clock, orders: list[list[Operation]], window: Window) -> None:
+    def __init__(self, problem: Problem, clock: Ticks, orders: list[list[Operation]], window: Window) -> None:
         """Cut the schedule in three and model the middle."""
         self.problem, self.durations = problem, clock.durations
         self.model = exact.new_model()
