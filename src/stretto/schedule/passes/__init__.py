@@ -15,6 +15,7 @@ from stretto.schedule.passes.offload import offload
 from stretto.schedule.passes.recompute import recompute
 from stretto.schedule.passes.sharding import sharding
 from stretto.schedule.passes.split_backward import split_backward
+from stretto.schedule.passes.two_stage_backward import two_stage_backward
 from stretto.schedule.passes.vocabulary import vocabulary
 from stretto.schedule.schedule import Schedule
 from stretto.spec.errors import ScheduleError, nearest
@@ -41,6 +42,12 @@ class Pass:
 
 PASSES: Mapping[str, Pass] = {
     "split-backward": Pass(apply=split_backward, summary="B becomes I and W"),
+    "2bp": Pass(
+        apply=two_stage_backward,
+        summary="B becomes I and a later W: when=idle while a rank waits, when=end, or when=late by behind=1 I",
+        options=("when", "behind", "limit"),
+        costed=True,
+    ),
     "vocabulary": Pass(
         apply=vocabulary,
         summary="the output layer on all ranks, as passes S and T; algorithm=1 keeps 2 more micro-batches, 2 keeps 1",

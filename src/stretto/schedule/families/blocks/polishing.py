@@ -121,7 +121,7 @@ def _critical(work, done, offsets, where, start, chance, spots, by_span):  # typ
     _, stages, microbatches = start.shape
     flows = stages * microbatches
     duration, comm, rank_of = work.duration, work.comm, work.rank_of
-    tiny = 1e-9 * duration.max()
+    tiny = work.instant
     op, latest = done[0], -1.0
     for rank in range(len(offsets) - 1):
         last = done[offsets[rank + 1] - 1]

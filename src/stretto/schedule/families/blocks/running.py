@@ -87,7 +87,7 @@ def run_order(work, order, offsets, guess, policy, done, start):  # type: ignore
 def _choose(work, state, order, end, guess, policy, rank, now):  # type: ignore[no-untyped-def]
     """Place in the order of what the rank runs now, or WEIGHT, SLEEP (which sets when to look again) or STUCK."""
     _, stages, microbatches = guess.shape
-    tiny = 1e-9 * work.duration.max()
+    tiny = work.instant
     place = state.place
     while place[0, rank] < end and state.ran[place[0, rank]] == 1:
         place[0, rank] += 1
@@ -133,7 +133,7 @@ def _early(work, state, order, end, policy, rank, now, gap):  # type: ignore[no-
                 fits = max(highest, state.held[0, rank]) + more <= work.limit[rank] + ROUNDING
             if fits:
                 at = state.arrive[kind, stage, micro]
-                if at <= now + 1e-9 * work.duration.max():
+                if at <= now + work.instant:
                     return place
                 state.time[1, rank] = min(state.time[1, rank], at)
             level += more if kind == 0 else -more

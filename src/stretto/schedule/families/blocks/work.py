@@ -40,6 +40,8 @@ class Work(NamedTuple):
     """Fraction of it kept between I and W (S,)."""
     limit: Values
     """Memory of each rank (R,)."""
+    instant: float
+    """Times closer than this count as equal."""
 
     @property
     def busiest(self) -> float:
@@ -56,15 +58,17 @@ def of(problem: Problem) -> Work:
     for rank, stages in enumerate(chunks):
         index_of[list(stages)] = np.arange(len(stages))
         stages_on[rank, : len(stages)] = stages
+    duration = np.array([problem.F, problem.I, problem.W], dtype=np.float64)
     return Work(
         rank_of=rank_of,
         index_of=index_of,
         stages_on=stages_on,
-        duration=np.array([problem.F, problem.I, problem.W], dtype=np.float64),
+        duration=duration,
         comm=np.asarray(problem.comm, dtype=np.float64),
         activation=np.asarray(problem.activation, dtype=np.float64),
         kept=np.asarray(problem.act_w, dtype=np.float64),
         limit=np.asarray(problem.limit, dtype=np.float64),
+        instant=1e-9 * float(duration.max()),
     )
 
 
