@@ -19,7 +19,7 @@ from torch.distributed.pipelining.schedules import get_schedule_class
 from stretto.parallel.mesh import Mesh
 from stretto.parallel.pipeline.channel import PeerChannel
 from stretto.parallel.pipeline.runtime import Runtime
-from stretto.parallel.pipeline.virtual import WIDTH, virtual_stages, wait_until
+from stretto.parallel.pipeline.virtual import WIDTH, VirtualDevice, virtual_stages, wait_until
 from stretto.schedule import placement
 from stretto.schedule.families import build
 from stretto.schedule.op import Kind, Op
@@ -39,9 +39,14 @@ def ours(schedule: Schedule, mesh: Mesh, seconds: float) -> Step:
     """The runtime of training; ``schedule`` is lowered, F, I and W take ``seconds`` each."""
     rank = mesh.index("pp")
     durations = {Kind.F: seconds, Kind.I: seconds, Kind.W: seconds}
-    stages = virtual_stages(schedule, rank, mesh=mesh, seconds=durations)
-    channel = PeerChannel(mesh, CPU, [schedule])
-    runtime = Runtime(stages, schedule, rank=rank, channel=channel, observer=Silent())
+    runtime = Runtime(
+        virtual_stages(schedule, rank, mesh=mesh),
+        schedule,
+        rank=rank,
+        channel=PeerChannel(mesh, CPU, [schedule]),
+        observer=Silent(),
+        device=VirtualDevice(durations),
+    )
     tokens = torch.ones(1, 1, dtype=torch.int64)
     batch = Batch(tokens=tokens, labels=tokens, positions=tokens, documents=None, samples=tokens[:, 0])
     batches, one = [batch] * schedule.num_microbatches, torch.ones(())

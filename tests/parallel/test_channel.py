@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -11,8 +12,11 @@ from torch import Tensor
 from ranks import Ranks
 from stretto.parallel.mesh import build_mesh
 from stretto.parallel.pipeline.channel import Message, PeerChannel, routes_of
+from stretto.parallel.pipeline.delivery import arrivals
+from stretto.parallel.pipeline.header import header_of, shapes_in
 from stretto.parallel.pipeline.segment import tensors_of
 from stretto.schedule.families import build
+from stretto.schedule.op import Kind
 from stretto.schedule.passes.communication import lower
 from stretto.spec.errors import UnsupportedError
 from stretto.spec.plan import PlanSpec
@@ -95,6 +99,78 @@ def test_receives_come_in_the_order_of_the_schedule(ranks: Ranks) -> None:
     assert values == [0.0, 1.0]
 
 
+def mixed_on_rank(rank: int, world: int) -> bool:
+    """Micro-batches of one step with three lengths, met again in another order."""
+    channel = PeerChannel(build_mesh(PlanSpec(pp=2), rank), torch.device("cpu"), [SCHEDULE])
+    good = True
+    for lengths in ([4, 7, 4, 2, 7], [2, 2, 7, 4, 4]):
+        direction = "B" if rank == 0 else "F"
+        receives = [Message(direction, 0, m, 1 - rank) for m in range(COUNT)]  # type: ignore[arg-type]
+        channel.begin_step(receives, lengths)
+        for m, length in enumerate(lengths if rank == 0 else []):
+            channel.send(Message("F", 0, m, 1), value_of(m, length))
+        for message, length in zip(receives, lengths, strict=True):
+            channel.tend()
+            value = channel.receive(message)
+            good = good and equal(value, value_of(message.microbatch, length))
+            if rank == 1:
+                channel.send(Message("B", 0, message.microbatch, 0), value)
+        channel.end_step()
+    return good
+
+
+def test_micro_batches_of_a_step_may_differ(ranks: Ranks) -> None:
+    assert ranks.run(mixed_on_rank, 2) == [True, True]
+
+
+def let_go_on_rank(rank: int, world: int) -> list[int]:
+    """How many of the tensors that rank 0 sent are alive after each message that it receives."""
+    channel = PeerChannel(build_mesh(PlanSpec(pp=2), rank), torch.device("cpu"), [SCHEDULE])
+    alive: list[weakref.ref[Tensor]] = []
+    counts = []
+    proved = arrivals(SCHEDULE, rank)
+    for name, stage, m, _ in SCHEDULE.rows(rank):
+        kind = Kind(name)
+        if (kind, stage, m) == next((Kind(k), s, b) for k, s, b, _ in SCHEDULE.rows(rank)):
+            channel.begin_step(
+                [
+                    Message("F" if k == Kind.RECV_F else "B", 0, b, 1 - rank, proved[k, s, b])
+                    for k, s, b, _ in SCHEDULE.rows(rank)
+                    if k in (Kind.RECV_F, Kind.RECV_B)
+                ],
+                [(1,)] * COUNT,
+            )
+        direction: Any = "F" if kind in (Kind.SEND_F, Kind.RECV_F) else "B"
+        if kind in (Kind.SEND_F, Kind.SEND_B):
+            value = torch.zeros(3)
+            alive.append(weakref.ref(value.untyped_storage()))
+            channel.send(Message(direction, 0, m, 1 - rank), value)
+            del value
+        elif kind in (Kind.RECV_F, Kind.RECV_B):
+            channel.receive(Message(direction, 0, m, 1 - rank, proved[kind, stage, m]))
+            channel.tend()
+            counts.append(sum(ref() is not None for ref in alive))
+    channel.end_step()
+    return [*counts, sum(ref() is not None for ref in alive)]
+
+
+def test_what_has_arrived_is_let_go_within_the_step(ranks: Ranks) -> None:
+    first, last = ranks.run(let_go_on_rank, 2)
+    # 1f1b: when a gradient comes back, all that rank 0 sent has arrived but what it sent since.
+    assert first == [1] * (COUNT - 1) + [0, 0]
+    # The last rank's gradient is known to be gone when the next activation but one, sent after it, comes.
+    assert last[-1] == 0 and max(last) <= 2
+
+
+def test_a_receive_proves_what_its_sender_had_received() -> None:
+    # Rank 1 sends the gradient of micro-batch m after it has received m + 1 activations.
+    proved = arrivals(SCHEDULE, 0)
+    assert [proved[Kind.RECV_B, 0, m] for m in range(COUNT)] == [(m + 1, 0) for m in range(COUNT)]
+    # Rank 0 sends activations 0 and 1 before it has received a gradient, then one after each.
+    proved = arrivals(SCHEDULE, 1)
+    assert [proved[Kind.RECV_F, 1, m] for m in range(COUNT)] == [(0, max(0, m - 1)) for m in range(COUNT)]
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -105,10 +181,15 @@ def test_receives_come_in_the_order_of_the_schedule(ranks: Ranks) -> None:
     ids=["seven tensors", "seven dims", "complex"],
 )
 def test_what_cannot_travel_is_refused_in_a_sentence(value: Any) -> None:
-    channel = PeerChannel(build_mesh(PlanSpec(), 0), torch.device("cpu"), [ALONE])
-    channel.begin_step([], [(1,)])
-    with pytest.raises(UnsupportedError, match=r"stage 0 passes on .* at most 6 tensors of at most 6 dims"):
-        channel.send(Message("F", 0, 0, 1), value)
+    with pytest.raises(UnsupportedError, match=r"stage 3 passes on .* at most 6 tensors of at most 6 dims"):
+        header_of(value, 3, torch.device("cpu"))
+
+
+def test_a_header_says_what_follows() -> None:
+    value = value_of(1, 4)
+    shapes = shapes_in(header_of(value, 0, torch.device("cpu")))
+    assert shapes.tensors == tuple((tuple(t.shape), t.dtype) for t in value) and not shapes.single
+    assert shapes_in(header_of(value[0], 0, torch.device("cpu"))).single
 
 
 def test_routes_are_those_of_the_sends() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from stretto.parallel.pipeline.channel import Channel, Message
+from stretto.parallel.pipeline.delivery import arrivals
 from stretto.parallel.pipeline.play import Play, Slot
 from stretto.parallel.pipeline.segment import Value
 from stretto.parallel.pipeline.stage import Stage, scalar
@@ -147,6 +148,7 @@ class Actions:
         present = [(op.kind, op.stage, op.microbatch) for op in schedule.ops(rank)]
         self._split = {(stage, m) for kind, stage, m in present if kind is Kind.I}
         self._recomputed = {(stage, m) for kind, stage, m in present if kind is Kind.R}
+        self._arrivals = arrivals(schedule, rank)
         self._blocks: dict[int, int] = {}
         for kind, stage, block in present:
             if kind in PER_BLOCK:
@@ -171,7 +173,8 @@ class Actions:
         elif op.kind is Kind.SEND_B:
             boundary = self._schedule.gradient_target(op.stage, op.microbatch)
         assert boundary is not None
-        return Message("F" if forward else "B", boundary, op.microbatch, op.peer)
+        arrived = self._arrivals.get((op.kind, op.stage, op.microbatch), (0, 0))
+        return Message("F" if forward else "B", boundary, op.microbatch, op.peer, arrived)
 
     def _slot(self, direction: str, op: Op, reader: int | None) -> Slot | None:
         """Where a value for ``reader`` goes: its own slot on this rank, or that of the send on this one's."""

@@ -16,11 +16,12 @@ from typing import Any
 from torch import Tensor
 
 from stretto.parallel.pipeline.channel import Channel
+from stretto.parallel.pipeline.device import Device, Present
 from stretto.parallel.pipeline.operation import Actions
 from stretto.parallel.pipeline.play import Play
 from stretto.parallel.pipeline.stage import Stage
 from stretto.parallel.unit import Unit
-from stretto.schedule.op import Kind
+from stretto.schedule.op import COMPUTE, Kind
 from stretto.schedule.schedule import Schedule
 from stretto.spec.contract import Batch, Observer
 
@@ -34,18 +35,30 @@ class Runtime:
         rank: this rank's position along pp.
         channel: carries its messages; None where the schedule has none.
         observer: hears every operation.
+        device: what it computes on; None: what the tensors lie on.
 
     Raises:
         UnsupportedError: for a schedule with operations that can't be played yet.
     """
 
     def __init__(
-        self, stages: Mapping[int, Stage], schedule: Schedule, *, rank: int, channel: Channel | None, observer: Observer
+        self,
+        stages: Mapping[int, Stage],
+        schedule: Schedule,
+        *,
+        rank: int,
+        channel: Channel | None,
+        observer: Observer,
+        device: Device | None = None,
     ) -> None:
         self._stages, self._channel, self._observer = stages, channel, observer
+        self._device = device or Present()
         ops = schedule.ops(rank)
         actions = Actions(schedule, rank, stages=stages, channel=channel)
-        self._program = [(str(op), op.peer if op.peer >= 0 else None, actions.action(op)) for op in ops]
+        self._program = [
+            (str(op), op.peer if op.peer >= 0 else None, actions.action(op), op if op.kind in COMPUTE else None)
+            for op in ops
+        ]
         self._receives = [actions.message(op) for op in ops if op.kind in (Kind.RECV_F, Kind.RECV_B)]
         self._uses = Counter(op.microbatch for op in ops if op.kind in (Kind.F, Kind.B, Kind.I, Kind.R))
         told = {op.stage for op in ops if op.kind is Kind.REDUCE_GRAD}
@@ -80,12 +93,26 @@ class Runtime:
                 unit.begin_step(self._contributions[id(unit)], told=id(unit) in self._told)
         if self._channel is not None:
             self._channel.begin_step(self._receives, [tuple(batch.tokens.shape) for batch in batches])
-        begin, end = self._observer.begin, self._observer.end
-        for name, peer, action in self._program:
-            begin(name, peer=peer)
-            action(play)
-            end()
+        self._play_all(play)
         if self._channel is not None:
             self._channel.end_step()
         assert not play.values, f"values of this step were not used: {sorted(play.values)}"
         return play.loss
+
+    def _play_all(self, play: Play) -> None:
+        begin, end, device = self._observer.begin, self._observer.end, self._device
+        tend = _nothing if self._channel is None else self._channel.tend
+        for name, peer, action, compute in self._program:
+            begin(name, peer=peer)
+            if compute is None:
+                action(play)
+            else:
+                device.begin(compute)
+                action(play)
+                tend()
+                device.end(compute)
+            end()
+
+
+def _nothing() -> None:
+    """There are no messages to tend."""

@@ -26,7 +26,7 @@ from stretto.parallel.pipeline.backward import Deferral
 from stretto.parallel.pipeline.segment import Segment, Value
 from stretto.parallel.pipeline.stage import Stage
 from stretto.parallel.unit import LocalUnit
-from stretto.schedule.op import Kind
+from stretto.schedule.op import Kind, Op
 from stretto.schedule.schedule import Schedule
 from stretto.spec.sharding import Sharding
 
@@ -50,65 +50,36 @@ def wait_until(moment: float) -> None:
         time.sleep(left)
 
 
-class VirtualStage(Stage):
-    """A stage that takes as long as it is told.
+class VirtualDevice:
+    """A device on which each kind of operation takes as long as it is told.
 
     Args:
-        seconds: duration of each kind of operation; B takes ``I`` and ``W``.
+        seconds: of F, I and W, and of R where there is one; B takes ``I`` and ``W``.
     """
 
-    def __init__(self, index: int, segments: list[Segment], seconds: Mapping[Kind, float]) -> None:
-        super().__init__(index, segments)
-        self._seconds = dict(seconds)
-        self._seconds.setdefault(Kind.B, seconds[Kind.I] + seconds[Kind.W])
+    def __init__(self, seconds: Mapping[Kind, float]) -> None:
+        self._seconds = {Kind.B: seconds[Kind.I] + seconds[Kind.W], Kind.R: seconds[Kind.F], **seconds}
+        self._began = 0.0
 
-    def forward(self, microbatch: int, x: Value, context: Any, batch: Any, *, split: bool = False) -> Value:
-        """F."""
-        end = time.perf_counter() + self._seconds[Kind.F]
-        y = super().forward(microbatch, x, context, batch, split=split)
-        wait_until(end)
-        return y
+    def begin(self, op: Op) -> None:
+        """Note the time."""
+        self._began = time.perf_counter()
 
-    def evaluate(self, x: Value, context: Any, batch: Any) -> Value:
-        """F without a graph."""
-        end = time.perf_counter() + self._seconds[Kind.F]
-        y = super().evaluate(x, context, batch)
-        wait_until(end)
-        return y
-
-    def backward(self, microbatch: int, dy: Value, context: Any, batch: Any) -> Value:
-        """B."""
-        end = time.perf_counter() + self._seconds[Kind.B]
-        dx = super().backward(microbatch, dy, context, batch)
-        wait_until(end)
-        return dx
-
-    def backward_inputs(self, microbatch: int, dy: Value, context: Any, batch: Any) -> Value:
-        """I."""
-        end = time.perf_counter() + self._seconds[Kind.I]
-        dx = super().backward_inputs(microbatch, dy, context, batch)
-        wait_until(end)
-        return dx
-
-    def backward_weights(self, microbatch: int) -> None:
-        """W."""
-        end = time.perf_counter() + self._seconds[Kind.W]
-        super().backward_weights(microbatch)
-        wait_until(end)
+    def end(self, op: Op) -> None:
+        """Wait for the rest of the operation's duration."""
+        wait_until(self._began + self._seconds[op.kind])
 
 
-def virtual_stages(
-    schedule: Schedule, rank: int, *, mesh: Mesh, seconds: Mapping[Kind, float], width: int = WIDTH
-) -> dict[int, VirtualStage]:
+def virtual_stages(schedule: Schedule, rank: int, *, mesh: Mesh, width: int = WIDTH) -> dict[int, Stage]:
     """The stages of a rank: a layer [width, width] on [width, width] activations each, the last one summed up.
 
     Parameters are this rank's own, also where replicas of a stage lie on other ranks.
     """
     held = {stage for voice in range(len(schedule.placement)) for stage in schedule.stages_of(rank, voice)}
-    return {index: _virtual_stage(index, schedule.num_stages, mesh, seconds, width) for index in sorted(held)}
+    return {index: _virtual_stage(index, schedule.num_stages, mesh, width) for index in sorted(held)}
 
 
-def _virtual_stage(index: int, num_stages: int, mesh: Mesh, seconds: Mapping[Kind, float], width: int) -> VirtualStage:
+def _virtual_stage(index: int, num_stages: int, mesh: Mesh, width: int) -> Stage:
     layer = nn.Linear(width, width, bias=False)
     weight = nn.Parameter(torch.zeros(width, width))
     layer.weight = weight
@@ -123,4 +94,4 @@ def _virtual_stage(index: int, num_stages: int, mesh: Mesh, seconds: Mapping[Kin
         y: Tensor = layer(start)
         return y.sum() if last else y
 
-    return VirtualStage(index, [Segment(name=str(index), run=run, units=[unit], deferral=Deferral(layer))], seconds)
+    return Stage(index, [Segment(name=str(index), run=run, units=[unit], deferral=Deferral(layer))])
