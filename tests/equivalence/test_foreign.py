@@ -31,6 +31,9 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"pp": 4}),
     ("streams", {"pp": 2, "dp_shard": 2, "zero": 2}),
     ("streams", {"pp": 4, "recompute": "full"}),
+    ("streams", {"pp": 2, "schedule": "dualpipe", "dp_shard": 2, "zero": 3}),
+    ("neox", {"pp": 2, "schedule": "zb-v", "chunks": 2}),
+    ("llama", {"pp": 2, "tp": 2, "schedule": "zb-h2", "recompute": "full"}),
 ]
 
 

@@ -45,11 +45,18 @@ def train_on_rank(rank: int, world: int, run: RunSpec) -> tuple[list[tuple[float
         torch.compile = compiler
 
 
-@pytest.mark.parametrize(
-    "plan",
-    [{}, {"recompute": "full"}, {"recompute": "selective"}, {"dp_shard": 2, "zero": 3}, {"tp": 2}, {"pp": 2}],
-    ids=str,
-)
+PLANS: list[dict[str, Any]] = [
+    {},
+    {"recompute": "full"},
+    {"recompute": "selective"},
+    {"dp_shard": 2, "zero": 3},
+    {"tp": 2},
+    {"pp": 2},
+    {"pp": 2, "schedule": "zb-h1"},
+]
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=str)
 def test_compiled_blocks_give_the_same(ranks: Ranks, plan: dict[str, Any]) -> None:
     run = replace(RUN, plan=PlanSpec(**plan))
     expected = ranks.run(train_on_rank, run.plan.num_ranks, run)

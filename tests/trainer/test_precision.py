@@ -65,6 +65,8 @@ PLANS: list[dict[str, Any]] = [
     {"dp_replicate": 2},
     {"tp": 2},
     {"pp": 2},
+    {"pp": 2, "schedule": "zb-h1", "dp_shard": 2, "zero": 3},
+    {"pp": 2, "schedule": "dualpipe"},
 ]
 
 

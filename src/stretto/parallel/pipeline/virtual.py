@@ -85,13 +85,14 @@ def _virtual_stage(index: int, num_stages: int, mesh: Mesh, width: int) -> Stage
     layer.weight = weight
     sharding = Sharding.whole(f"blocks.{index}.weight", (width, width))
     unit = LocalUnit(f"blocks.{index}", [(weight, sharding)], mesh=mesh, compute=weight.dtype)
-    first, last = index == 0, index == num_stages - 1
+    last = index == num_stages - 1
 
     def run(x: Value, context: Any, batch: Any) -> Tensor:
-        # The first stage has an input of its own that needs a gradient, so that it has an I like the others.
-        start = torch.ones(width, width, requires_grad=torch.is_grad_enabled()) if first else x
-        assert isinstance(start, Tensor)
-        y: Tensor = layer(start)
+        assert isinstance(x, Tensor)
+        y: Tensor = layer(x)
         return y.sum() if last else y
 
-    return Stage(index, [Segment(name=str(index), run=run, units=[unit], deferral=Deferral(layer))])
+    block = Segment(name=str(index), run=run, units=[unit], deferral=Deferral(layer))
+    # The first stage has inputs of its own, so that the layer behind them has an I like all others.
+    inputs = Segment(name="inputs", run=lambda x, context, batch: torch.ones(width, width), units=[])
+    return Stage(index, [block] if index else [inputs, block])
