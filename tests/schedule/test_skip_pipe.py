@@ -1,5 +1,7 @@
 """SkipPipe: equal visits, paths that don't meet, and time saved for work left out."""
 
+import random
+import time
 from collections import Counter
 
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 
 from stretto.schedule import Kind
 from stretto.schedule.families import build
-from stretto.schedule.families.skip_pipe import skip_pipe
+from stretto.schedule.families.skip_pipe import _Track, skip_pipe
 from stretto.schedule.passes.communication import lower
 from stretto.schedule.passes.split_backward import split_backward
 from stretto.schedule.simulate import Costs, peak_activation, run, simulate
@@ -136,3 +138,33 @@ def test_a_limit_that_cannot_be_kept_says_the_least() -> None:
         ScheduleError, match=r"can't keep its activations below 0\.5 micro-batches; the least it reaches is"
     ):
         build("skip-pipe", ranks=4, microbatches=8, memory_limit=0.5)
+
+
+@given(
+    ranks=st.integers(1, 6),
+    chunks=st.integers(1, 3),
+    microbatches=st.integers(0, 20),
+    start=st.integers(0, 9),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_swap_is_judged_as_if_its_way_were_walked(
+    ranks: int, chunks: int, microbatches: int, start: int, seed: int
+) -> None:
+    draw, stages = random.Random(seed), ranks * chunks
+    track = _Track(ranks, tuple(stage % ranks for stage in range(stages)))
+    for _ in range(microbatches):
+        taken = sorted(draw.sample(range(stages), draw.randint(1, stages)))
+        track.take(track.trip(tuple(taken), draw.randint(0, 9)))
+    path = tuple(range(stages))
+    ordered = track.trip(path, start)
+    for at in range(stages - 1):
+        walked = track.trip((*path[:at], at + 1, at, *path[at + 2 :]), start)
+        for within in (ordered.end, ordered.end - 1):
+            assert track.swapped(ordered, at, within) == min(walked.end, within)
+
+
+def test_many_stages_and_micro_batches_take_seconds() -> None:
+    begun = time.process_time()
+    skip_pipe(ranks=16, microbatches=64, chunks=4)
+    assert time.process_time() - begun < 5

@@ -127,15 +127,23 @@ class _Trip(NamedTuple):
     """One micro-batch's way there and back."""
 
     path: tuple[int, ...]
-    forward: tuple[int, ...]
-    """Slot of the F of each stage of the path."""
-    backward: tuple[int, ...]
-    """First slot of the B of each stage of the path, back to front."""
+    times: tuple[int, ...]
+    """The slot from which it goes, and the first slot after each of its operations: forwards, then backwards."""
+
+    @property
+    def forward(self) -> Iterator[int]:
+        """Slot of the F of each stage of the path."""
+        return (time - FORWARD for time in self.times[1 : len(self.path) + 1])
+
+    @property
+    def backward(self) -> Iterator[int]:
+        """First slot of the B of each stage of the path, back to front."""
+        return (time - BACKWARD for time in self.times[len(self.path) + 1 :])
 
     @property
     def end(self) -> int:
         """First slot after it."""
-        return self.backward[-1] + BACKWARD
+        return self.times[-1]
 
 
 class _Track:
@@ -143,21 +151,55 @@ class _Track:
 
     def __init__(self, ranks: int, holders: tuple[int, ...]) -> None:
         self.taken = [0] * ranks
+        self.short = [0] * ranks
+        """Bit t: no backward can begin in slot t, which is taken or the last before one that is."""
         self.holders = holders
 
     def trip(self, path: tuple[int, ...], start: int) -> _Trip:
         """The way along a path from a slot on, each operation in the first slots that no one has taken."""
-        at, forward, backward = start, [], []
+        times = [start]
         for stage in path:
-            at = _first(self.taken[self.holders[stage]], at)
-            forward.append(at)
-            at += FORWARD
+            times.append(self.forward(stage, times[-1]))
         for stage in reversed(path):
-            taken = self.taken[self.holders[stage]]
-            at = _first(taken | taken >> 1, at)
-            backward.append(at)
-            at += BACKWARD
-        return _Trip(path, tuple(forward), tuple(backward))
+            times.append(self.backward(stage, times[-1]))
+        return _Trip(path, tuple(times))
+
+    def forward(self, stage: int, at: int) -> int:
+        """The slot after a forward that may begin in slot ``at``."""
+        return _first(self.taken[self.holders[stage]], at) + FORWARD
+
+    def backward(self, stage: int, at: int) -> int:
+        """The slot after a backward that may begin in slot ``at``."""
+        return _first(self.short[self.holders[stage]], at) + BACKWARD
+
+    def swapped(self, trip: _Trip, at: int, within: int) -> int:
+        """When a trip is back if its stages ``at`` and ``at + 1`` change places; ``within`` where not before that.
+
+        Both ways are the same up to the swap, and again from where they are at one stage in the same slot; later at a
+        stage is never earlier at the next.  So only the steps between are walked, which are few.
+        """
+        path, times = trip.path, trip.times
+        first, second, turn = path[at], path[at + 1], len(path)
+        time = self.forward(first, self.forward(second, times[at]))
+        for step in range(at + 2, turn):
+            if time == times[step]:
+                time = times[turn]
+                break
+            time = self.forward(path[step], time)
+        again = 2 * turn - 2 - at
+        if time + BACKWARD * turn >= within:
+            return within
+        for step in range(turn, again):
+            if time == times[step]:
+                time = times[again]
+                break
+            time = self.backward(path[2 * turn - 1 - step], time)
+        time = self.backward(second, self.backward(first, time))
+        for step in range(again + 2, 2 * turn):
+            if time >= min(times[step], within):
+                return within
+            time = self.backward(path[2 * turn - 1 - step], time)
+        return min(time, within)
 
     def take(self, trip: _Trip) -> None:
         """Reserve the slots of a trip."""
@@ -165,6 +207,8 @@ class _Track:
             self.taken[self.holders[stage]] |= 1 << slot
         for stage, slot in zip(reversed(trip.path), trip.backward, strict=True):
             self.taken[self.holders[stage]] |= 0b11 << slot
+        for rank in {self.holders[stage] for stage in trip.path}:
+            self.short[rank] = self.taken[rank] | self.taken[rank] >> 1
 
 
 def _first(taken: int, start: int) -> int:
@@ -183,13 +227,26 @@ def _plan(visits: _Visits, track: _Track, draw: random.Random, *, alive: int, sw
     ends: list[int] = []
     while visits.microbatches:
         start = sorted(ends)[-alive] if len(ends) >= alive else 0
-        paths = (path for chosen in visits.choices(draw) for path in _orders(chosen, visits.kept, swap=swap))
-        trip = min((track.trip(path, start) for path in paths), key=lambda trip: trip.end)
+        trip = _soonest(visits, track, visits.choices(draw), start=start, swap=swap)
         track.take(trip)
         visits.take(trip.path)
         trips.append(trip)
         ends.append(trip.end)
     return trips
+
+
+def _soonest(visits: _Visits, track: _Track, choices: Iterator[tuple[int, ...]], *, start: int, swap: bool) -> _Trip:
+    """The trip from a slot on that is back first, of some sets of stages in all orders; of equals the first."""
+    best: _Trip | None = None
+    for chosen in choices:
+        ordered = track.trip(chosen, start)
+        if best is None or ordered.end < best.end:
+            best = ordered
+        for at in _swaps(chosen, visits.kept) if swap else ():
+            if track.swapped(ordered, at, best.end) < best.end:
+                best = track.trip((*chosen[:at], chosen[at + 1], chosen[at], *chosen[at + 2 :]), start)
+    assert best is not None
+    return best
 
 
 class _Visits:
@@ -245,14 +302,10 @@ def _kept(keep: str | int | Sequence[int], *, stages: int, length: int) -> froze
     return frozenset(named)
 
 
-def _orders(chosen: tuple[int, ...], kept: frozenset[int], *, swap: bool) -> Iterator[tuple[int, ...]]:
-    """A set of stages in order, and with each pair of neighbours swapped that may be.
+def _swaps(chosen: tuple[int, ...], kept: frozenset[int]) -> list[int]:
+    """Where a set of stages in order has two neighbours that may be swapped: the positions of the first.
 
-    >>> list(_orders((0, 1, 3), frozenset({0}), swap=True))
-    [(0, 1, 3), (0, 3, 1)]
+    >>> _swaps((0, 1, 3), frozenset({0}))
+    [1]
     """
-    yield chosen
-    for at in range(len(chosen) - 1 if swap else 0):
-        first, second = chosen[at : at + 2]
-        if not {first, second} & kept:
-            yield (*chosen[:at], second, first, *chosen[at + 2 :])
+    return [at for at in range(len(chosen) - 1) if not {chosen[at], chosen[at + 1]} & kept]
