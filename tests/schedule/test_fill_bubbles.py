@@ -9,6 +9,7 @@ from stretto.schedule.families import build
 from stretto.schedule.passes import change
 from stretto.schedule.passes.communication import lower, without_messages
 from stretto.schedule.passes.fill_bubbles import fill_bubbles, with_frozen
+from stretto.schedule.passes.sharding import sharding
 from stretto.schedule.passes.vocabulary import vocabulary
 from stretto.schedule.simulate import Costs, peak_activation, run, simulate
 from stretto.schedule.validate import validate
@@ -125,3 +126,9 @@ def test_options_that_cannot_be(options: dict, says: str) -> None:
 def test_vocabulary_passes_are_refused() -> None:
     with pytest.raises(ScheduleError, match="has vocabulary passes, which frozen work has no use for"):
         fill_bubbles(vocabulary(build("1f1b", ranks=2, microbatches=2)), frozen=[0.5])
+
+
+def test_an_optimizer_step_is_refused() -> None:
+    with pytest.raises(ScheduleError, match="has OPT already, after which no frozen work can come; fill it before"):
+        fill_bubbles(sharding(build("1f1b", ranks=2, microbatches=2)), frozen=[0.5])
+    validate(sharding(fill_bubbles(build("1f1b", ranks=2, microbatches=2), frozen=[0.5])))

@@ -196,6 +196,11 @@ def test_what_runs_beside_the_arithmetic_keeps_its_place(name: str, algorithm: i
         assert simulate(woven, FIGURE).makespan <= simulate(schedule, FIGURE).makespan + 8 * (0.5 + 0.5)
 
 
+@pytest.mark.parametrize("algorithm", [1, 2])
+def test_blocks_may_be_more_than_micro_batches(algorithm: int) -> None:
+    validate(vocabulary(sharding(build("v-half", ranks=3, microbatches=1), blocks=3), algorithm=algorithm))
+
+
 def test_it_comes_once() -> None:
     with pytest.raises(ScheduleError, match="has S and T already; the vocabulary passes come once"):
         vocabulary(vocabulary(build("1f1b", ranks=2, microbatches=2)))

@@ -53,7 +53,7 @@ def fill_bubbles(
     ``frozen``: see there; times in the unit of ``costs``.  ``units``: parts that the batch of each encoder is cut into,
     by default four for each rank.  The schedule has as many stages more as there are frozen layers, and costs that fit
     it are those of ``with_frozen``.  Raises ScheduleError for options that can't be and for a schedule that has
-    vocabulary passes (the units would need them).
+    vocabulary passes (the units would need them) or an optimizer step (nothing comes after it).
     """
     encoders = _encoders(frozen)
     if type(units) is not int or units < 0:
@@ -63,6 +63,10 @@ def fill_bubbles(
     if (schedule.kind == Kind.S).any():
         raise ScheduleError(
             f"{schedule.name} has vocabulary passes, which frozen work has no use for; fill it without."
+        )
+    if (schedule.kind == Kind.OPT).any():
+        raise ScheduleError(
+            f"{schedule.name} has OPT already, after which no frozen work can come; fill it before sharding."
         )
     bare = without_messages(schedule)
     work = _Work(encoders, units or 4 * bare.num_ranks)

@@ -29,6 +29,8 @@ BARRIERS = {1: 2, 2: 1}
 """Barriers between the forward and the backward of the last stage, by algorithm; what activation memory grows by."""
 UNKNOWN = 0.5
 """Time that S and T are planned with where the costs give them none, as a fraction of a rank's forward."""
+BACKWARD = (Kind.B, Kind.I)
+"""Kinds that a micro-batch's way back is made of."""
 PLACED = (Kind.UNSHARD, Kind.RESHARD, Kind.O, Kind.L)
 """Kinds whose place between forwards and backwards means something: where there are any, no lane moves."""
 
@@ -291,7 +293,7 @@ class Weaver:
         if item.row >= 0:
             self.ended[item.row] = self.now
             concerned = self.plan.readers[item.row]
-            if item.row == self.plan.last[item.microbatch]:
+            if item.kind == Kind.F and item.row == self.plan.last[item.microbatch]:
                 self.queues[Kind.S].append(item.microbatch)
         elif self.barriers[item.kind][item.microbatch].arrive(rank, self.now):
             concerned = set(self.ranks)
@@ -345,7 +347,7 @@ class Weaver:
                 latency = plan.latency if plan.rank[need] != rank else 0.0
                 if need not in together and self.ended[need] + latency > self.now:
                     return False
-            if item.row == plan.first[item.microbatch]:
+            if item.kind in BACKWARD and item.row == plan.first[item.microbatch]:
                 barrier = self.barriers[Kind.T if plan.algorithm == 1 else Kind.S][item.microbatch]
                 if barrier.known(rank, plan.latency) > self.now:
                     return False
