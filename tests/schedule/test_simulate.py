@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from stretto.schedule import Op, Schedule
 from stretto.schedule.families import build
 from stretto.schedule.passes.communication import lower
+from stretto.schedule.passes.sharding import sharding
 from stretto.schedule.passes.split_backward import split_backward
 from stretto.schedule.simulate import Costs, lower_bound, peak_activation, run, simulate
 from stretto.schedule.simulate.bound import _one_machine
@@ -141,3 +142,11 @@ def test_impossible_costs(given_costs: str, said: str) -> None:
     with pytest.raises(ScheduleError) as error:
         Costs.parse(given_costs)
     assert said in str(error.value)
+
+
+def test_parameters_gathered_ahead_are_no_part_of_the_span() -> None:
+    plain = build("forward-only", ranks=4, microbatches=4)
+    costs = Costs(UNSHARD=0.5)
+    assert simulate(sharding(plain)).span == simulate(plain).span == 4
+    figures = simulate(sharding(plain), costs)
+    assert (figures.span, figures.bubble_rate_span) == (4, 0)

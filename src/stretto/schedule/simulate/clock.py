@@ -56,11 +56,13 @@ class Timeline:
 
     @property
     def spans(self) -> tuple[float, ...]:
-        """Time between each rank's first and last operation."""
-        return tuple(
-            float(self.end[rows].max() - self.start[rows].min()) if rows.stop > rows.start else 0.0
-            for rows in map(self.rows, range(self.schedule.num_ranks))
-        )
+        """Time between each rank's first and last operation, of those that occupy it; its streams don't count."""
+        main = self.graph.arithmetic
+        spans = []
+        for rows in map(self.rows, range(self.schedule.num_ranks)):
+            start, end = (times[rows][main[rows]] for times in (self.start, self.end))
+            spans.append(float(end.max() - start.min()) if len(end) else 0.0)
+        return tuple(spans)
 
     def rows(self, rank: int) -> slice:
         """Rows of a rank."""

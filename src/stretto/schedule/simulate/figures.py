@@ -1,7 +1,7 @@
 """The figures that a schedule is judged by.
 
 makespan          from the first operation anywhere to the last
-span              the largest per-rank time between first and last operation
+span              the largest per-rank time between first and last operation, of those that occupy the rank
 lower_bound       what no schedule of this shape can go below
 bubble_rate       1 - sum(busy) / (ranks x makespan)
 bubble_rate_span  1 - max(busy) / span, what the zero-bubble papers print
