@@ -22,6 +22,7 @@ import torch
 
 from stretto.spec.check import check
 from stretto.spec.run import RunSpec
+from stretto.trainer.schedules import schedules_of
 from stretto.trainer.verify_compare import Finding, StepErrors, compare_step, locate
 from stretto.trainer.verify_modules import Key, first_difference
 from stretto.trainer.verify_processes import run_on_processes
@@ -97,6 +98,7 @@ def verify(
         RankError: a rank raised, died or didn't finish.
     """
     check(run, data=False)
+    schedules_of(run)
     shrunk = shrink(run)
     small, foreign = shrunk.run, run.model.family == "foreign"
     world = small.plan.num_ranks
