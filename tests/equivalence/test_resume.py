@@ -32,6 +32,8 @@ PLANS: dict[str, dict[str, Any]] = {
     "dp_shard4": {"dp_shard": 4, "zero": 3, "micro_batch_size": 2},
     "one": {},
     "zero1": {"dp_shard": 2, "pp": 2},
+    "both-ways": {"pp": 2, "schedule": "chimera", "dp_shard": 2, "zero": 3},
+    "folded": {"pp": 2, "schedule": "zb-v", "chunks": 2},
 }
 
 
@@ -114,11 +116,11 @@ def uninterrupted(ranks: Ranks, corpus: Path, tmp_path_factory: pytest.TempPathF
     return records(folder)
 
 
-@pytest.mark.parametrize("plan", list(PLANS))
+@pytest.mark.parametrize(("begun", "plan"), [*(("pp2-dp2", plan) for plan in PLANS), ("both-ways", "one")])
 def test_goes_on_under_any_plan(
-    ranks: Ranks, corpus: Path, tmp_path: Path, plan: str, uninterrupted: list[dict[str, Any]]
+    ranks: Ranks, corpus: Path, tmp_path: Path, begun: str, plan: str, uninterrupted: list[dict[str, Any]]
 ) -> None:
-    first = run_of(tmp_path, "pp2-dp2", corpus=corpus)
+    first = run_of(tmp_path, begun, corpus=corpus)
     before = ranks.run(train, 4, first, STOP)
     # Records of steps after the checkpoint, as a run that died later leaves them, must vanish.
     with (tmp_path / "metrics.jsonl").open("a") as file:
