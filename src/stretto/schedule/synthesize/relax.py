@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 1 << 16
 """Beginnings of equal length that are kept at most: about a tenth of a gigabyte."""
-PER_SECOND = 1.5e7
+PER_SECOND = 6e6
 """Operations that compiled loops look at in a second."""
-GUARD = 6.0
+GUARD = 2.0
 """The clock may run this many times the budget."""
 ROUNDING = 1e-6
 """Ticks; what floating point may have added to a whole number of them."""
@@ -106,10 +106,14 @@ def tighten(
 
 
 def _neighbours(problem: Problem, group: Sequence[Rank], order: Sequence[Rank]) -> list[Rank]:
-    """Ranks outside a group that hold a stage next to one of the group's."""
+    """Ranks outside a group that hold a stage next to one of the group's, or the first or last stage.
+
+    Neighbours take turns at a micro-batch; the first and last stage decide how long it takes to fill and to empty.
+    """
     inside = {rank.number for rank in group}
     pairs = list(itertools.pairwise(problem.placement))
     near = {one for one, other in pairs if other in inside} | {other for one, other in pairs if one in inside}
+    near |= {problem.placement[0], problem.placement[-1]}
     return [rank for rank in order if rank.number in near - inside]
 
 
