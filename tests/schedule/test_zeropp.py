@@ -79,7 +79,7 @@ def test_less_memory_makes_smaller_units_until_there_is_an_error_that_says_the_l
         assert max(figures.peak_activation) <= limit
         makespans.append(figures.makespan)
     assert makespans == sorted(makespans)
-    with pytest.raises(ScheduleError, match=r"units of 1 keeps 2\.5 .*; the memory limit is 2\."):
+    with pytest.raises(ScheduleError, match=r"units of 1, its smallest, keeps 2\.5 .*; the memory limit is 2\."):
         build("zeropp", ranks=4, microbatches=14, chunks=2, memory_limit=2)
     with pytest.raises(ScheduleError, match=r"units of 7 keeps 7 .*; the memory limit is 5\."):
         build("zeropp", ranks=4, microbatches=14, chunks=2, memory_limit=5, options={"unit": "7"})

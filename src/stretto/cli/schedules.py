@@ -186,8 +186,8 @@ def check_limit(figures: Figures, limit: float | None) -> None:
     peak = max(peaks)
     if limit is not None and peak > limit + TOLERANCE:
         raise ScheduleError(
-            f"{figures.name} keeps {peak:g} micro-batches on rank {peaks.index(peak)}, above the memory limit of "
-            f"{limit:g}; allow {peak:g}, or take a family that keeps less (--list)."
+            f"{figures.name} keeps {peak:.9g} micro-batches on rank {peaks.index(peak)}, above the memory limit of "
+            f"{limit:.9g}; allow {peak:.9g}, or take a family that keeps less (--list)."
         )
 
 

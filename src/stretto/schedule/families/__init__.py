@@ -235,6 +235,6 @@ def _check_peak(schedule: Schedule, costs: Costs, memory_limit: float) -> None:
     if peak > memory_limit + TOLERANCE:
         fitting = ", ".join(name for name, family in FAMILIES.items() if family.costed) or "none yet"
         raise ScheduleError(
-            f"Schedule {schedule.name} keeps {peak:g} micro-batches of activations on rank {peaks.index(peak)}, "
-            f"above the memory limit of {memory_limit:g}; families that fit themselves to a limit: {fitting}."
+            f"Schedule {schedule.name} keeps {peak:.9g} micro-batches of activations on rank {peaks.index(peak)}, "
+            f"above the memory limit of {memory_limit:.9g}; families that fit themselves to a limit: {fitting}."
         )

@@ -100,7 +100,8 @@ def skip_pipe(
             best, fastest = schedule, end
     if best is None:
         raise ScheduleError(
-            f"skip-pipe can't keep its activations below {limit:g} micro-batches; the least it reaches is {least:g}."
+            f"skip-pipe can't keep its activations below {limit:.9g} micro-batches; the least it reaches is "
+            f"{least:.9g}."
         )
     return best
 

@@ -69,8 +69,8 @@ def hanayo(
             return schedule
         best = min(best, peak)
     raise ScheduleError(
-        f"Schedule hanayo keeps {best:g} micro-batches of activations on a rank at least, with {ranks} ranks, "
-        f"{stages // ranks // 2} waves and {microbatches} micro-batches; the memory limit is {memory_limit:g}."
+        f"Schedule hanayo keeps {best:.9g} micro-batches of activations on a rank at least, with {ranks} ranks, "
+        f"{stages // ranks // 2} waves and {microbatches} micro-batches; the memory limit is {memory_limit:.9g}."
     )
 
 

@@ -81,8 +81,8 @@ def zeropp(
         peak = _peak(schedule, costs)
     if peak > limit + TOLERANCE:
         raise ScheduleError(
-            f"Schedule zeropp in units of {size} keeps {peak:g} micro-batches of activations on a rank; the memory "
-            f"limit is {limit:g}."
+            f"Schedule zeropp in units of {size}{', its smallest,' * (unit is None)} keeps {peak:.9g} micro-batches of "
+            f"activations on a rank; the memory limit is {limit:.9g}."
         )
     schedule = _faster(schedule, late_weights(schedule, costs, limit=max(peak, memory_limit or 0)), costs)
     return gathered(_reducing(schedule, units(ranks, microbatches, size))) if gathers else schedule

@@ -70,8 +70,8 @@ def offload(
             host.move(host.longest(1.0 if fraction is None else fraction))
         elif (least := host.keep_below(limit)) > limit + TOLERANCE:
             raise ScheduleError(
-                f"{bare.name} can't keep the activations of rank {rank} below {limit:g} micro-batches by "
-                f"offloading: the least that it reaches is {least:g}. Allow that, or recompute."
+                f"{bare.name} can't keep the activations of rank {rank} below {limit:.9g} micro-batches by "
+                f"offloading: the least that it reaches is {least:.9g}. Allow that, or recompute."
             )
         orders.append(host.order())
     result = bare.with_orders(orders)
