@@ -46,9 +46,18 @@ def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
         ([*ONE, "--cost", "F=0"], "Cost F is 0"),
         ([*ONE, "--cost", "I=-1"], "Cost I is -1"),
         ([*ONE, "--cost", "F=nan"], "Cost F is nan"),
+        ([*ONE, "--cost", "W=1e308"], "Cost W is 1e+308; the most is 1e+100."),
         ([*ONE, "--cost", "G=1"], "There is no cost 'G'"),
         ([*ONE, "--memory-limit", "0"], "--memory-limit 0 leaves no room"),
         ([*ONE, "--memory-limit", "nan"], "--memory-limit nan leaves no room"),
+        (
+            [*ONE, "--memory-limit", "3.9999985"],
+            "keeps 4 micro-batches of activations on rank 0, above the memory limit of 3.9999985",
+        ),
+        (
+            [*ONE, "--pass", "split-backward", "--memory-limit", "3.9999985"],
+            "above the memory limit of 3.9999985; allow 4",
+        ),
         ([*ONE, "--memory-limit", "3"], "above the memory limit of 3"),
         ([*ONE, "--pass", "vocabular"], "There is no pass 'vocabular'; did you mean 'vocabulary'?"),
         ([*ONE, "--pass", "vocabulary:algo=1"], "Pass vocabulary has no option 'algo'"),
@@ -86,6 +95,12 @@ def test_costs_files(refused: Any, tmp_path: Path, costs: object, message: str) 
     path.write_text(json.dumps(costs))
     said = refused(*ONE, "--costs", str(path))
     assert message in said and said.count("\n") == 1
+
+
+def test_a_costs_file_says_each_cost_once(refused: Any, tmp_path: Path) -> None:
+    path = tmp_path / "costs.json"
+    path.write_text('{"F": [1, 1, 1, 1], "I": [1, 1, 1, 1], "W": [1, 1, 1, 1], "F": [2, 2, 2, 2]}')
+    assert "the key 'F' occurs twice" in refused(*ONE, "--costs", str(path))
 
 
 def _file(path: Path, **changes: Any) -> Path:

@@ -57,7 +57,7 @@ def from_json(content: str) -> Schedule:
     import numpy as np
 
     try:
-        document = json.loads(content, object_pairs_hook=_once)
+        document = json.loads(content, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         raise ScheduleError(f"The schedule file is not JSON: {error}.") from None
     if not isinstance(document, dict):
@@ -179,8 +179,8 @@ def _rows(rank: int, tokens: list[str]) -> list[tuple[int, int, int, int]]:
     return rows
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object's keys and values, each key once; ValueError for a second."""
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object's keys and values, each key once; ValueError for a second (``json.loads``' object_pairs_hook)."""
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:

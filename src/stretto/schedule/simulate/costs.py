@@ -25,6 +25,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from stretto.schedule.document import once
 from stretto.schedule.simulate.stage_costs import StageCosts
 from stretto.spec.errors import ScheduleError, nearest
 
@@ -40,6 +41,8 @@ PASSES = ("F", "I", "W", "R", "O", "L", "UNSHARD", "RESHARD", "REDUCE_GRAD")
 """Costs of a rank's whole share that its chunks divide among them; S, T and OPT happen per rank instead."""
 PER_STAGE = (*PASSES, "S", "T", "activation_bytes", "act_w")
 """What has one entry per stage where it is a sequence."""
+MOST = 1e100
+"""Largest cost: sums over any number of operations stay far from what a float can hold."""
 REQUIRED = ("F", "I", "W")
 """Keys that a costs file must have."""
 
@@ -152,7 +155,7 @@ class Costs:
         Raises ScheduleError where it can't be read or says what can't be.
         """
         try:
-            document = json.loads(Path(path).read_text(encoding="utf-8"))
+            document = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=once)
         except (OSError, ValueError, RecursionError) as error:
             raise ScheduleError(f"The costs file {path} can't be read: {error}.") from None
         if not isinstance(document, dict):
@@ -219,6 +222,8 @@ def _items(name: str, value: Cost | None) -> Iterator[tuple[str, float]]:
 def _check(name: str, where: str, value: float) -> None:
     """Raise ScheduleError for a number that the cost can't be."""
     finite = math.isfinite(value)
+    if finite and value > MOST:
+        raise ScheduleError(f"Cost {where} is {value:g}; the most is {MOST:g}.")
     if name in POSITIVE and not (finite and value > 0):
         raise ScheduleError(f"Cost {where} is {value:g}, but an operation takes a time above 0.")
     if name == "comm" and not (finite and value >= 0):
