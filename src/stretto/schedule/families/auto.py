@@ -5,6 +5,7 @@ The space is loops and zigzags of 1 to 4 chunks per rank, unless the number of c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from stretto.schedule.schedule import Schedule
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 CHUNKS = (1, 2, 3, 4)
 """Chunks per rank that are tried where none are asked for."""
 OPTIONS = ("time_budget", "seed", "placements")
-"""Seconds (10), seed (0), and shapes to place stages in: ``["loop", "zigzag"]``."""
+"""Seconds (10), seed (0), and shapes to place stages in: ``["loop", "zigzag"]``, or ``loop+zigzag`` as text."""
 
 
 def auto(
@@ -43,7 +44,7 @@ def find(
             wanted = f"{chunks} chunks on {ranks} ranks" if chunks is not None else f"a multiple of {ranks} ranks"
             raise ScheduleError(f"The costs are for {stages} stages, which is not {wanted}.")
         counts = (stages // ranks,)
-    shapes = options.get("placements", ("loop", "zigzag"))
+    shapes = _shapes(options.get("placements", ("loop", "zigzag")))
     return synthesize(
         microbatches=microbatches,
         space=layouts(ranks, chunks=counts, shapes=shapes),
@@ -61,8 +62,16 @@ def _stages(costs: Costs) -> int | None:
     return next((len(value) for name in PER_STAGE if isinstance(value := getattr(costs, name), tuple)), None)
 
 
+def _shapes(value: Any) -> list[str]:
+    """The shapes to place stages in, each once and at least one."""
+    shapes = value.split("+") if isinstance(value, str) else list(value) if isinstance(value, Sequence) else []
+    if not shapes or any(not isinstance(shape, str) for shape in shapes):
+        raise ScheduleError(f"Option placements of schedule auto is {value!r}; write loop, zigzag or loop+zigzag.")
+    return list(dict.fromkeys(shapes))
+
+
 def _number(name: str, value: Any, kinds: Any) -> Any:
     """An option that is a number, 0 or more."""
-    if not isinstance(value, kinds) or isinstance(value, bool) or value < 0:
+    if not isinstance(value, kinds) or isinstance(value, bool) or not value >= 0:
         raise ScheduleError(f"Option {name} of schedule auto is {value!r}, but must be a number of 0 or more.")
     return value
