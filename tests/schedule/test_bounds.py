@@ -12,6 +12,7 @@ from stretto.schedule.placement import loop, zigzag
 from stretto.schedule.synthesize import exact, replay
 from stretto.schedule.synthesize.bounds import Bound, least_memory, lower_bound
 from stretto.schedule.synthesize.problem import Problem
+from stretto.schedule.synthesize.relax import everything
 
 UNIT = (1.0, 1.0, 1.0, 0.0)
 ZB_PAPER = (18.5, 18.1, 9.3, 0.6)
@@ -91,6 +92,21 @@ def test_a_known_optimum_is_proven_at_once() -> None:
     assert lower_bound(given, time_budget=5, upper=600.0).value == pytest.approx(531.15)
 
 
+@pytest.mark.parametrize(
+    ("shape", "costs", "limit", "optimum"),
+    [((4, 8, 2), ZB_PAPER, 4 / 3, 889.05), ((3, 6, 2), SLOW_COMM, 2.0, 21.7), ((4, 6, 1), UNIT, 3.0, 24.0)],
+)
+def test_looking_at_everything(shape: tuple, costs: tuple, limit: float, optimum: float) -> None:
+    given = problem(shape, costs, limit=limit)
+    proof = everything(given, time_budget=5)
+    assert proof.complete and proof.orders is not None
+    assert replay.fits(proof.orders, given)
+    assert proof.value == pytest.approx(optimum)
+    assert replay.makespan(proof.orders, given) == pytest.approx(optimum)
+    assert everything(given, time_budget=5, upper=optimum).orders is None
+    assert not everything(given, time_budget=1e-6).complete
+
+
 def test_the_same_effort_gives_the_same_bound() -> None:
     given = problem((8, 16, 2), SLOW_COMM, limit=8 / 3)
     assert lower_bound(given, time_budget=0.3) == lower_bound(given, time_budget=0.3)
@@ -131,5 +147,9 @@ def test_no_schedule_is_below_a_bound(given: Problem) -> None:
     most = solution.makespan * (1 + 1e-9)
     assert closed.value <= searched.value <= most
     assert cut.value <= most and solution.bound <= most
+    best = everything(given, time_budget=0.5)
+    if best.complete and best.orders is not None:
+        assert replay.fits(best.orders, given)
+        assert replay.makespan(best.orders, given) == pytest.approx(best.value)
     if solution.optimal and searched.reason.endswith("alone") and searched.reason.count(",") == given.ranks - 1:
         assert searched.value == pytest.approx(solution.makespan)

@@ -20,8 +20,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stretto.schedule.synthesize.bounds import Bound
+from stretto.schedule.op import Kind
+from stretto.schedule.synthesize.bounds import Bound, Rank
 from stretto.schedule.synthesize.chain import Chain
+from stretto.schedule.synthesize.replay import Durations, Operation, in_turn
 from stretto.schedule.synthesize.ticks import Ticks
 
 if TYPE_CHECKING:
@@ -30,11 +32,10 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from stretto.schedule.synthesize.bounds import Rank
     from stretto.schedule.synthesize.problem import Problem
 
 MOST_ROWS = 1 << 16
-"""Beginnings of equal length that are kept at most: about a tenth of a gigabyte."""
+"""Beginnings of equal length that are kept at most, about a tenth of a gigabyte; four times that for a schedule."""
 PER_SECOND = 6e6
 """Operations that compiled loops look at in a second."""
 GUARD = 2.0
@@ -51,6 +52,8 @@ class Proof:
     """No schedule of the problem is faster, unless it is as slow as the upper limit that the search was given."""
     complete: bool
     """Whether the search came to its end."""
+    orders: tuple[tuple[Operation, ...], ...] | None = None
+    """The best schedule, one order per rank, where it was asked for and there is one."""
 
 
 @dataclass(slots=True)
@@ -117,24 +120,40 @@ def _neighbours(problem: Problem, group: Sequence[Rank], order: Sequence[Rank]) 
     return [rank for rank in order if rank.number in near - inside]
 
 
-def relax(problem: Problem, ranks: Sequence[Rank], effort: Effort, *, upper: float = math.inf) -> Proof:
+def everything(problem: Problem, *, time_budget: float, upper: float = math.inf) -> Proof:
+    """The best of all schedules below ``upper``, where memory leaves few enough of them to look at.
+
+    The proof is complete, and its schedule optimal, or ``upper`` is (the proof then has no schedule); or the
+    search gave up.  Where rows had to be merged the schedule may be slower than the bound: its makespan tells.
+    """
+    chain = Chain.along(Durations.of(problem))
+    ranks = [rank for number in range(problem.ranks) if (rank := Rank.of(problem, chain, number)).stages]
+    return relax(problem, ranks, Effort.of(time_budget), upper=upper, keep=True)
+
+
+def relax(
+    problem: Problem, ranks: Sequence[Rank], effort: Effort, *, upper: float = math.inf, keep: bool = False
+) -> Proof:
     """Least makespan of the problem with these ranks alone as machines with memory.
 
-    Only schedules below ``upper`` are looked at; where there are none it is the bound.
+    Only schedules below ``upper`` are looked at; where there are none it is the bound.  ``keep``: also say which
+    is the best, which must be all ranks' then.
     """
     import numpy as np
 
-    from stretto.schedule.synthesize.relax_kernels import CAPACITY, MEMORY, NEVER, RANK, TIMES, expand
+    from stretto.schedule.synthesize.relax_kernels import CAPACITY, MEMORY, NEVER, PARENT, RANK, TIMES, expand
 
     ticks = Ticks.of(problem)
     ops, table_of_ranks = _operations(problem, ranks, ticks), _ranks(problem, ranks, ticks)
     takes = int(ops[0, MEMORY])
     room = int(table_of_ranks[ops[0, RANK], CAPACITY]) // takes if takes else problem.microbatches
     columns = len(ops) + 1 + len(ranks) + min(problem.microbatches, room) + 1
-    old, new = (np.zeros((MOST_ROWS, columns), dtype=np.int64) for _ in range(2))
-    links, table = np.zeros((MOST_ROWS, 3), dtype=np.int64), np.zeros(4 * MOST_ROWS, dtype=np.int64)
+    rows = 4 * MOST_ROWS if keep else MOST_ROWS
+    old, new = (np.zeros((rows, columns), dtype=np.int64) for _ in range(2))
+    links, table = np.zeros((rows, 5), dtype=np.int64), np.zeros(4 * rows, dtype=np.int64)
     most = NEVER if math.isinf(upper) else math.ceil(upper * ticks.rate - ROUNDING) - 1
     number, value = 1, 0
+    trail: list[npt.NDArray[np.int32]] = []
     for _ in range(int(ops[:, TIMES].sum())):
         number, least = expand(ops, table_of_ranks, old, number, new, links, table, most)
         if number == 0:
@@ -142,9 +161,27 @@ def relax(problem: Problem, ranks: Sequence[Rank], effort: Effort, *, upper: flo
         if number < 0 or not effort.spend(number * len(ops)):
             return Proof(value=value / ticks.rate, complete=False)
         value = max(value, int(least))
+        if keep:
+            trail.append(links[:number, PARENT:].astype(np.int32))
         old, new = new, old
     ends = old[:number, len(ops) : len(ops) + 1 + len(ranks)].max(axis=1)
-    return Proof(value=int(ends.min()) / ticks.rate, complete=True)
+    orders = _orders(problem, trail, int(ends.argmin())) if keep else None
+    return Proof(value=int(ends.min()) / ticks.rate, complete=True, orders=orders)
+
+
+def _orders(problem: Problem, trail: list[npt.NDArray[np.int32]], row: int) -> tuple[tuple[Operation, ...], ...]:
+    """Follow a row back to the empty beginning and hand its operations to their ranks."""
+    stages = range(problem.stages)
+    names = [(int(Kind.F), stage) for stage in stages]
+    names += [(int(Kind.I), stage) for stage in reversed(stages)] + [(int(Kind.W), stage) for stage in stages]
+    ran = []
+    for layer in reversed(trail):
+        row, op = layer[row].tolist()
+        ran.append(names[op])
+    orders: list[list[Operation]] = [[] for _ in range(problem.ranks)]
+    for kind, stage in reversed(ran):
+        orders[problem.placement[stage]].append((kind, stage, 0))
+    return tuple(tuple(order) for order in in_turn(orders))
 
 
 def _operations(problem: Problem, ranks: Sequence[Rank], ticks: Ticks) -> npt.NDArray[np.int64]:

@@ -31,8 +31,9 @@ of the schedule; memory that it takes; how often it runs; earliest start."""
 CAPACITY, LAST, LAST_IDLE, HELD, LEFT, FITS = range(6)
 """Columns of a rank: memory; length of the stretch without F at its end, and idle time in it at the least; then, of the
 row at hand, memory in use, work left, least end of an I or W that could run."""
-KEY, SLOT, FOLLOWING = range(3)
-"""Columns of a row's links: hash of what is done, its place in the table, the next row with the same done."""
+KEY, SLOT, FOLLOWING, PARENT, OP = range(5)
+"""Columns of a row's links: hash of what is done, its place in the table, the next row with the same done; the row
+that it came from, and by which operation."""
 
 
 @compiled
@@ -234,7 +235,7 @@ def admit(rows: Whole, links: Whole, table: Whole, made: int, num_ops: int, num_
 
 
 @compiled
-def compact(rows: Whole, made: int, over: int):  # type: ignore[no-untyped-def]
+def compact(rows: Whole, links: Whole, made: int, over: int):  # type: ignore[no-untyped-def]
     """Close the gaps that dropped rows left; returns how many remain."""
     kept = 0
     for row in range(made):
@@ -242,6 +243,8 @@ def compact(rows: Whole, made: int, over: int):  # type: ignore[no-untyped-def]
             if kept != row:
                 for column in range(rows.shape[1]):
                     rows[kept, column] = rows[row, column]
+                links[kept, PARENT] = links[row, PARENT]
+                links[kept, OP] = links[row, OP]
             kept += 1
     return kept
 
@@ -267,5 +270,7 @@ def expand(ops: Whole, ranks: Whole, old: Whole, number: int, new: Whole, links:
             end = least_end(ops, ranks, child, op)
             if end <= upper:
                 least = min(least, end)
+                links[made, PARENT] = parent
+                links[made, OP] = op
                 made = admit(new, links, table, made, len(ops), len(ranks))
-    return compact(new, made, len(ops)), least
+    return compact(new, links, made, len(ops)), least
