@@ -22,7 +22,7 @@ from stretto.parallel.pipeline.runtime import Runtime
 from stretto.parallel.pipeline.virtual import WIDTH, VirtualDevice, virtual_stages, wait_until
 from stretto.schedule import placement
 from stretto.schedule.families import build
-from stretto.schedule.op import Kind, Op
+from stretto.schedule.op import COMPUTE, Kind, Op
 from stretto.schedule.passes.communication import without_messages
 from stretto.schedule.schedule import Schedule
 from stretto.spec.contract import Batch, Silent
@@ -74,7 +74,7 @@ class Floor:
                 self._values["F" if op.kind is Kind.RECV_F else "B", op.stage, op.microbatch] = buffer
             elif op.kind in (Kind.SEND_F, Kind.SEND_B):
                 self._send(op)
-            else:
+            elif op.kind in COMPUTE:
                 end = time.perf_counter() + self._seconds * (2 if op.kind is Kind.B else 1)
                 self._compute(op)
                 wait_until(end)
