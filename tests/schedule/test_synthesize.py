@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from stretto.schedule.families import build
 from stretto.schedule.simulate import Costs, simulate
 from stretto.schedule.synthesize.auto import Result, synthesize
+from stretto.schedule.synthesize.bounds import lower_bound
+from stretto.schedule.synthesize.search import Search
 from stretto.schedule.synthesize.space import Layout, layouts, problem_of
 from stretto.schedule.synthesize.symbols import to_schedule, to_symbols
 from stretto.schedule.validate import validate
@@ -36,18 +38,20 @@ def held_to_the_simulator(result: Result, costs: Costs, limit: float) -> None:
     ],
 )  # fmt: skip
 def test_small_problems_reach_their_proven_optimum(layout: str, limit: float, optimum: float) -> None:
-    space = [each for each in layouts(4) if each.name == layout]
-    result = synthesize(microbatches=8, space=space, costs=Costs(), memory_limit=limit, time_budget=3)
-    held_to_the_simulator(result, Costs(), limit)
-    assert result.makespan == pytest.approx(optimum)
-    assert result.lower_bound <= optimum + 1e-9
+    place = next(each for each in layouts(4) if each.name == layout)
+    problem = problem_of(place, microbatches=8, costs=Costs().of(place), limit=[limit] * 4)
+    search = Search(problem, seed=1, target=optimum)
+    for _ in range(6):
+        search.explore(0.3)
+        search.anneal(0.3)
+    assert search.best is not None
+    assert search.best.makespan == pytest.approx(optimum)
+    assert lower_bound(problem, time_budget=0.0).value <= optimum + 1e-9
 
 
 def test_equal_seeds_find_equal_schedules() -> None:
     layout = next(each for each in layouts(4) if each.name == "zigzag 3")
     problem = problem_of(layout, microbatches=9, costs=ZERO_BUBBLE.of(layout), limit=[2.0] * 4)
-    from stretto.schedule.synthesize.search import Search
-
     found = []
     for seed in (7, 7, 8):
         search = Search(problem, seed=seed)
@@ -70,7 +74,7 @@ def test_any_problem_gets_a_schedule_that_fits(data: st.DataObject) -> None:
     costs = Costs(F=times[0], I=times[1], W=times[2], comm=data.draw(st.sampled_from([0.0, 0.5])), act_w=0.5)
     limits = [1 + data.draw(st.integers(0, 3)) for _ in range(ranks)]
     microbatches = data.draw(st.integers(1, 6))
-    result = synthesize(microbatches=microbatches, space=[layout], costs=costs, memory_limit=limits, time_budget=0.05)
+    result = synthesize(microbatches=microbatches, space=[layout], costs=costs, memory_limit=limits, effort=0.05)
     held_to_the_simulator(result, costs, max(limits))
     for peak, limit in zip(simulate(result.schedule, costs).peak_activation, limits, strict=True):
         assert peak <= limit + 1e-6
@@ -80,7 +84,9 @@ def test_any_problem_gets_a_schedule_that_fits(data: st.DataObject) -> None:
 def test_no_family_is_better_in_the_same_memory(name: str, limit: float) -> None:
     chunks = 2 if name == "interleaved" else None
     family = build(name, ranks=4, microbatches=6, chunks=chunks, costs=ZERO_BUBBLE, memory_limit=limit)
-    result = synthesize(microbatches=6, space=layouts(4), costs=ZERO_BUBBLE, memory_limit=limit, time_budget=0.5)
+    result = synthesize(
+        microbatches=6, space=layouts(4), costs=ZERO_BUBBLE, memory_limit=limit, time_budget=60, effort=0.3
+    )
     assert result.makespan <= simulate(family, ZERO_BUBBLE).makespan * (1 + 1e-9)
 
 
@@ -100,7 +106,7 @@ def test_costs_may_differ_from_layout_to_layout() -> None:
             W=[share] * layout.num_stages,
         )
 
-    result = synthesize(microbatches=4, space=layouts(2), costs=price, time_budget=0.3)
+    result = synthesize(microbatches=4, space=layouts(2), costs=price, effort=0.3)
     layout = next(each for each in layouts(2) if each.placement == result.schedule.placement)
     held_to_the_simulator(result, price(layout), float("inf"))
 

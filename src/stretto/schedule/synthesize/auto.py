@@ -96,8 +96,11 @@ def synthesize(
     memory_limit: float | Sequence[float] | None = None,
     seed: int = 0,
     time_budget: float = 10.0,
+    effort: float | None = None,
 ) -> Result:
     """The best schedule that can be found for ``space`` in ``time_budget`` seconds (compilation not counted).
+
+    ``effort``: nominal seconds of search, as many as ``time_budget`` where left out.
 
     ``costs`` may be a function from a layout to its costs, where they differ from layout to layout.
     ``memory_limit``: one for all ranks or one per rank, in micro-batches over a rank's whole share.
@@ -105,6 +108,7 @@ def synthesize(
     Raises ScheduleError where no schedule of the space fits the memory, saying the least that would.
     """
     _warm_up()
+    effort = time_budget if effort is None else effort
     started = time.monotonic()
     candidates = _candidates(space, microbatches=microbatches, costs=costs, memory_limit=memory_limit, seed=seed)
     for candidate in candidates:
@@ -115,10 +119,10 @@ def synthesize(
         for candidate in going:
             if number == 1 and time.monotonic() - started < SEARCHED_SEEDS * time_budget:
                 _sow(candidate, seeds.COSTED)
-            effort = time_budget * share / len(going)
-            candidate.search.explore(effort * EXPLORED)
-            candidate.search.anneal(effort * (1 - EXPLORED))
-    _prove(candidates, time_budget=max(0.0, min(0.1 * time_budget, started + time_budget - time.monotonic())))
+            own = effort * share / len(going)
+            candidate.search.explore(own * EXPLORED)
+            candidate.search.anneal(own * (1 - EXPLORED))
+    _prove(candidates, time_budget=max(0.0, min(0.1 * effort, started + time_budget - time.monotonic())))
     return _result(candidates)
 
 
@@ -216,7 +220,7 @@ def _prove(candidates: list[Candidate], *, time_budget: float) -> None:
 
 
 def _warm_up() -> None:
-    """Load or compile the kernels on a problem that takes no time."""
+    """Load or compile the loops on a problem that takes no time."""
     import numpy as np
 
     from stretto.schedule.synthesize.search import Search

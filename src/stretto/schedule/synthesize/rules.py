@@ -6,7 +6,7 @@ Micro-batch after micro-batch enters the pipeline at an even pace and passes it 
                     0F1 1F1 2F1 3F1     3I1 2I1 1I1 0I1    each micro-batch a pace later than the last
                 └──────────────┘└──┘                       the turn may wait, W may lag behind its I
 
-List scheduling by these times (``kernels.place``) repairs what collides.  1F1B, its interleaved forms, zero
+List scheduling by these times (``placing``) repairs what collides.  1F1B, its interleaved forms, zero
 bubble and the V family are all near some such rule (Qi et al. 2024, controllable memory, calls one
 micro-batch's part of it a building block); searching the few numbers finds them and what lies between.
 

@@ -1,8 +1,8 @@
 """Search for one problem: many rules, then moves along the critical path of the best.
 
-    rules      thousands of priority rules, drawn at first and then varied around the best   (kernels.place)
-    nudges     the times of a good schedule as priorities, stages shifted a little           (kernels.place)
-    moves      single operations of the critical path moved within their rank's order        (kernels.anneal)
+    rules      thousands of priority rules, drawn at first and then varied around the best   (placing)
+    nudges     the times of a good schedule as priorities, stages shifted a little           (placing)
+    moves      single operations of the critical path moved within their rank's order        (annealing)
 
 Effort is counted in nominal seconds, a fixed price per operation handled, and not by the clock: the same
 seed finds the same schedule on any machine that is given the time.
@@ -16,26 +16,31 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stretto.schedule.synthesize import kernels, rules
-from stretto.schedule.synthesize.tables import Tables
+from stretto.schedule.synthesize import rules
+from stretto.schedule.synthesize.annealing import Cooling, anneal
+from stretto.schedule.synthesize.placing import INFINITE, Guidance, place
+from stretto.schedule.synthesize.tables import tables_of
+from stretto.schedule.synthesize.timing import desk_for, keeps, retime
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from stretto.schedule.synthesize.problem import Problem
-    from stretto.schedule.synthesize.rules import Rule, Values
-    from stretto.schedule.synthesize.tables import Symbols
+    from stretto.schedule.synthesize.rules import Rule
+    from stretto.schedule.synthesize.tables import Symbols, Values
 
 POOL = 10
 """Good schedules that are kept to vary."""
-RULE_SECONDS, PLACE_SECONDS = 60e-6, 0.1e-6
+RULE_SECONDS, PLACE_SECONDS = 90e-6, 0.12e-6
 """Nominal price of trying a rule: once, and per operation."""
-MOVE_SECONDS, RETIME_SECONDS = 0.5e-6, 0.009e-6
+MOVE_SECONDS, RETIME_SECONDS = 0.4e-6, 0.007e-6
 """Nominal price of a move: once, and per operation."""
 THOROUGH = 500
 """Moves per operation that let a chain start hot."""
 HOT, WARM = (0.3, 1.0, 0.1), (0.1, 0.03)
 """Temperatures that chains start from, over a rank's mean time for F, I or W."""
+COOLED = 0.02
+"""The last temperature of a chain over its first."""
 WAITED = 1.02
 """What a schedule may be longer than the worst of the pool before its waits are taken out."""
 SMALLEST = 1e-9
@@ -48,7 +53,7 @@ class Found:
 
     makespan: float
     order: Symbols
-    """(R, n) symbols, see ``kernels``."""
+    """(R, n) symbols, see ``placing``."""
     rule: Rule | None
     """That made it, where one did."""
 
@@ -59,14 +64,16 @@ class Search:
     def __init__(self, problem: Problem, *, seed: int, target: float = 0.0, deadline: float = np.inf) -> None:
         """``target``: a makespan that can't be improved upon; ``deadline``: on ``time.monotonic``, when to stop."""
         self.problem = problem
-        self.tables = Tables.of(problem)
+        self.tables = tables_of(problem)
+        self.operations = int(self.tables.length.sum())
         self.random = np.random.default_rng(seed)
         self.target = target
         self.deadline = deadline
         self.pool: list[Found] = []
         self.annealed: set[float] = set()
         self.chains = 0
-        self._order = self.tables.empty_order()
+        self._order = np.zeros((problem.ranks, int(self.tables.length.max())), dtype=np.int64)
+        self._desk = desk_for(self.tables)
         self._end = np.zeros((3, problem.stages, problem.microbatches))
 
     @property
@@ -82,27 +89,15 @@ class Search:
 
     def add(self, order: Symbols) -> float:
         """Offer a schedule's orders; returns its makespan, infinite where it doesn't fit."""
-        tables = self.tables
-        for rank in range(len(tables.length)):
-            symbols = (order, tables.length, rank, self.problem.stages, tables.activation, tables.act_w)
-            if not kernels.fits(*symbols, tables.limit[rank]):
-                return np.inf
-        makespan, _ = self.times(order)
+        if not all(keeps(self.tables, order, rank) for rank in range(self.problem.ranks)):
+            return np.inf
+        makespan = retime(self.tables, order, self._desk)
         self._keep(makespan, order, None)
-        return makespan
-
-    def times(self, order: Symbols) -> tuple[float, Values]:
-        """Makespan and end of each operation (3, S, M)."""
-        tables, ranks = self.tables, self.problem.ranks
-        end = np.zeros(self._end.size)
-        rows = [np.zeros(size, dtype=np.int64) for size in (end.size, ranks, ranks, ranks, 3 * self.problem.stages)]
-        shape = (order, tables.length, tables.rank_of, tables.duration, tables.comm, tables.microbatches)
-        makespan = kernels.retime(*shape, end, *rows)
-        return (makespan if makespan < kernels.INFINITE else np.inf), end.reshape(self._end.shape)
+        return makespan if makespan < INFINITE else np.inf
 
     def explore(self, seconds: float) -> None:
         """Try rules: drawn ones at first, variations of the best more and more, nudged schedules towards the end."""
-        price = RULE_SECONDS + PLACE_SECONDS * self.tables.operations
+        price = RULE_SECONDS + PLACE_SECONDS * self.operations
         tries = max(3, round(seconds / price))
         for turn in range(tries):
             if self.over:
@@ -120,7 +115,7 @@ class Search:
 
     def anneal(self, seconds: float) -> None:
         """Move single operations of the best schedules."""
-        operations = self.tables.operations
+        operations = self.operations
         tries = round(seconds / (MOVE_SECONDS + RETIME_SECONDS * operations))
         chains = max(1, min(len(self.pool), tries // (THOROUGH * operations)))
         temperatures = HOT if tries // chains >= THOROUGH * operations / 2 else WARM
@@ -137,19 +132,15 @@ class Search:
 
     def _anneal(self, start: Found, *, hot: float, tries: int) -> None:
         """One run of moves, in parts so that the clock is looked at."""
-        tables = self.tables
         order = start.order.copy()
-        part = max(200, round(0.2 / (MOVE_SECONDS + RETIME_SECONDS * tables.operations)))
-        memory = (tables.activation, tables.act_w, tables.limit)
-        shape = (tables.length, tables.rank_of, tables.duration, tables.comm, *memory, tables.microbatches)
+        part = max(200, round(0.2 / (MOVE_SECONDS + RETIME_SECONDS * self.operations)))
         for first in range(0, tries, part):
             if self.over:
                 return
+            last = min(first + part, tries)
+            warm, cold = (hot * COOLED ** (at / tries) for at in (first, last))
             seed = int(self.random.integers(1 << 30))
-            count = min(part, tries - first)
-            warm = hot * 0.02 ** (first / tries)
-            makespan = kernels.anneal(order, *shape, seed, count, warm, hot * 0.02 ** ((first + count) / tries))
-            self._keep(makespan, order, None)
+            self._keep(anneal(self.tables, order, Cooling(last - first, warm, cold, seed)), order, None)
 
     def _try(self, rule: Rule) -> None:
         """List scheduling by a rule."""
@@ -160,8 +151,8 @@ class Search:
     def _nudge(self, found: Found) -> None:
         """List scheduling by the times of a schedule, some stages shifted."""
         problem, random = self.problem, self.random
-        _, end = self.times(found.order)
-        start = end - self.tables.duration[:, :, None]
+        retime(self.tables, found.order, self._desk)
+        start = self._desk.end.reshape(self._end.shape) - self.tables.duration[:, :, None]
         mean = float(problem.work.max()) / 3
         for _ in range(int(random.integers(1, 4))):
             kind, stage = random.integers(3), int(random.integers(problem.stages))
@@ -171,17 +162,15 @@ class Search:
         self._place(start, cap, np.zeros(start.shape[1:]), float(random.choice(rules.PATIENCE)), found.rule)
 
     def _place(self, priority: Values, cap: Values, release: Values, patience: float, rule: Rule | None) -> None:
-        tables = self.tables
-        memory = (tables.activation, tables.act_w, tables.limit, np.minimum(cap, 1e30))
-        shape = (tables.rank_of, tables.stages_on, tables.duration, tables.comm, *memory)
-        makespan = kernels.place(*shape, release, priority, patience, self._order, self._end)
-        if makespan < kernels.INFINITE and (len(self.pool) < POOL or makespan < self.pool[-1].makespan * WAITED):
-            makespan, _ = self.times(self._order)  # without the waits, which only served to choose
+        guidance = Guidance(priority, release, np.minimum(cap, 1e30), patience)
+        makespan = place(self.tables, guidance, self._order, self._end)
+        if makespan < INFINITE and (len(self.pool) < POOL or makespan < self.pool[-1].makespan * WAITED):
+            makespan = retime(self.tables, self._order, self._desk)  # without the waits, which only served to choose
             self._keep(makespan, self._order, rule)
 
     def _keep(self, makespan: float, order: Symbols, rule: Rule | None) -> None:
         """Into the pool, if it is good and unlike the others."""
-        if makespan >= kernels.INFINITE or (len(self.pool) == POOL and makespan >= self.pool[-1].makespan):
+        if makespan >= INFINITE or (len(self.pool) == POOL and makespan >= self.pool[-1].makespan):
             return
         if any(abs(found.makespan - makespan) < SMALLEST for found in self.pool):
             return

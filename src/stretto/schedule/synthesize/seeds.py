@@ -22,7 +22,7 @@ GROUPS = (1.0, 0.5)
 
 
 def starts(problem: Problem, name: str, *, costs: Costs) -> Iterator[Symbols]:
-    """Orders of a family, where it has the problem's placement and keeps its memory; ``costs`` are the problem's own."""
+    """Orders of a family where it has the problem's placement and keeps its memory; ``costs`` are the problem's."""
     from stretto.schedule.families import FAMILIES, build
 
     family = FAMILIES[name]

@@ -1,4 +1,4 @@
-"""Between schedules and the orders of symbols that the search works on (see ``kernels``)."""
+"""Between schedules and the orders of symbols that the search works on (see ``placing``)."""
 
 from __future__ import annotations
 

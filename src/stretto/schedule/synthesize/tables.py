@@ -1,9 +1,8 @@
-"""A problem as the arrays that the kernels read."""
+"""A problem as the arrays that the compiled loops read."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -16,9 +15,8 @@ if TYPE_CHECKING:
     Symbols = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Tables:
-    """Arrays for ``kernels``; S stages, R ranks, at most V stages a rank."""
+class Tables(NamedTuple):
+    """S stages on R ranks, at most V a rank; a tuple, because compiled code can read those."""
 
     rank_of: Symbols
     """(S,)"""
@@ -29,7 +27,7 @@ class Tables:
     duration: Values
     """(3, S) of F, I, W."""
     comm: Values
-    """(S - 1,)"""
+    """Latency from stage s to s + 1 and back (S - 1,)."""
     activation: Values
     """(S,)"""
     act_w: Values
@@ -37,33 +35,25 @@ class Tables:
     limit: Values
     """(R,), a large number where there is no limit."""
     microbatches: int
+    """M"""
 
-    @classmethod
-    def of(cls, problem: Problem) -> Tables:
-        """Read a problem."""
-        chunks = problem.chunks
-        depth = max(len(held) for held in chunks)
-        stages_on = np.full((problem.ranks, depth), -1, dtype=np.int64)
-        for rank, held in enumerate(chunks):
-            stages_on[rank, : len(held)] = held
-        unlimited = problem.microbatches * float(problem.activation.sum()) + 1
-        return cls(
-            rank_of=np.array(problem.placement, dtype=np.int64),
-            stages_on=stages_on,
-            length=np.array([3 * len(held) * problem.microbatches for held in chunks], dtype=np.int64),
-            duration=np.stack((problem.F, problem.I, problem.W)).astype(np.float64),
-            comm=np.asarray(problem.comm, dtype=np.float64),
-            activation=np.asarray(problem.activation, dtype=np.float64),
-            act_w=np.asarray(problem.act_w, dtype=np.float64),
-            limit=np.minimum(problem.limit, unlimited).astype(np.float64),
-            microbatches=problem.microbatches,
-        )
 
-    @property
-    def operations(self) -> int:
-        """Over all ranks."""
-        return int(self.length.sum())
-
-    def empty_order(self) -> Symbols:
-        """Room for orders (R, n)."""
-        return np.zeros((len(self.length), int(self.length.max())), dtype=np.int64)
+def tables_of(problem: Problem) -> Tables:
+    """Read a problem."""
+    chunks = problem.chunks
+    depth = max(len(held) for held in chunks)
+    stages_on = np.full((problem.ranks, depth), -1, dtype=np.int64)
+    for rank, held in enumerate(chunks):
+        stages_on[rank, : len(held)] = held
+    unlimited = problem.microbatches * float(problem.activation.sum()) + 1
+    return Tables(
+        rank_of=np.array(problem.placement, dtype=np.int64),
+        stages_on=stages_on,
+        length=np.array([3 * len(held) * problem.microbatches for held in chunks], dtype=np.int64),
+        duration=np.stack((problem.F, problem.I, problem.W)).astype(np.float64),
+        comm=np.asarray(problem.comm, dtype=np.float64),
+        activation=np.asarray(problem.activation, dtype=np.float64),
+        act_w=np.asarray(problem.act_w, dtype=np.float64),
+        limit=np.minimum(problem.limit, unlimited).astype(np.float64),
+        microbatches=problem.microbatches,
+    )
