@@ -90,6 +90,12 @@ def test_no_family_is_better_in_the_same_memory(name: str, limit: float) -> None
     assert result.makespan <= simulate(family, ZERO_BUBBLE).makespan * (1 + 1e-9)
 
 
+def test_there_is_a_schedule_even_without_time() -> None:
+    for limit in (1.0, 4.0):
+        result = synthesize(microbatches=8, space=layouts(4), costs=ZERO_BUBBLE, memory_limit=limit, time_budget=0.0)
+        held_to_the_simulator(result, ZERO_BUBBLE, limit)
+
+
 def test_a_limit_that_no_schedule_keeps_is_refused_with_the_least_that_one_can() -> None:
     with pytest.raises(ScheduleError, match=r"memory limit of 0\.5: .* must be 1 or more"):
         synthesize(microbatches=4, space=layouts(4), costs=Costs(), memory_limit=0.5)

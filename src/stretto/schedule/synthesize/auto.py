@@ -34,8 +34,10 @@ ROUNDS = ((99, 0.2), (4, 0.25), (2, 0.25), (1, 0.2))
 """How many layouts go on, and the share of the effort that they divide."""
 EXPLORED = 0.55
 """Share of a layout's effort that goes to rules; the rest to moves."""
-SEARCHED_SEEDS = 0.5
+SEARCHED_SEEDS = 0.7
 """Share of the time after which families that search themselves are asked no more."""
+EFFORT = 0.6
+"""Nominal seconds of search in a second of budget; the rest is for bounds, families that search, and slower machines."""
 EQUAL = 1e-9
 """Relative difference below which a schedule counts as reaching its bound."""
 
@@ -100,7 +102,7 @@ def synthesize(
 ) -> Result:
     """The best schedule that can be found for ``space`` in ``time_budget`` seconds (compilation not counted).
 
-    ``effort``: nominal seconds of search, as many as ``time_budget`` where left out.
+    ``effort``: nominal seconds of search; left out, as many as ``time_budget`` has room for on a usual machine.
 
     ``costs`` may be a function from a layout to its costs, where they differ from layout to layout.
     ``memory_limit``: one for all ranks or one per rank, in micro-batches over a rank's whole share.
@@ -108,7 +110,7 @@ def synthesize(
     Raises ScheduleError where no schedule of the space fits the memory, saying the least that would.
     """
     _warm_up()
-    effort = time_budget if effort is None else effort
+    effort = EFFORT * time_budget if effort is None else effort
     started = time.monotonic()
     candidates = _candidates(space, microbatches=microbatches, costs=costs, memory_limit=memory_limit, seed=seed)
     for candidate in candidates:
@@ -169,8 +171,8 @@ def _candidates(
         )
     if not found:
         raise ScheduleError(
-            f"No schedule fits a memory limit of {_say(memory_limit)}: one micro-batch alone keeps {least:g} alive on "
-            f"the fullest rank, so the limit must be {least:g} or more."
+            f"No schedule fits a memory limit of {_say(memory_limit)}: one micro-batch alone keeps {least:.9g} alive on "
+            f"the fullest rank, so the limit must be {least:.9g} or more."
         )
     return sorted(found, key=lambda candidate: candidate.bound)
 
@@ -187,7 +189,7 @@ def _limits(memory_limit: float | Sequence[float] | None, ranks: int) -> list[fl
 
 
 def _say(memory_limit: float | Sequence[float] | None) -> str:
-    return f"{memory_limit:g}" if isinstance(memory_limit, int | float) else str(memory_limit)
+    return f"{memory_limit:.9g}" if isinstance(memory_limit, int | float) else str(memory_limit)
 
 
 def _sow(candidate: Candidate, names: Sequence[str]) -> None:

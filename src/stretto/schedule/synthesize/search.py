@@ -100,7 +100,7 @@ class Search:
         price = RULE_SECONDS + PLACE_SECONDS * self.operations
         tries = max(3, round(seconds / price))
         for turn in range(tries):
-            if self.over:
+            if self.over and self.pool:  # without a schedule there must be one, whatever the time
                 return
             sources = [found for found in self.pool if found.rule is not None]
             chance = self.random.random()

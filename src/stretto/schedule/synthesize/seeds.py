@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
 FIXED = ("gpipe", "1f1b", "interleaved", "zb-h1", "zb-h2", "breadth-first", "group-interleaved", "hanayo", "dualpipe-v")
 """Families that know no costs."""
-COSTED = ("zb-auto", "zb-v")
-"""Families that fit themselves to costs and memory, one per placement; they search themselves, for seconds at most."""
+COSTED = ("zb-auto", "zb-v", "v-min")
+"""Families that fit themselves to costs and memory; they search themselves, for seconds at most."""
+SCARCE = 0.45
+"""Share of 1F1B's memory above which v-min has nothing that zb-v has not."""
 GROUPS = (1.0, 0.5)
 """Group sizes of group-interleaved, over the number of ranks."""
 
@@ -30,6 +32,8 @@ def starts(problem: Problem, name: str, *, costs: Costs) -> Iterator[Symbols]:
     if not family.chunked and family.chunk_counts not in ((chunks,), ()) and (chunks > 1 or family.chunk_counts):
         return  # not worth building to see that its placement is another
     limit = float(problem.limit.min())
+    if name == "v-min" and limit > SCARCE * problem.ranks:
+        return
     for options in _options(name, problem.ranks, chunks):
         try:
             schedule = build(
