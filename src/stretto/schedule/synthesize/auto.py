@@ -19,7 +19,9 @@ from stretto.schedule.simulate.costs import Costs
 from stretto.schedule.synthesize import seeds
 from stretto.schedule.synthesize.bounds import least_memory, lower_bound
 from stretto.schedule.synthesize.problem import TOLERANCE
+from stretto.schedule.synthesize.relax import everything
 from stretto.schedule.synthesize.space import layouts, problem_of
+from stretto.schedule.synthesize.symbols import from_orders, to_schedule
 from stretto.spec.errors import ScheduleError
 
 if TYPE_CHECKING:
@@ -36,8 +38,10 @@ EXPLORED = 0.55
 """Share of a layout's effort that goes to rules; the rest to moves."""
 SEARCHED_SEEDS = 0.7
 """Share of the time after which families that search themselves are asked no more."""
-EFFORT = 0.6
-"""Nominal seconds of search in a second of budget; the rest is for bounds, families that search, and slower machines."""
+EFFORT = 0.7
+"""Nominal seconds of search in a second of budget; the rest is for bounds, families that search, slow machines."""
+SOLVED_OPERATIONS = 600
+"""Problems up to here may be solved by looking at everything, where memory is scarce."""
 EQUAL = 1e-9
 """Relative difference below which a schedule counts as reaching its bound."""
 
@@ -60,7 +64,7 @@ class Result:
     @property
     def gap(self) -> float:
         """How much longer than the bound it is, relative."""
-        return self.makespan / self.lower_bound - 1
+        return max(0.0, self.makespan / self.lower_bound - 1)
 
     @property
     def proven(self) -> bool:
@@ -124,17 +128,18 @@ def synthesize(
             own = effort * share / len(going)
             candidate.search.explore(own * EXPLORED)
             candidate.search.anneal(own * (1 - EXPLORED))
-    _prove(candidates, time_budget=max(0.0, min(0.1 * effort, started + time_budget - time.monotonic())))
+    small = any(candidate.search.operations <= SOLVED_OPERATIONS for candidate in candidates)
+    proving = (0.4 if small else 0.1) * effort
+    _prove(candidates, time_budget=max(0.0, min(proving, started + time_budget - time.monotonic())))
     return _result(candidates)
 
 
 def _result(candidates: list[Candidate]) -> Result:
     """The shortest schedule against the least bound."""
-    from stretto.schedule.synthesize.symbols import to_schedule
-
     best = min(candidates, key=lambda candidate: candidate.makespan)
     least = min(candidates, key=lambda candidate: candidate.bound)
     assert best.search.best is not None, "memory that admits one micro-batch at a time admits a schedule"
+    assert best.makespan >= least.bound * (1 - EQUAL), "a bound that a schedule goes below is wrong"
     return Result(
         schedule=to_schedule(best.search.best.order, best.problem, name="auto"),
         layout=best.layout.name,
@@ -171,8 +176,8 @@ def _candidates(
         )
     if not found:
         raise ScheduleError(
-            f"No schedule fits a memory limit of {_say(memory_limit)}: one micro-batch alone keeps {least:.9g} alive on "
-            f"the fullest rank, so the limit must be {least:.9g} or more."
+            f"No schedule fits a memory limit of {_say(memory_limit)}: one micro-batch alone keeps {least:.9g} alive "
+            f"on the fullest rank, so the limit must be {least:.9g} or more."
         )
     return sorted(found, key=lambda candidate: candidate.bound)
 
@@ -209,16 +214,21 @@ def _worth_it(candidates: list[Candidate]) -> list[Candidate]:
 
 
 def _prove(candidates: list[Candidate], *, time_budget: float) -> None:
-    """Raise the bounds of the layouts that hold the space's bound down."""
-    best = min(candidate.makespan for candidate in candidates)
+    """Raise the bounds of the layouts that hold the space's bound down; small ones are solved where that is quick."""
     deadline = time.monotonic() + time_budget
     for candidate in sorted(candidates, key=lambda candidate: candidate.bound):
+        best = min(candidate.makespan for candidate in candidates)
         left = deadline - time.monotonic()
         if candidate.bound >= best * (1 - EQUAL) or left <= 0.05:
             return
-        bound = lower_bound(candidate.problem, time_budget=left)
+        if candidate.search.operations <= SOLVED_OPERATIONS:
+            proof = everything(candidate.problem, time_budget=left / 2, upper=best)
+            if proof.orders is not None:
+                candidate.search.add(from_orders(proof.orders, candidate.problem))
+                best = min(best, candidate.makespan)
+        bound = lower_bound(candidate.problem, time_budget=max(0.0, deadline - time.monotonic()), upper=best)
         if bound.value > candidate.bound:
-            candidate.bound, candidate.reason = bound.value, bound.reason
+            candidate.bound, candidate.reason = min(bound.value, candidate.makespan), bound.reason
 
 
 def _warm_up() -> None:
@@ -232,3 +242,4 @@ def _warm_up() -> None:
     search = Search(problem, seed=0)
     search.explore(0.0)
     search.anneal(1e-4)
+    lower_bound(problem, time_budget=0.01)

@@ -10,6 +10,8 @@ from stretto.schedule.op import Kind
 from stretto.schedule.schedule import Schedule
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from stretto.schedule.synthesize.problem import Problem
     from stretto.schedule.synthesize.tables import Symbols
 
@@ -37,6 +39,15 @@ def to_symbols(schedule: Schedule) -> Symbols | None:
     order = np.zeros((schedule.num_ranks, int(length.max())), dtype=np.int64)
     for rank in range(schedule.num_ranks):
         order[rank, : length[rank]] = symbols[bounds[rank] : bounds[rank + 1]]
+    return order
+
+
+def from_orders(orders: Sequence[Sequence[tuple[int, int, int]]], problem: Problem) -> Symbols:
+    """Orders (R, n) from lists of kind, stage and micro-batch, one per rank."""
+    code = {int(kind): number * problem.stages for number, kind in enumerate(KINDS)}
+    order = np.zeros((problem.ranks, max(map(len, orders))), dtype=np.int64)
+    for rank, operations in enumerate(orders):
+        order[rank, : len(operations)] = [code[int(kind)] + stage for kind, stage, _ in operations]
     return order
 
 
