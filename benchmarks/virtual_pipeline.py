@@ -5,7 +5,8 @@
 
 Compute is a wait, all else is real (stretto/parallel/pipeline/virtual.py).  Every family is played by our runtime and
 by the floor loop; every schedule of torch.distributed.pipelining by all three in the very same order.  The sides take
-turns in one sitting; a step's time is that of its slowest rank.
+turns in one sitting; a step's time is that of its slowest rank.  The row ``best`` holds the schedule that our search
+finds within 1F1B's activation memory to ZBVZeroBubble, torch's fastest schedule in that memory, for the same work.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import json
 import os
 import socket
 import statistics
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +30,7 @@ from benchmarks.pairs import RESULTS, command, machine
 from benchmarks.virtual_sides import TORCH, Floor, Step, ours, torch_pipeline
 from stretto.parallel.mesh import Mesh, build_mesh
 from stretto.parallel.pipeline.virtual import wake_on_time
+from stretto.schedule.document import load, save
 from stretto.schedule.families import build
 from stretto.schedule.schedule import Schedule
 from stretto.schedule.simulate import simulate
@@ -35,6 +39,8 @@ from stretto.spec import capabilities
 from stretto.spec.plan import PlanSpec
 from stretto.trainer.schedules import lowered_and_valid
 
+BEST = "best"
+"""The row of the best schedules in 1F1B's memory."""
 WARM = 2
 """Steps of each side before timing starts."""
 
@@ -53,6 +59,7 @@ def arguments() -> argparse.Namespace:
 def names() -> Iterator[str]:
     """The rows: torch's schedules, then our families."""
     yield from (f"torch {name}" for name in TORCH)
+    yield BEST
     yield from capabilities.SCHEDULES
 
 
@@ -63,14 +70,18 @@ def family(name: str, ranks: int, microbatches: int) -> Schedule:
     return build(name, ranks=ranks, microbatches=microbatches, chunks=2)
 
 
-def sides_of(name: str, mesh: Mesh, microbatches: int, seconds: float) -> tuple[dict[str, Step], float]:
+def sides_of(name: str, mesh: Mesh, seconds: float, args: argparse.Namespace) -> tuple[dict[str, Step], float]:
     """What plays a row, and its simulated step in seconds."""
     sides: dict[str, Step] = {}
-    if name.startswith("torch "):
-        peer, schedule = torch_pipeline(name.removeprefix("torch "), mesh, microbatches, seconds)
+    if name == BEST:
+        schedule = load(args.best)
+        sides["torch"], other = torch_pipeline("ZBVZeroBubble", mesh, args.microbatches, seconds)
+        seconds *= other.num_stages / schedule.num_stages
+    elif name.startswith("torch "):
+        peer, schedule = torch_pipeline(name.removeprefix("torch "), mesh, args.microbatches, seconds)
         sides["torch"] = peer
     else:
-        schedule = family(name, mesh.size("pp"), microbatches)
+        schedule = family(name, mesh.size("pp"), args.microbatches)
     share = seconds * schedule.num_stages / schedule.num_ranks
     simulated = simulate(schedule, Costs(F=share, I=share, W=share)).makespan
     lowered = lowered_and_valid(schedule)
@@ -79,7 +90,7 @@ def sides_of(name: str, mesh: Mesh, microbatches: int, seconds: float) -> tuple[
 
 def measure(name: str, mesh: Mesh, milliseconds: float, args: argparse.Namespace) -> dict[str, Any]:
     """One row."""
-    sides, simulated = sides_of(name, mesh, args.microbatches, milliseconds / 1e3)
+    sides, simulated = sides_of(name, mesh, milliseconds / 1e3, args)
     times: dict[str, list[float]] = {side: [] for side in sides}
     for turn in range(WARM + args.turns):
         for side, step in sides.items():
@@ -146,7 +157,12 @@ def main() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    start_processes(work, (args, port), nprocs=args.ranks, start_method="spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        args.best = Path(folder) / "best.json"
+        if args.only in BEST:
+            limit = float(args.ranks)
+            save(build("auto", ranks=args.ranks, microbatches=args.microbatches, memory_limit=limit), args.best)
+        start_processes(work, (args, port), nprocs=args.ranks, start_method="spawn")
 
 
 if __name__ == "__main__":
