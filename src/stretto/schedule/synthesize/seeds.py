@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
 FIXED = ("gpipe", "1f1b", "interleaved", "zb-h1", "zb-h2", "breadth-first", "group-interleaved", "hanayo", "dualpipe-v")
 """Families that know no costs."""
-COSTED = ("zb-auto", "zb-v", "v-min")
+COSTED = ("zb-auto", "zb-v", "v-min", "v-half")
 """Families that fit themselves to costs and memory; they search themselves, for seconds at most."""
 SCARCE = 0.45
 """Share of 1F1B's memory above which v-min has nothing that zb-v has not."""
+FEW_OPERATIONS = 6000
+"""Above these, v-half takes seconds and finds what zb-v finds."""
 GROUPS = (1.0, 0.5)
 """Group sizes of group-interleaved, over the number of ranks."""
 
@@ -33,6 +35,8 @@ def starts(problem: Problem, name: str, *, costs: Costs) -> Iterator[Symbols]:
         return  # not worth building to see that its placement is another
     limit = float(problem.limit.min())
     if name == "v-min" and limit > SCARCE * problem.ranks:
+        return
+    if name == "v-half" and 3 * problem.stages * problem.microbatches > FEW_OPERATIONS:
         return
     for options in _options(name, problem.ranks, chunks):
         try:
