@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stretto.cli.verbs import convert, generate, simulate, train, verify
+    from stretto.cli.verbs import convert, diagnose, generate, simulate, train, verify
     from stretto.spec.check import check
     from stretto.spec.checkpoint import CheckpointSpec
     from stretto.spec.cluster import ClusterSpec
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from stretto.spec.training import TrainingSpec
 
 _HOMES = {
-    "stretto.cli.verbs": ("convert", "generate", "simulate", "train", "verify"),
+    "stretto.cli.verbs": ("convert", "diagnose", "generate", "simulate", "train", "verify"),
     "stretto.spec.check": ("check",),
     "stretto.spec.checkpoint": ("CheckpointSpec",),
     "stretto.spec.cluster": ("ClusterSpec",),
@@ -82,6 +82,7 @@ __all__ = [
     "check",
     "cluster_preset",
     "convert",
+    "diagnose",
     "generate",
     "load_run",
     "model_preset",

@@ -16,6 +16,7 @@ from stretto.spec.resolve import load_run
 from stretto.spec.run import RunSpec
 
 if TYPE_CHECKING:
+    from stretto.schedule.measured.diagnosis import Diagnosis
     from stretto.schedule.schedule import Schedule
     from stretto.schedule.simulate import Costs, Figures
     from stretto.trainer.verify import VerifyReport
@@ -119,6 +120,16 @@ def simulate(
     figures = figures_of(found, costs)
     check_limit(figures, memory_limit)
     return figures
+
+
+def diagnose(run: str | Path, *, step: int | None = None) -> Diagnosis:
+    """Measured over simulated, of the run in a directory that recorded steps (``run.trace``).
+
+    ``step`` is looked at instead of the one of median length.  Raises ConfigError where nothing was recorded.
+    """
+    from stretto.schedule.measured.diagnosis import diagnose as of_run
+
+    return of_run(run, step=step)
 
 
 def _made(schedule: Schedule | str | Path) -> Schedule | None:

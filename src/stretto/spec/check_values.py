@@ -13,6 +13,7 @@ from stretto.spec.data import DataSpec
 from stretto.spec.errors import ConfigError, nearest
 from stretto.spec.model import ModelSpec
 from stretto.spec.run import RunSpec
+from stretto.spec.traced_steps import traced_steps
 from stretto.spec.training import TrainingSpec
 
 
@@ -39,6 +40,7 @@ def check_settings(run: RunSpec) -> None:
         raise ConfigError(f"run.seed = {settings.seed} must be at least 0 and below 2^63.")
     _positive("run", settings, ("silent_seconds", "hang_seconds"))
     _at_least_zero("run", settings, ("max_restarts",))
+    traced_steps(settings.trace)
     _at_least_zero("checkpoint", checkpoint, ("every", "keep"))
     if checkpoint.resume not in ("auto", "never") and not Path(checkpoint.resume).exists():
         raise ConfigError(

@@ -21,6 +21,7 @@ from stretto.trainer.fitting import find_checkpoint
 from stretto.trainer.memory import ActivationMeter, passing_bytes, persistent_bytes
 from stretto.trainer.metrics import Board, MetricsFile, step_line
 from stretto.trainer.rate import learning_rate
+from stretto.trainer.recording import recorder_of, save_schedule
 from stretto.trainer.resume import resume_session, save_session
 from stretto.trainer.session import Session
 from stretto.trainer.step import StepResult
@@ -82,11 +83,14 @@ class Loop:
     def __init__(self, run: RunSpec, world: World, hooks: Hooks) -> None:
         self._run, self._world, self._hooks = run, world, hooks
         self._corpus = prepare_corpus(run)
+        device = device_of(run, world.local_rank)
+        self._recorder = recorder_of(run, world, hooks.observer, device=device.type)
+        self._observer: Observer = self._recorder or hooks.observer
         self._session = Session.start(
             run,
             world.rank,
-            device=device_of(run, world.local_rank),
-            observer=hooks.observer,
+            device=device,
+            observer=self._observer,
             reader=weights_reader(run),
         )
         self._train = self._loader("train")
@@ -97,6 +101,8 @@ class Loop:
         self._memory: int | None = None
         self._resume()
         lead = world.rank == 0
+        if self._recorder is not None and lead:
+            save_schedule(run, self._session.schedule)
         folder = Path(run.run.dir)
         self._metrics = MetricsFile(folder / "metrics.jsonl", after=self._done) if lead else None
         self._evals = MetricsFile(folder / "eval.jsonl", after=self._done) if lead else None
@@ -150,7 +156,7 @@ class Loop:
 
     def _step(self, step: int) -> tuple[dict[str, Any], bool]:
         start = time.perf_counter()
-        self._hooks.observer.step = step
+        self._observer.step = step
         batches = self._batches(self._train, step)
         stop = self._hooks.should_stop()
         if self._memory is None:
@@ -162,6 +168,8 @@ class Loop:
             )
         else:
             result = self._session.train_step(step, batches, stop=stop)
+        if self._recorder is not None:
+            self._recorder.finish_step()
         seconds = time.perf_counter() - start
         self._tokens_seen += result.tokens
         record = self._record(step, result, seconds)
@@ -226,7 +234,7 @@ class Loop:
         return {"eval_loss": record["loss"]}
 
     def _save(self) -> None:
-        self._hooks.observer.begin("SAVE")
+        self._observer.begin("SAVE")
         path = save_session(
             self._session,
             step=self._done,
@@ -234,12 +242,14 @@ class Loop:
             tokenizer=self._corpus.tokenizer.fingerprint,
             corpus=self._corpus.fingerprint,
         )
-        self._hooks.observer.end()
+        self._observer.end()
         self._saved = self._done
         self._say(f"saved {path}")
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close what is open, and write what was recorded."""
+        if self._recorder is not None:
+            self._recorder.flush()
         for sink in (self._metrics, self._evals, self._board):
             if sink is not None:
                 sink.close()

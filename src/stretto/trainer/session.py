@@ -13,13 +13,16 @@ import torch
 from stretto.assemble.rank_model import Assembler, Precision, RankModel, Reader
 from stretto.models.build import build_model
 from stretto.parallel.mesh import Mesh, build_mesh
-from stretto.parallel.pipeline.channel import PeerChannel
+from stretto.parallel.pipeline.channel import Channel, PeerChannel
 from stretto.parallel.pipeline.runtime import Runtime
+from stretto.resilience.recorder import Recorder
+from stretto.schedule.schedule import Schedule
 from stretto.spec.check import stages_of
 from stretto.spec.contract import Batch, Observer, Silent, Stack
 from stretto.spec.model import ModelSpec
 from stretto.spec.run import RunSpec
 from stretto.trainer.optimizer import build_optimizer
+from stretto.trainer.recording import Metered
 from stretto.trainer.schedules import schedules_of
 from stretto.trainer.step import StepResult, TrainStep
 
@@ -43,6 +46,8 @@ class Session:
     device: torch.device
     mesh: Mesh
     model: RankModel
+    schedule: Schedule
+    """What a training step plays."""
     runtime: Runtime
     evaluation: Runtime
     """Plays the forward-only schedule."""
@@ -81,7 +86,9 @@ class Session:
             reader=reader(stack) if reader else None,
         )
         pp = mesh.index("pp")
-        channel = PeerChannel(mesh, device, [training, evaluation]) if mesh.size("pp") > 1 else None
+        channel: Channel | None = PeerChannel(mesh, device, [training, evaluation]) if mesh.size("pp") > 1 else None
+        if channel is not None and isinstance(observer, Recorder):
+            channel = Metered(channel, observer)
         runtime = Runtime(model.stages, training, rank=pp, channel=channel, observer=observer)
         optimizer = build_optimizer(model.masters, run.training)
         return cls(
@@ -89,6 +96,7 @@ class Session:
             device=device,
             mesh=mesh,
             model=model,
+            schedule=training,
             runtime=runtime,
             evaluation=Runtime(model.stages, evaluation, rank=pp, channel=channel, observer=observer),
             optimizer=optimizer,

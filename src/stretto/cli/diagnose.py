@@ -1,0 +1,103 @@
+"""``stretto diagnose``: lay what a run measured over what its schedule should take."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stretto.spec.errors import ConfigError
+from stretto.spec.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from stretto.schedule.measured.diagnosis import Diagnosis
+
+SUMMARY = "say where a run's step time goes, measured over simulated"
+DESCRIPTION = """\
+Read the operations that a run recorded, simulate the same schedule under their median durations, and say where the
+difference is: a slow stage or rank, late messages, idle time that isn't predicted. Of all recorded steps the one of
+median length is looked at. To record, train with --set run.trace=last (the last 8 steps), or with steps such as
+run.trace=20-30; --costs-out writes the medians as a costs file for stretto simulate --costs."""
+EXAMPLES = (
+    "stretto diagnose runs/tiny",
+    "stretto diagnose runs/tiny --step 20 --html measured.html --trace measured.json",
+    "stretto diagnose runs/tiny --json --costs-out costs.json",
+)
+OUTPUTS = ("costs_out", "trace", "html")
+"""Options that name a file to write."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what diagnose takes."""
+    parser.add_argument("run", metavar="RUN", type=Path, help="directory of the run (its run.dir)")
+    parser.add_argument("--step", type=int, metavar="N", help="look at this step instead")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON alone, times in seconds")
+    parser.add_argument("--costs-out", type=Path, metavar="FILE", help="write the measured costs for stretto simulate")
+    parser.add_argument(
+        "--trace", type=Path, metavar="FILE", help="write both timelines for Perfetto (ui.perfetto.dev)"
+    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page of measured over simulated")
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Diagnose, write the files that are asked for, and print."""
+    _check_outputs(options)
+    from stretto.schedule.measured.diagnosis import diagnose
+
+    found = diagnose(options.run, step=options.step)
+    for path, content in _files(options, found).items():
+        path.write_text(content, encoding="utf-8")
+    print(json.dumps(found.as_data()) if options.json else _shown(found))
+    return 0
+
+
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Raise ConfigError where a file that is asked for can't be written, before any work is done."""
+    for name in OUTPUTS:
+        path: Path | None = getattr(options, name)
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            what = "is a folder" if path.is_dir() else f"can't be written: there is no folder {path.parent}"
+            raise ConfigError(f"--{name.replace('_', '-')} {path} {what}; name a file in a folder that exists.")
+
+
+def _files(options: argparse.Namespace, found: Diagnosis) -> dict[Path, str]:
+    """What to write where."""
+    files = {}
+    if options.costs_out is not None:
+        from stretto.schedule.measured.medians import as_file
+
+        files[options.costs_out] = json.dumps(as_file(found.costs)) + "\n"
+    if options.trace is not None:
+        from stretto.schedule.render.measured import trace_of
+
+        files[options.trace] = json.dumps(trace_of(found), separators=(",", ":")) + "\n"
+    if options.html is not None:
+        from stretto.schedule.render.measured import page_of
+
+        files[options.html] = page_of(found)
+    return files
+
+
+def _shown(found: Diagnosis) -> str:
+    """Figures, one row per rank, and the sentences."""
+    schedule, over = found.trace.schedule, found.over
+    messages = format_bytes(int(found.played.num_bytes.sum()) / 2)
+    lines = [
+        f"{schedule.name}: {schedule.num_ranks} ranks, {schedule.num_stages} stages, {schedule.num_microbatches} "
+        f"micro-batches; step {found.played.step}, medians over {len(found.steps)} steps",
+        f"measured {format_seconds(over.measured.makespan)}   simulated {format_seconds(over.simulated.makespan)}   "
+        f"ratio {found.ratio:.3f}   messages {messages}",
+        "",
+        f"{'rank':>4}   {'busy':^21}   {'communication':^21}   {'bubble':^21}",
+        f"{'':>4}" + f"   {'measured':>10} {'simulated':>10}" * 3,
+    ]
+    names = ("busy", "communication", "bubble")
+    for position, rank in enumerate(found.ranks):
+        cells = [
+            f"   {format_seconds(getattr(over.spent, name)[position]):>10}"
+            f" {format_seconds(getattr(over.predicted, name)[position]):>10}"
+            for name in names
+        ]
+        lines.append(f"{rank:>4}{''.join(cells)}")
+    return "\n".join([*lines, "", *found.findings])

@@ -1,0 +1,115 @@
+"""Records when each operation of a step began and ended, for ``stretto diagnose``.
+
+An Observer around another one: it passes everything on, and notes what belongs to a step that is wanted:
+
+    off      nothing is noted, the recorder isn't even there
+    last     the last KEPT steps, in memory; written when the run ends, also when it fails
+    5,10-12  these steps, each written when it is over
+
+A noted operation costs two readings of the clock and two extensions of a list.  The format is that of
+schedule/measured/format.py.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from stretto.schedule.measured.format import Event, Source, header, path_of, record
+from stretto.spec.contract import Observer
+
+KEPT = 8
+"""Steps that ``last`` keeps."""
+FIELDS = 5
+"""Entries of the list for one operation: those of ``Event``."""
+
+Noted = tuple[int, int, int, list[Any]]
+"""Step, begin, end (ns), and the fields of its operations one after the other."""
+
+
+class Recorder:
+    """The Observer that records; used by one thread.
+
+    Args:
+        observer: hears everything too.
+        wanted: whether a step is to be recorded; None: the last ``KEPT``.
+        source: whose trace it is.
+    """
+
+    def __init__(self, observer: Observer, folder: Path, *, source: Source, wanted: Callable[[int], bool] | None):
+        self._observer, self._wanted = observer, wanted
+        self._inner_begin, self._inner_end = observer.begin, observer.end
+        self._path, self._source = path_of(folder, source.rank), source
+        self._noting = False
+        self._began = 0
+        self._noted: list[Any] = []
+        self._open: list[int] = []
+        self._waiting: deque[Noted] = deque(maxlen=KEPT)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path.write_bytes(header(source))
+
+    @property
+    def step(self) -> int:
+        """The optimizer step under way; setting it begins a step."""
+        return self._observer.step
+
+    @step.setter
+    def step(self, step: int) -> None:
+        self._observer.step = step
+        self._noting = self._wanted is None or self._wanted(step)
+        self._noted, self._open = [], []
+        self._began = time.perf_counter_ns()
+
+    def begin(self, operation: str, /, *, peer: int | None = None) -> None:
+        """Pass it on and note it."""
+        self._inner_begin(operation, peer=peer)
+        if self._noting:
+            self._open.append(len(self._noted))
+            self._noted += (operation, peer, time.perf_counter_ns(), 0, 0)
+
+    def end(self) -> None:
+        """Note it and pass it on."""
+        if self._noting and self._open:
+            self._noted[self._open.pop() + 3] = time.perf_counter_ns()
+        self._inner_end()
+
+    def carried(self, num_bytes: int) -> None:
+        """The operation under way moved a message of so many bytes."""
+        if self._noting and self._open:
+            self._noted[self._open[-1] + 4] += num_bytes
+
+    def finish_step(self) -> None:
+        """The step is over: keep it, or write it; what follows until the next step isn't recorded."""
+        if not self._noting:
+            return
+        self._noting = False
+        self._waiting.append((self.step, self._began, time.perf_counter_ns(), self._noted))
+        if self._wanted is not None:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the steps that wait."""
+        with self._path.open("ab") as file:
+            while self._waiting:
+                step, begin, end, noted = self._waiting.popleft()
+                file.write(record(step, begin, end, _events(noted)))
+
+
+def _events(noted: list[Any]) -> list[Event]:
+    """One for each operation that ended."""
+    events = [tuple(noted[at : at + FIELDS]) for at in range(0, len(noted), FIELDS)]
+    return [event for event in events if event[3]]  # type: ignore[misc]
+
+
+def epoch_of_clock() -> int:
+    """When this machine's monotonic clock stood at 0, in nanoseconds since 1970: the closest of a few readings."""
+    readings = []
+    for _ in range(5):
+        before = time.perf_counter_ns()
+        now = time.time_ns()
+        after = time.perf_counter_ns()
+        readings.append((after - before, now - (before + after) // 2))
+    return min(readings)[1]

@@ -1,0 +1,81 @@
+"""Wires the recorder into a run: which steps, whose trace, what the messages carry."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stretto.parallel.pipeline.segment import Value, tensors_of
+from stretto.resilience.recorder import Recorder, epoch_of_clock
+from stretto.schedule.document import save
+from stretto.schedule.measured.format import FOLDER, SCHEDULE, Source
+from stretto.spec.contract import Observer
+from stretto.spec.run import RunSpec
+from stretto.spec.traced_steps import traced_steps
+
+if TYPE_CHECKING:
+    from stretto.parallel.pipeline.channel import Channel, Message
+    from stretto.schedule.schedule import Schedule
+    from stretto.trainer.world import World
+
+
+def recorder_of(run: RunSpec, world: World, observer: Observer, *, device: str) -> Recorder | None:
+    """The recorder that ``run.trace`` asks for; None where it is off.  What an earlier run recorded goes."""
+    steps = traced_steps(run.run.trace)
+    if run.run.trace == "off":
+        return None
+    plan = run.plan
+    pipelines = plan.num_ranks // plan.pp
+    source = Source(
+        rank=world.rank,
+        world_size=world.world_size,
+        position=world.rank // pipelines,
+        pipeline=world.rank % pipelines,
+        host=socket.gethostname(),
+        epoch=epoch_of_clock(),
+        device=device,
+    )
+    wanted = None if steps is None else lambda step: any(first <= step <= last for first, last in steps)
+    return Recorder(observer, Path(run.run.dir) / FOLDER, source=source, wanted=wanted)
+
+
+def save_schedule(run: RunSpec, schedule: Schedule) -> None:
+    """Write what is played beside the trace."""
+    save(schedule, Path(run.run.dir) / FOLDER / SCHEDULE)
+
+
+class Metered:
+    """A channel that tells a recorder what its messages weigh."""
+
+    def __init__(self, channel: Channel, recorder: Recorder) -> None:
+        self._channel, self._recorder = channel, recorder
+
+    def begin_step(self, receives: Sequence[Message], shapes: Sequence[Hashable]) -> None:
+        """As the channel does."""
+        self._channel.begin_step(receives, shapes)
+
+    def send(self, message: Message, value: Value) -> None:
+        """Send, and say how much."""
+        self._channel.send(message, value)
+        self._recorder.carried(_weight(value))
+
+    def receive(self, message: Message) -> Value:
+        """Receive, and say how much."""
+        value = self._channel.receive(message)
+        self._recorder.carried(_weight(value))
+        return value
+
+    def tend(self) -> None:
+        """As the channel does."""
+        self._channel.tend()
+
+    def end_step(self) -> None:
+        """As the channel does."""
+        self._channel.end_step()
+
+
+def _weight(value: Value) -> int:
+    """Bytes of its tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(value))
