@@ -25,7 +25,7 @@ from stretto.schedule.synthesize.symbols import from_orders, to_schedule
 from stretto.spec.errors import ScheduleError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from stretto.schedule.schedule import Schedule
     from stretto.schedule.synthesize.problem import Problem
@@ -121,10 +121,12 @@ def synthesize(
         candidate.search.deadline = started + time_budget
         _sow(candidate, seeds.FIXED)
     for number, (survivors, share) in enumerate(ROUNDS):
+        if number == 1:
+            for candidate in _worth_it(candidates):
+                if time.monotonic() - started < SEARCHED_SEEDS * time_budget:
+                    _sow(candidate, seeds.COSTED)
         going = _worth_it(candidates)[:survivors]
         for candidate in going:
-            if number == 1 and time.monotonic() - started < SEARCHED_SEEDS * time_budget:
-                _sow(candidate, seeds.COSTED)
             own = effort * share / len(going)
             candidate.search.explore(own * EXPLORED)
             candidate.search.anneal(own * (1 - EXPLORED))
@@ -197,7 +199,7 @@ def _say(memory_limit: float | Sequence[float] | None) -> str:
     return f"{memory_limit:.9g}" if isinstance(memory_limit, int | float) else str(memory_limit)
 
 
-def _sow(candidate: Candidate, names: Sequence[str]) -> None:
+def _sow(candidate: Candidate, names: Iterable[str]) -> None:
     """Offer the families' schedules."""
     for name in names:
         if candidate.search.over:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from stretto.schedule import placement
 from stretto.schedule.synthesize.symbols import to_symbols
 from stretto.spec.errors import ScheduleError
 
@@ -15,11 +16,16 @@ if TYPE_CHECKING:
 
 FIXED = ("gpipe", "1f1b", "interleaved", "zb-h1", "zb-h2", "breadth-first", "group-interleaved", "hanayo", "dualpipe-v")
 """Families that know no costs."""
-COSTED = ("zb-auto", "zb-v", "v-min", "v-half")
-"""Families that fit themselves to costs and memory; they search themselves, for seconds at most."""
+COSTED = {
+    "zb-auto": (placement.loop, 1),
+    "zb-v": (placement.zigzag, 2),
+    "v-min": (placement.zigzag, 2),
+    "v-half": (placement.zigzag, 2),
+}
+"""Families that fit themselves to costs and memory, with their placement; they search themselves, for seconds."""
 SCARCE = 0.45
 """Share of 1F1B's memory above which v-min has nothing that zb-v has not."""
-FEW_OPERATIONS = 6000
+FEW_OPERATIONS = 7000
 """Above these, v-half takes seconds and finds what zb-v finds."""
 GROUPS = (1.0, 0.5)
 """Group sizes of group-interleaved, over the number of ranks."""
@@ -31,8 +37,10 @@ def starts(problem: Problem, name: str, *, costs: Costs) -> Iterator[Symbols]:
 
     family = FAMILIES[name]
     chunks = problem.stages // problem.ranks
-    if not family.chunked and family.chunk_counts not in ((chunks,), ()) and (chunks > 1 or family.chunk_counts):
-        return  # not worth building to see that its placement is another
+    if name in COSTED:
+        place, count = COSTED[name]
+        if problem.placement != place(problem.ranks, problem.ranks * count):
+            return
     limit = float(problem.limit.min())
     if name == "v-min" and limit > SCARCE * problem.ranks:
         return
