@@ -1,0 +1,47 @@
+"""Which kernels run a layer, and in what precision its states are kept: what memory and time depend on beyond the plan.
+
+attention   unfused   every step over the [T, T] scores is a kernel of its own (softmax in float32)
+            fused     scale, mask and softmax of the scores are one kernel (Megatron-LM); scores still stored
+            flash-1   no scores in memory (Dao et al. 2022, arXiv 2205.14135)
+            flash-2   the same with better division of work (Dao 2023, arXiv 2307.08691)
+fused_norm  whether RMSNorm is one kernel, or a chain over float32 copies of its input
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Attention = Literal["unfused", "fused", "flash-1", "flash-2"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelStack:
+    """Kernels and precisions of a run; the defaults are a modern 16-bit run."""
+
+    attention: Attention = "flash-2"
+    """The kernel of scores, softmax and their use."""
+    fused_norm: bool = True
+    """Whether a norm reads its input once and keeps only that."""
+    sequence_parallel: bool = True
+    """Whether tp also splits the norms and residuals, over the sequence (Korthikanti et al. 2022)."""
+    sharded_logits: bool = True
+    """Whether every tp rank keeps only its slice of the vocabulary's logits."""
+    sharded_messages: bool = True
+    """Whether each tp rank sends its slice of a message between stages (Narayanan et al. 2021, section 4.1); under
+    sequence parallelism it has no more than that."""
+    overlapped_reduction: bool = False
+    """Whether gradients are summed, and parameters gathered, under the work of one micro-batch."""
+    parameter_bytes: float = 2
+    """Bytes of a parameter in the form that multiplies."""
+    gradient_bytes: float = 4
+    """Bytes of an accumulated gradient."""
+    reduction_bytes: float = 4
+    """Bytes of a gradient while the data ranks sum it; 16-bit gradients too are mostly summed in float32."""
+    optimizer_bytes: float = 12
+    """Bytes of master weight and two moments (Rajbhandari et al. 2020, section 3.1), float32 each."""
+
+    @property
+    def stores_scores(self) -> bool:
+        """Whether attention keeps a [T, T] matrix per head for the backward pass."""
+        return self.attention in ("unfused", "fused")
