@@ -1,0 +1,39 @@
+"""What was measured of a machine: shares of its data-sheet rates that real work reaches.
+
+The defaults are starting points with their source; a calibration file or a fit to measured steps replaces
+them.  Four numbers are fitted (``FITTED``).  The rest is cited: steps of one small cluster tell neither the rates of
+the flash kernels, which are those of the kernels' own paper, nor the network's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FITTED = ("matmul", "memory", "link", "message")
+"""Fields that a fit to measured step times may move."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """Shares of a device's peaks, 0 to 1, and latencies."""
+
+    matmul: float = 0.68
+    """Of the 16-bit peak, matrix products of transformer shapes."""
+    memory: float = 0.8
+    """Of the memory bandwidth, kernels that only move data."""
+    link: float = 0.57
+    """Of the bandwidth inside a node, collectives."""
+    network: float = 0.22
+    """Of the bandwidth between nodes, collectives and messages that share it: Galvatron's published profile of two
+    8-GPU nodes has all-reduce at 44.7 GB/s over 16 ranks and 8.1, 16.2 and 20.8 GB/s over 2, 4 and 8 of them while
+    the other groups use the network too, 5.2 to 8.1 GB/s a device; 25 GB/s is the data sheet's."""
+    message: float = 0.1
+    """Of the bandwidth between nodes, one message between stages, hand-over by the host included."""
+    flash_1: float = 0.32
+    """Of the 16-bit peak, FlashAttention 1 forward and backward (Dao 2023, figure 4: about 100 TFLOP/s of 312)."""
+    flash_2: float = 0.55
+    """Of the 16-bit peak, FlashAttention 2 (same figure: about 170 TFLOP/s of 312)."""
+    link_latency: float = 5e-6
+    """Seconds of one hop inside a node, kernel launch included."""
+    network_latency: float = 1e-5
+    """Seconds of one hop between nodes."""

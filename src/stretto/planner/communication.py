@@ -1,0 +1,100 @@
+"""Time of collectives: latency plus volume over bandwidth (alpha-beta), per level of links.
+
+    all-reduce of B bytes over n    ring   2(n - 1) hops of alpha, 2 (n - 1)/n B over the bandwidth
+                                    tree   2 log2(n) hops,         2 B over the bandwidth
+    all-gather or reduce-scatter    half of the ring's
+
+whichever is less (Thakur et al. 2005; NCCL chooses likewise).  A group whose neighbours are ``stride`` ranks
+apart has L = devices per node / stride members in a node.  L = n: only links inside the node count.  Otherwise
+the ring enters and leaves a node once and uses the network adapters of its L members there, while the stride
+other groups of the node use theirs: L x a device's network bandwidth, at most the link's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, log2
+
+from stretto.planner.calibration import Calibration
+from stretto.planner.workload import Workload
+
+ACTIVATION_BYTES = 2
+"""Of an activation that is sent, 16-bit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Ranks that communicate with each other, and what they do it over."""
+
+    size: int
+    bytes_per_second: float
+    latency: float
+
+    def all_reduce(self, num_bytes: float) -> float:
+        """Seconds until all ranks hold the sum of ``num_bytes``."""
+        if self.size == 1:
+            return 0.0
+        ring = 2 * (self.size - 1) * (self.latency + num_bytes / self.size / self.bytes_per_second)
+        tree = 2 * ceil(log2(self.size)) * self.latency + 2 * num_bytes / self.bytes_per_second
+        return min(ring, tree)
+
+    def all_gather(self, num_bytes: float) -> float:
+        """Seconds until all ranks hold all of ``num_bytes``; a reduce-scatter takes as long."""
+        if self.size == 1:
+            return 0.0
+        return (self.size - 1) * (self.latency + num_bytes / self.size / self.bytes_per_second)
+
+
+def group(work: Workload, size: int, stride: int, calibration: Calibration) -> Group:
+    """The group of ``size`` ranks that lie ``stride`` apart."""
+    cluster = work.cluster
+    link = cluster.link_bytes_per_second * calibration.link
+    local = max(1, cluster.devices_per_node // stride)
+    if size <= local:
+        return Group(size=size, bytes_per_second=link, latency=calibration.link_latency)
+    rate = min(link or float("inf"), local * cluster.network_bytes_per_second * calibration.network)
+    return Group(size=size, bytes_per_second=rate, latency=calibration.network_latency)
+
+
+def tensor_seconds(work: Workload, calibration: Calibration) -> tuple[float, float, float]:
+    """Tensor-parallel collectives of one layer and micro-batch: forward, backward, recompute.
+
+    Forward sums the outputs of attention and feed-forward, backward the gradients of their inputs.
+    Sequence parallelism makes each of them a reduce-scatter and an all-gather (the same volume), and
+    gathers the two inputs once more for the gradients of the weights.
+    """
+    plan = work.plan
+    ring = group(work, plan.tp, 1, calibration)
+    moved = work.tokens * work.model.hidden_size * ACTIVATION_BYTES
+    once = 2 * ring.all_reduce(moved)
+    if not work.stack.sequence_parallel:
+        return once, once, once if plan.recompute == "full" else 0.0
+    once = 4 * ring.all_gather(moved)
+    again = 2 * ring.all_gather(moved)
+    return once, once + again, once if plan.recompute == "full" else 0.0
+
+
+def boundary_seconds(work: Workload, calibration: Calibration) -> float:
+    """One message of activations between neighbouring stages.
+
+    Stages lie furthest apart, so that a message leaves its node unless the whole mesh is one.
+    """
+    plan, cluster = work.plan, work.cluster
+    if plan.pp == 1:
+        return 0.0
+    inside = plan.num_ranks <= cluster.devices_per_node
+    rate = cluster.link_bytes_per_second if inside else cluster.network_bytes_per_second
+    split = plan.tp if work.stack.sharded_messages or work.stack.sequence_parallel else 1
+    num_bytes = work.tokens * work.model.hidden_size * ACTIVATION_BYTES / split
+    return calibration.network_latency + num_bytes / (rate * calibration.message)
+
+
+def data_seconds(work: Workload, calibration: Calibration) -> float:
+    """Reduction of gradients and gathering of parameters of the fullest pipeline rank, hidden or not."""
+    plan, stack = work.plan, work.stack
+    ring = group(work, plan.dp * plan.cp, plan.tp, calibration)
+    held = max(work.parameters_of_rank(rank) for rank in {0, plan.pp - 1})
+    gather = ring.all_gather(held * stack.parameter_bytes) if plan.dp_shard > 1 else 0.0
+    gradients = held * stack.reduction_bytes
+    reduce = ring.all_reduce(gradients) if plan.dp_replicate > 1 or plan.zero == 1 else ring.all_gather(gradients)
+    return gather + reduce

@@ -1,0 +1,110 @@
+"""Time of the arithmetic of one layer, and of the head, for one micro-batch on one rank.
+
+Three kinds of work, each over its own rate:
+
+    matrix products   2 operations per weight and token forward, 4 backward            matmul rate
+    attention         flash: half of the T x T products, at the kernel's own rate;
+                      otherwise all of them at the matmul rate                         flash or matmul rate
+    moving data       norms, rotary, activation, residuals, scores, logits: bytes read
+                      and written by each kernel, counted below                        memory rate
+
+Bytes per element, forward + backward, each kernel reading its inputs and writing its outputs in 16 bit unless said
+otherwise.  Written out for the unfused norm forward: to float32 2+4, square 4+4, mean 4, scale 4+4+4, to 16 bit 4+2,
+times weight 2+2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stretto.planner.calibration import Calibration
+from stretto.planner.flops import BACKWARD, keys_per_query, parameters
+from stretto.planner.workload import Workload
+
+FUSED_NORM = (4, 6)
+"""Read and write; backward reads input and gradient, writes a gradient."""
+UNFUSED_NORM = (40, 78)
+"""As above; backward runs the chain in reverse with two operands per product."""
+RESIDUAL = (6, 6)
+"""Add, and the sum of two gradients where the stream forks."""
+ROTARY = (20, 20)
+"""Turn half 2+2, two products 4+4, one sum 6, of queries and keys; backward the same."""
+GATED = (10, 18)
+"""silu 4, product 6; backward two products 6 + 6, silu 6."""
+GELU = (4, 6)
+"""One kernel."""
+SCORES = {"unfused": (32, 42), "fused": (12, 18)}
+"""Unfused: written 2, scaled 4, masked 4, to float32 6, softmax 8, to 16 bit 6, read 2, and those in reverse; fused:
+written 2, softmax 4, dropout 4, read 2."""
+LOGITS = (22, 16)
+"""Written 2, to float32 6, maximum 4, exponential 8, sum and pick 2; backward gradient 8, to 16 bit 6, read 2."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passes:
+    """Seconds of a forward and of a backward pass."""
+
+    forward: float
+    backward: float
+
+
+def layer_seconds(work: Workload, calibration: Calibration) -> Passes:
+    """One layer, without communication and recompute."""
+    matmul, memory = _rates(work, calibration)
+    products = 2 * work.tokens * parameters(work.model).layer_matrices / work.model.num_layers / work.plan.tp / matmul
+    attention = _attention_seconds(work, calibration)
+    moved = _moved_bytes(work)
+    return Passes(
+        forward=products + attention.forward + moved[0] / memory,
+        backward=BACKWARD * products + attention.backward + moved[1] / memory,
+    )
+
+
+def head_seconds(work: Workload, calibration: Calibration) -> Passes:
+    """Logits and loss; without sharding every tp rank works on all of the loss."""
+    matmul, memory = _rates(work, calibration)
+    products = 2 * work.tokens * parameters(work.model).head / work.plan.tp / matmul
+    logits = work.tokens * work.model.vocab_size / (work.plan.tp if work.stack.sharded_logits else 1) / memory
+    return Passes(forward=products + LOGITS[0] * logits, backward=BACKWARD * products + LOGITS[1] * logits)
+
+
+def optimizer_seconds(work: Workload, calibration: Calibration) -> float:
+    """Adam on the fullest rank's share: states read and written, gradient read, parameter written."""
+    stack, plan = work.stack, work.plan
+    held = max(work.parameters_of_rank(rank) for rank in {0, plan.pp - 1}) / plan.dp_shard
+    moved = 2 * stack.optimizer_bytes + stack.gradient_bytes + stack.parameter_bytes
+    return held * moved / (work.cluster.memory_bytes_per_second * calibration.memory)
+
+
+def _rates(work: Workload, calibration: Calibration) -> tuple[float, float]:
+    cluster = work.cluster
+    return cluster.peak_flops_bfloat16 * calibration.matmul, cluster.memory_bytes_per_second * calibration.memory
+
+
+def _attention_seconds(work: Workload, calibration: Calibration) -> Passes:
+    """The two products of attention; flash computes its scores once more in the backward pass."""
+    model, length, attention = work.model, work.sequence_length, work.stack.attention
+    flash = not work.stack.stores_scores
+    keys = keys_per_query(model, length, causal=flash)
+    operations = 4 * work.tokens * model.num_heads * model.head_size * keys / work.plan.tp
+    shares = {"flash-1": calibration.flash_1, "flash-2": calibration.flash_2}
+    seconds = operations / (work.cluster.peak_flops_bfloat16 * shares.get(attention, calibration.matmul))
+    # Papers count a flash backward as 2.5 forwards and give one rate for both.
+    return Passes(forward=seconds, backward=seconds * (2.5 if flash else BACKWARD))
+
+
+def _moved_bytes(work: Workload) -> tuple[float, float]:
+    """Bytes that one layer's kernels read and write besides matrix products, forward and backward."""
+    model, stack, tp = work.model, work.stack, work.plan.tp
+    gpt2 = model.family == "gpt2"
+    norm = FUSED_NORM if stack.fused_norm else UNFUSED_NORM
+    activation = GELU if gpt2 else GATED
+    turned = 0 if gpt2 else (model.num_heads + model.kv_heads) * model.head_size
+    scores = SCORES.get(stack.attention, (0, 0))
+    moved = []
+    for way in (0, 1):
+        whole = 2 * (norm[way] + RESIDUAL[way]) * model.hidden_size / (tp if stack.sequence_parallel else 1)
+        split = ROTARY[way] * turned + activation[way] * model.intermediate_size
+        split += scores[way] * model.num_heads * work.sequence_length
+        moved.append(work.tokens * (whole + split / tp))
+    return moved[0], moved[1]

@@ -1,0 +1,135 @@
+"""Step time: collectives by hand, the pipeline against the simulator, a published run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from stretto.planner.calibration import Calibration
+from stretto.planner.communication import Group, data_seconds, group, tensor_seconds
+from stretto.planner.compute import head_seconds, layer_seconds
+from stretto.planner.flops import flops_per_token
+from stretto.planner.stack import KernelStack
+from stretto.planner.step import step_time
+from stretto.planner.workload import Workload
+from stretto.schedule.families import build
+from stretto.schedule.simulate import Costs, simulate
+from stretto.spec.errors import UnsupportedError
+from stretto.spec.plan import PlanSpec
+from stretto.spec.presets_cluster import cluster_preset
+from stretto.spec.presets_model import model_preset
+
+SILENT = Calibration(network_latency=0.0, link_latency=0.0, message=1e12)
+"""Messages take no time."""
+
+
+def work_of(stack: KernelStack | None = None, gpus: int = 64, **degrees: Any) -> Workload:
+    """Llama 2 7B on A100s, 512 sequences of 2,048."""
+    plan = PlanSpec(**degrees)
+    plan = replace(plan, dp_shard=gpus // (plan.pp * plan.tp))
+    return Workload(
+        model=model_preset("llama-2-7b"),
+        plan=plan,
+        cluster=cluster_preset(f"a100:{gpus}"),
+        sequence_length=2048,
+        global_batch_size=512,
+        stack=stack or KernelStack(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("stages", "tolerance"), [((8, 8, 8, 8), 1e-9), ((5, 9, 9, 9), 1e-9), ((9, 8, 8, 7), 0.015), ((8, 9, 9, 6), 0.015)]
+)
+def test_pipeline_is_the_simulators(stages: tuple[int, ...], tolerance: float) -> None:
+    """Work and bubble of 1F1B with uneven stages and the head on the last, all messages free."""
+    work = work_of(pp=4, stages=stages)
+    layer, head = layer_seconds(work, SILENT), head_seconds(work, SILENT)
+    forward = [layer.forward * layers for layers in stages]
+    backward = [layer.backward * layers for layers in stages]
+    forward[-1] += head.forward
+    backward[-1] += head.backward
+    half = tuple(seconds / 2 for seconds in backward)
+    schedule = build("1f1b", ranks=4, microbatches=work.num_microbatches)
+    true = simulate(schedule, Costs(F=tuple(forward), I=half, W=half)).makespan
+    estimate = step_time(work, SILENT)
+    assert estimate.work + estimate.bubble == pytest.approx(true, rel=tolerance)
+
+
+def test_work_is_at_least_the_models() -> None:
+    """One rank at the full peak can't be beaten."""
+    work = work_of(gpus=8)
+    least = flops_per_token(work.model, 2048) * 2048 * 512 / 8 / work.cluster.peak_flops_bfloat16
+    assert least < step_time(work).work < 2 * least
+
+
+def test_collectives_by_hand() -> None:
+    ring = Group(size=4, bytes_per_second=100.0, latency=0.0)
+    assert ring.all_reduce(400.0) == pytest.approx(6.0)
+    assert ring.all_gather(400.0) == pytest.approx(3.0)
+    assert Group(size=1, bytes_per_second=1.0, latency=1.0).all_reduce(9.0) == 0
+
+
+def test_tree_wins_where_latency_rules() -> None:
+    many = Group(size=1024, bytes_per_second=1e9, latency=1e-5)
+    assert many.all_reduce(8.0) == pytest.approx(20 * 1e-5, rel=0.01)
+
+
+def test_groups_share_the_network_of_a_node() -> None:
+    """The further apart its members, the fewer adapters of a node a group can use."""
+    work, calibration = work_of(), Calibration()
+    inside, near, far = (group(work, size, stride, calibration) for size, stride in ((8, 1), (64, 1), (8, 8)))
+    assert inside.bytes_per_second > near.bytes_per_second == pytest.approx(8 * far.bytes_per_second)
+
+
+def test_sequence_parallelism_gathers_twice_more() -> None:
+    """Korthikanti et al. 2022, section 4.2.2: as much volume, and the inputs gathered again for their weights."""
+    plain = tensor_seconds(work_of(KernelStack(sequence_parallel=False), tp=4), SILENT)
+    split = tensor_seconds(work_of(tp=4), SILENT)
+    assert split[0] == pytest.approx(plain[0]) and split[1] == pytest.approx(1.5 * plain[1])
+
+
+def test_unfused_kernels_take_longer() -> None:
+    stacks = [KernelStack(attention=name) for name in ("flash-2", "flash-1", "fused", "unfused")]
+    seconds = [step_time(work_of(stack)).total for stack in stacks]
+    assert seconds == sorted(seconds) and len(set(seconds)) == 4
+    assert step_time(work_of(KernelStack(fused_norm=False))).total > seconds[0]
+
+
+def test_recompute_costs_a_forward() -> None:
+    work = work_of()
+    more = step_time(work_of(recompute="full")).work - step_time(work).work
+    assert more == pytest.approx(work.num_microbatches * 32 * layer_seconds(work, Calibration()).forward)
+
+
+def test_chunks_divide_the_bubble() -> None:
+    plain = step_time(work_of(pp=4, micro_batch_size=2), SILENT)
+    chunked = step_time(work_of(pp=4, micro_batch_size=2, schedule="interleaved", chunks=4), SILENT)
+    assert chunked.bubble == pytest.approx(plain.bubble / 4, rel=0.02)
+
+
+def test_overlap_hides_the_reduction() -> None:
+    assert data_seconds(work_of(), Calibration()) > 0
+    plain, hidden = (step_time(work_of(KernelStack(overlapped_reduction=flag))) for flag in (False, True))
+    one = plain.work / work_of().num_microbatches
+    assert hidden.data_communication == pytest.approx(plain.data_communication - one)
+
+
+def test_schedule_without_closed_form() -> None:
+    with pytest.raises(UnsupportedError, match="no closed form for the time of schedule 'hanayo'"):
+        step_time(work_of(pp=4, schedule="hanayo"))
+
+
+def test_published_step() -> None:
+    """Hagemann et al. 2023: Llama 13B on 64 A100 with tp=2, pp=2, micro-batch 1 took 34.8 s a step."""
+    plan = PlanSpec(tp=2, pp=2, dp_shard=16)
+    work = Workload(
+        model=model_preset("llama-2-13b", vocab_size=128000),
+        plan=plan,
+        cluster=cluster_preset("a100:64"),
+        sequence_length=2048,
+        global_batch_size=2048,
+        stack=KernelStack(sequence_parallel=False, sharded_logits=False, sharded_messages=False),
+    )
+    assert step_time(work).total == pytest.approx(34.8, rel=0.15)
