@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from stretto.planner.flops import parameters
-from stretto.planner.memory import Margin, fits, layer_activation_bytes, logits_bytes, memory
+from stretto.planner.memory import LOOPED, Margin, fits, layer_activation_bytes, logits_bytes, memory
 from stretto.planner.stack import KernelStack
 from stretto.planner.workload import Workload
-from stretto.spec.errors import ConfigError
+from stretto.schedule.families import build
+from stretto.spec.errors import ConfigError, UnsupportedError
 from stretto.spec.plan import PlanSpec
 from stretto.spec.presets_cluster import cluster_preset
 from stretto.spec.presets_model import model_preset
@@ -60,8 +61,7 @@ def test_states_are_megatrons() -> None:
 
 
 def test_gpt_layer_is_the_papers() -> None:
-    """34sbh + 5as^2b of Korthikanti et al. 2022, of which 1sbh less here: the mask of attention's dropout is in 5as^2b,
-    GELU's input and output are kept once each, and the input of q, k, v is the norm's output."""
+    """34sbh + 5as^2b bytes a layer (Korthikanti et al. 2022, equation 1)."""
     model = model_preset("gpt2", dropout=0.1)
     work = Workload(
         model=model, plan=PlanSpec(), cluster=A100, sequence_length=1024, global_batch_size=1,
@@ -98,9 +98,27 @@ def test_recompute_keeps_inputs_and_one_layer() -> None:
 
 def test_zero_divides_what_it_says() -> None:
     one, two, three = (memory(llama_13b(zero=zero))[0] for zero in (1, 2, 3))
-    assert one.gradients == 64 * two.gradients and two.parameters == 64 * three.parameters
+    assert one.gradients == 64 * two.gradients and one.parameters == two.parameters
+    assert three.parameters == pytest.approx(two.parameters * (1 / 64 + 2 / 40))  # its shard and two layers of 40
 
 
 def test_batch_that_cannot_be_divided() -> None:
     with pytest.raises(ConfigError, match="multiple of 192"):
         llama_13b(micro_batch_size=3)
+
+
+def test_offload_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match=r"plan\.offload isn't estimated yet"):
+        memory(llama_13b(offload=True))
+
+
+def test_folded_stages_are_refused() -> None:
+    with pytest.raises(UnsupportedError, match="'zb-v' isn't estimated yet, because its stages don't lie in a loop"):
+        memory(llama_13b(pp=2, chunks=2, schedule="zb-v"))
+
+
+@pytest.mark.parametrize("family", LOOPED)
+def test_looped_families_are_looped(family: str) -> None:
+    chunks = 2 if "interleaved" in family else 1
+    schedule = build(family, ranks=4, microbatches=8, chunks=chunks)
+    assert schedule.placement == (tuple(stage % 4 for stage in range(4 * chunks)),)

@@ -103,6 +103,18 @@ def test_recompute_costs_a_forward() -> None:
     assert more == pytest.approx(work.num_microbatches * 32 * layer_seconds(work, Calibration()).forward)
 
 
+def test_selective_recompute_costs_attention_alone() -> None:
+    stack = KernelStack(attention="fused")
+    none, some, full = (step_time(work_of(stack, recompute=how)).work for how in ("none", "selective", "full"))
+    assert none < some < (none + full) / 2
+
+
+@pytest.mark.parametrize(("name", "value"), [("cp", 2), ("offload", True)])
+def test_unestimated_choices_are_refused(name: str, value: int) -> None:
+    with pytest.raises(UnsupportedError, match=f"The time of plan.{name} isn't estimated yet"):
+        step_time(replace(work_of(gpus=8), plan=PlanSpec(**{name: value})))
+
+
 def test_chunks_divide_the_bubble() -> None:
     plain = step_time(work_of(pp=4, micro_batch_size=2), SILENT)
     chunked = step_time(work_of(pp=4, micro_batch_size=2, schedule="interleaved", chunks=4), SILENT)
@@ -119,6 +131,27 @@ def test_overlap_hides_the_reduction() -> None:
 def test_schedule_without_closed_form() -> None:
     with pytest.raises(UnsupportedError, match="no closed form for the time of schedule 'hanayo'"):
         step_time(work_of(pp=4, schedule="hanayo"))
+
+
+def test_zero_moves_what_it_says() -> None:
+    """Rajbhandari et al. 2020, section 7: ZeRO-2 moves less than ZeRO-1, ZeRO-3 for every micro-batch."""
+    one, two, three = (data_seconds(work_of(zero=zero), SILENT) for zero in (1, 2, 3))
+    assert one == pytest.approx(two * (2 + 4 + 4) / (2 + 4))
+    assert three == pytest.approx(two * work_of().num_microbatches * (2 + 2 + 4) / (2 + 4))
+
+
+def test_replicas_share_shards() -> None:
+    """Sharding inside the node leaves one sum of a shard's gradients a step for the network."""
+    work = replace(work_of(), plan=PlanSpec(dp_replicate=8, dp_shard=8, zero=3))
+    inside = data_seconds(replace(work, plan=PlanSpec(dp_shard=8, zero=3), global_batch_size=64), SILENT)
+    across = group(work, 8, 8, SILENT).all_reduce(work.parameters_of_rank(0) * 4 / 8)
+    assert data_seconds(work, SILENT) == pytest.approx(inside + across)
+    assert data_seconds(work, SILENT) < data_seconds(work_of(zero=3), SILENT)
+
+
+def test_unknown_rates_are_refused() -> None:
+    with pytest.raises(UnsupportedError, match="peak_flops_bfloat16 and memory_bytes_per_second"):
+        step_time(replace(work_of(gpus=1), cluster=cluster_preset("local-cpu")))
 
 
 def test_published_step() -> None:

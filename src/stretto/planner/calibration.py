@@ -1,8 +1,8 @@
 """What was measured of a machine: shares of its data-sheet rates that real work reaches.
 
-The defaults are starting points with their source; a calibration file or a fit to measured steps replaces
-them.  Four numbers are fitted (``FITTED``).  The rest is cited: steps of one small cluster tell neither the rates of
-the flash kernels, which are those of the kernels' own paper, nor the network's.
+Four numbers are fitted (``FITTED``); their defaults are what ``benchmarks/planner_truth.py`` finds on the 13B runs of
+Hagemann et al. 2023 (arXiv 2311.05610, A100-80GB, 64 devices).  The rest is cited: steps of one small cluster tell
+neither the rates of the flash kernels, which are those of the kernels' own paper, nor the network's.
 """
 
 from __future__ import annotations

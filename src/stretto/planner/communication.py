@@ -90,11 +90,22 @@ def boundary_seconds(work: Workload, calibration: Calibration) -> float:
 
 
 def data_seconds(work: Workload, calibration: Calibration) -> float:
-    """Reduction of gradients and gathering of parameters of the fullest pipeline rank, hidden or not."""
+    """Reduction of gradients and gathering of parameters of the fullest pipeline rank, hidden or not.
+
+    ZeRO-1 sums whole gradients once a step and gathers the parameters that each rank has stepped; ZeRO-2 keeps
+    only a shard of the sum.  ZeRO-3 gathers for the forward and for the backward pass of every micro-batch and
+    reduces after each (Rajbhandari et al. 2020, section 7).
+    """
     plan, stack = work.plan, work.stack
-    ring = group(work, plan.dp * plan.cp, plan.tp, calibration)
+    whole = group(work, plan.dp * plan.cp, plan.tp, calibration)
+    shard = group(work, plan.dp_shard, plan.tp * plan.cp, calibration)
+    replicas = group(work, plan.dp_replicate * plan.cp, plan.tp * plan.dp_shard, calibration)
     held = max(work.parameters_of_rank(rank) for rank in {0, plan.pp - 1})
-    gather = ring.all_gather(held * stack.parameter_bytes) if plan.dp_shard > 1 else 0.0
     gradients = held * stack.reduction_bytes
-    reduce = ring.all_reduce(gradients) if plan.dp_replicate > 1 or plan.zero == 1 else ring.all_gather(gradients)
-    return gather + reduce
+    gather = shard.all_gather(held * stack.parameter_bytes)
+    if plan.zero == 1:
+        return gather + whole.all_reduce(gradients)
+    scatter, rest = shard.all_gather(gradients), replicas.all_reduce(gradients / plan.dp_shard)
+    if plan.zero == 2:
+        return gather + scatter + rest
+    return work.num_microbatches * (2 * gather + scatter) + rest

@@ -60,6 +60,17 @@ def layer_seconds(work: Workload, calibration: Calibration) -> Passes:
     )
 
 
+def recompute_seconds(work: Workload, calibration: Calibration) -> float:
+    """What one layer computes twice: nothing, attention's scores and their use, or its whole forward pass."""
+    if work.plan.recompute == "none":
+        return 0.0
+    if work.plan.recompute == "full":
+        return layer_seconds(work, calibration).forward
+    scores = SCORES.get(work.stack.attention, (0, 0))[0] * work.model.num_heads * work.sequence_length
+    moved = work.tokens * scores / work.plan.tp
+    return _attention_seconds(work, calibration).forward + moved / _rates(work, calibration)[1]
+
+
 def head_seconds(work: Workload, calibration: Calibration) -> Passes:
     """Logits and loss; without sharding every tp rank works on all of the loss."""
     matmul, memory = _rates(work, calibration)

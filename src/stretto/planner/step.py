@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from stretto.planner.calibration import Calibration
 from stretto.planner.communication import boundary_seconds, data_seconds, tensor_seconds
-from stretto.planner.compute import head_seconds, layer_seconds, optimizer_seconds
+from stretto.planner.compute import head_seconds, layer_seconds, optimizer_seconds, recompute_seconds
 from stretto.planner.workload import Workload
 from stretto.spec.errors import UnsupportedError
 
@@ -47,8 +47,12 @@ class StepTime:
 
 
 def step_time(work: Workload, calibration: Calibration | None = None) -> StepTime:
-    """Estimate a step; UnsupportedError for a schedule that has no closed form here."""
+    """Estimate a step; UnsupportedError for what has no closed form here, or machines of unknown rates."""
     calibration, plan = calibration or Calibration(), work.plan
+    _check_rates(work)
+    for name, used in (("cp", plan.cp > 1), ("ep", plan.ep > 1), ("offload", plan.offload)):
+        if used:
+            raise UnsupportedError(f"The time of plan.{name} isn't estimated yet; estimate the plan without it.")
     if plan.schedule not in FAMILIES:
         raise UnsupportedError(
             f"There is no closed form for the time of schedule {plan.schedule!r} yet; there is one for "
@@ -56,7 +60,7 @@ def step_time(work: Workload, calibration: Calibration | None = None) -> StepTim
         )
     layer, head = layer_seconds(work, calibration), head_seconds(work, calibration)
     there, back, again = tensor_seconds(work, calibration)
-    repeated = layer.forward if plan.recompute == "full" else 0.0
+    repeated = recompute_seconds(work, calibration)
     turn = layer.forward + layer.backward + repeated + there + back + again
     exposed = plan.chunks * 2 * (plan.pp - 1) / plan.pp * boundary_seconds(work, calibration)
     turns = [turn * work.layers_of_rank(rank) + exposed for rank in range(plan.pp)]
@@ -72,3 +76,19 @@ def step_time(work: Workload, calibration: Calibration | None = None) -> StepTim
         data_communication=data,
         optimizer=optimizer_seconds(work, calibration),
     )
+
+
+def _check_rates(work: Workload) -> None:
+    """UnsupportedError where a rate that the plan needs isn't known."""
+    plan, cluster = work.plan, work.cluster
+    needed = ["peak_flops_bfloat16", "memory_bytes_per_second"]
+    if plan.num_ranks > 1:
+        needed.append("link_bytes_per_second")
+    if plan.num_ranks > cluster.devices_per_node:
+        needed.append("network_bytes_per_second")
+    unknown = [name for name in needed if not getattr(cluster, name)]
+    if unknown:
+        raise UnsupportedError(
+            f"The time of a step on {cluster.name!r} can't be estimated, because {' and '.join(unknown)} of [cluster] "
+            f"isn't known; measure it or take a preset that has it, for example a100."
+        )
