@@ -28,9 +28,9 @@ def log_error(row: Row, calibration: Calibration) -> float:
     return math.log(step_time(row.work, calibration).total / row.seconds)
 
 
-def fit_time(rows: Sequence[Row]) -> Calibration:
+def fit_time(rows: Sequence[Row], start: Calibration | None = None) -> Calibration:
     """Coordinate descent with shrinking steps; shares of a rate stay below 1."""
-    best, step = Calibration(), 0.3
+    best, step = start or Calibration(), 0.3
     least = _loss(rows, best)
     while step > 0.004:
         moved = False
