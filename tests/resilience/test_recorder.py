@@ -50,9 +50,29 @@ def test_the_last_steps_are_kept_until_the_end(tmp_path: Path) -> None:
     recorder = Recorder(Silent(), tmp_path, source=SOURCE, wanted=None)
     for step in range(1, KEPT + 4):
         play(recorder, step)
-    assert read(path_of(tmp_path, 2)).steps == {}
+    assert not path_of(tmp_path, 2).exists()
+    recorder.schedule = "{}"
     recorder.flush()
     assert list(read(path_of(tmp_path, 2)).steps) == list(range(4, KEPT + 4))
+    assert (tmp_path / "schedule.json").read_text() == "{}"
+
+
+def test_an_earlier_trace_stays_until_there_is_a_newer_one(tmp_path: Path) -> None:
+    for step in (3, 4):
+        recorder = Recorder(Silent(), tmp_path, source=SOURCE, wanted=lambda step: True)
+        recorder.flush()
+        if step == 4:
+            assert list(read(path_of(tmp_path, 2)).steps) == [3]
+        play(recorder, step)
+        assert list(read(path_of(tmp_path, 2)).steps) == [step]
+
+
+def test_a_trace_that_can_not_be_written_ends_the_recording_alone(tmp_path: Path) -> None:
+    (tmp_path / "trace").write_text("a file where the folder should be")
+    recorder = Recorder(Silent(), tmp_path / "trace", source=SOURCE, wanted=lambda step: True)
+    play(recorder, 1)
+    play(recorder, 2)
+    assert isinstance(recorder.failure, OSError)
 
 
 def test_everything_is_passed_on(tmp_path: Path) -> None:

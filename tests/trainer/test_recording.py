@@ -51,16 +51,16 @@ def test_pipelines_side_by_side(ranks: Ranks, folder: Path) -> None:
 
 
 def test_off_records_nothing_and_one_rank_needs_no_messages(folder: Path) -> None:
-    train(0, 1, small_run(folder))
+    train(0, 1, traced(small_run(folder), "off"))
     assert not (folder / "trace").exists()
-    train(0, 1, traced(small_run(folder.with_name("traced")), "last"))
+    train(0, 1, small_run(folder.with_name("traced")))
     found = diagnose(folder.with_name("traced"))
     assert found.steps == (2, 3, 4) and found.costs.comm == ()
     assert found.as_data()["message_bytes"] == 0
 
 
 def test_recording_changes_nothing(folder: Path) -> None:
-    plain, _ = train(0, 1, small_run(folder))
+    plain, _ = train(0, 1, traced(small_run(folder), "off"))
     traced_, _ = train(0, 1, traced(small_run(folder.with_name("traced")), "1-4"))
     assert plain["loss"] == traced_["loss"] and plain["grad_norm"] == traced_["grad_norm"]
 

@@ -17,8 +17,8 @@ SUMMARY = "say where a run's step time goes, measured over simulated"
 DESCRIPTION = """\
 Read the operations that a run recorded, simulate the same schedule under their median durations, and say where the
 difference is: a slow stage or rank, late messages, idle time that isn't predicted. Of all recorded steps the one of
-median length is looked at. To record, train with --set run.trace=last (the last 8 steps), or with steps such as
-run.trace=20-30; --costs-out writes the medians as a costs file for stretto simulate --costs."""
+median length is looked at. A run records its last 8 steps, or others where run.trace says so (20-30);
+--costs-out writes the medians as a costs file for stretto simulate --costs."""
 EXAMPLES = (
     "stretto diagnose runs/tiny",
     "stretto diagnose runs/tiny --step 20 --html measured.html --trace measured.json",

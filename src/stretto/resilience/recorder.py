@@ -2,8 +2,8 @@
 
 An Observer around another one: it passes everything on, and notes what belongs to a step that is wanted:
 
-    off      nothing is noted, the recorder isn't even there
     last     the last KEPT steps, in memory; written when the run ends, also when it fails
+    off      nothing is noted, the recorder isn't even there
     5,10-12  these steps, each written when it is over
 
 A noted operation costs two readings of the clock and two extensions of a list.  The format is that of
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stretto.schedule.measured.format import Event, Source, header, path_of, record
+from stretto.schedule.measured.format import SCHEDULE, Event, Source, header, path_of, record
 from stretto.spec.contract import Observer
 
 KEPT = 8
@@ -48,8 +48,11 @@ class Recorder:
         self._noted: list[Any] = []
         self._open: list[int] = []
         self._waiting: deque[Noted] = deque(maxlen=KEPT)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._path.write_bytes(header(source))
+        self._started = False
+        self.schedule: str | None = None
+        """Text of the schedule file to write beside the trace; one rank has it."""
+        self.failure: OSError | None = None
+        """Why the trace could not be written: that ends the recording, not the run."""
 
     @property
     def step(self) -> int:
@@ -91,11 +94,27 @@ class Recorder:
             self.flush()
 
     def flush(self) -> None:
-        """Write the steps that wait."""
-        with self._path.open("ab") as file:
-            while self._waiting:
-                step, begin, end, noted = self._waiting.popleft()
-                file.write(record(step, begin, end, _events(noted)))
+        """Write the steps that wait; what an earlier run recorded stays until there is something newer."""
+        if not self._waiting or self.failure is not None:
+            return
+        try:
+            if not self._started:
+                self._start()
+            with self._path.open("ab") as file:
+                while self._waiting:
+                    step, begin, end, noted = self._waiting.popleft()
+                    file.write(record(step, begin, end, _events(noted)))
+        except OSError as error:
+            self.failure = error
+            self._waiting.clear()
+
+    def _start(self) -> None:
+        """Begin the file anew."""
+        self._started = True
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.write_bytes(header(self._source))
+        if self.schedule is not None:
+            self._path.with_name(SCHEDULE).write_text(self.schedule, encoding="utf-8")
 
 
 def _events(noted: list[Any]) -> list[Event]:

@@ -30,9 +30,9 @@ class RunSettings:
     """How often local processes are started again from the last checkpoint after a rank died."""
     tensorboard: bool = False
     """Also write TensorBoard events to ``tensorboard`` in the run's directory."""
-    trace: str = "off"
-    """Steps of which every operation is recorded for ``stretto diagnose``: ``off``, ``last`` (the last 8 that were
-    made), or steps such as ``5,10-12``."""
+    trace: str = "last"
+    """Steps of which every operation is recorded for ``stretto diagnose``: ``last`` (the last 8 that were made),
+    ``off``, or steps such as ``5,10-12``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from stretto.data import Loader, Share
 from stretto.parallel.collectives import all_reduce
 from stretto.planner.flops import mfu
+from stretto.schedule.document import to_json
 from stretto.spec.contract import Observer, Silent, Stack
 from stretto.spec.run import RunSpec
 from stretto.trainer.corpus import prepare_corpus
@@ -21,7 +22,7 @@ from stretto.trainer.fitting import find_checkpoint
 from stretto.trainer.memory import ActivationMeter, passing_bytes, persistent_bytes
 from stretto.trainer.metrics import Board, MetricsFile, step_line
 from stretto.trainer.rate import learning_rate
-from stretto.trainer.recording import recorder_of, save_schedule
+from stretto.trainer.recording import recorder_of
 from stretto.trainer.resume import resume_session, save_session
 from stretto.trainer.session import Session
 from stretto.trainer.step import StepResult
@@ -102,7 +103,7 @@ class Loop:
         self._resume()
         lead = world.rank == 0
         if self._recorder is not None and lead:
-            save_schedule(run, self._session.schedule)
+            self._recorder.schedule = to_json(self._session.schedule)
         folder = Path(run.run.dir)
         self._metrics = MetricsFile(folder / "metrics.jsonl", after=self._done) if lead else None
         self._evals = MetricsFile(folder / "eval.jsonl", after=self._done) if lead else None
@@ -250,6 +251,8 @@ class Loop:
         """Close what is open, and write what was recorded."""
         if self._recorder is not None:
             self._recorder.flush()
+            if self._recorder.failure is not None:
+                self._say(f"the trace could not be written: {self._recorder.failure}")
         for sink in (self._metrics, self._evals, self._board):
             if sink is not None:
                 sink.close()

@@ -9,20 +9,18 @@ from typing import TYPE_CHECKING
 
 from stretto.parallel.pipeline.segment import Value, tensors_of
 from stretto.resilience.recorder import Recorder, epoch_of_clock
-from stretto.schedule.document import save
-from stretto.schedule.measured.format import FOLDER, SCHEDULE, Source
+from stretto.schedule.measured.format import FOLDER, Source
 from stretto.spec.contract import Observer
 from stretto.spec.run import RunSpec
 from stretto.spec.traced_steps import traced_steps
 
 if TYPE_CHECKING:
     from stretto.parallel.pipeline.channel import Channel, Message
-    from stretto.schedule.schedule import Schedule
     from stretto.trainer.world import World
 
 
 def recorder_of(run: RunSpec, world: World, observer: Observer, *, device: str) -> Recorder | None:
-    """The recorder that ``run.trace`` asks for; None where it is off.  What an earlier run recorded goes."""
+    """The recorder that ``run.trace`` asks for; None where it is off."""
     steps = traced_steps(run.run.trace)
     if run.run.trace == "off":
         return None
@@ -39,11 +37,6 @@ def recorder_of(run: RunSpec, world: World, observer: Observer, *, device: str) 
     )
     wanted = None if steps is None else lambda step: any(first <= step <= last for first, last in steps)
     return Recorder(observer, Path(run.run.dir) / FOLDER, source=source, wanted=wanted)
-
-
-def save_schedule(run: RunSpec, schedule: Schedule) -> None:
-    """Write what is played beside the trace."""
-    save(schedule, Path(run.run.dir) / FOLDER / SCHEDULE)
 
 
 class Metered:

@@ -20,6 +20,7 @@ have (the stage of OPT, the peer of F) is -1.  ``wait`` is the time in which the
 
 from __future__ import annotations
 
+import functools
 import json
 import struct
 from collections.abc import Iterator, Sequence
@@ -120,6 +121,7 @@ def record(step: int, begin: int, end: int, events: Sequence[Event]) -> bytes:
     return HEAD.pack(step, begin, end, len(rows)) + b"".join(rows)
 
 
+@functools.cache
 def _place(name: str) -> tuple[int, int, int] | None:
     """Kind, stage and micro-batch of an operation's name.
 
