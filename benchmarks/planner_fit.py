@@ -1,4 +1,4 @@
-"""One calibration from measured steps: four shares of the machine's rates, and one margin of its memory.
+"""One calibration from measured steps: four shares of the machine's rates, one latency, one margin of memory.
 
 Step times: the sum over rows of |log(predicted / measured)|, of which what exceeds a quarter counts a fourth, since a
 few published rows contradict their neighbours.  Memory: the fragmentation on a grid that judges most rows right, then

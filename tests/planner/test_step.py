@@ -115,6 +115,14 @@ def test_unestimated_choices_are_refused(name: str, value: int) -> None:
         step_time(replace(work_of(gpus=8), plan=PlanSpec(**{name: value})))
 
 
+def test_small_micro_batches_cost_latency() -> None:
+    """The same tokens in fewer, larger micro-batches save the latency of every layer that isn't run."""
+    small, large = (work_of(micro_batch_size=size) for size in (1, 2))
+    saved = small.num_microbatches - large.num_microbatches
+    times = [step_time(work, SILENT).work for work in (small, large)]
+    assert times[0] - times[1] == pytest.approx(saved * 32 * 3 * SILENT.layer_latency)
+
+
 def test_chunks_divide_the_bubble() -> None:
     plain = step_time(work_of(pp=4, micro_batch_size=2), SILENT)
     chunked = step_time(work_of(pp=4, micro_batch_size=2, schedule="interleaved", chunks=4), SILENT)

@@ -1,6 +1,6 @@
 """What was measured of a machine: shares of its data-sheet rates that real work reaches.
 
-Four numbers are fitted (``FITTED``); their defaults are what ``benchmarks/planner_truth.py`` finds on the 13B runs of
+Five numbers are fitted (``FITTED``); their defaults are what ``benchmarks/planner_truth.py`` finds on the 13B runs of
 Hagemann et al. 2023 (arXiv 2311.05610, A100-80GB, 64 devices).  The rest is cited: steps of one small cluster tell
 neither the rates of the flash kernels, which are those of the kernels' own paper, nor the network's.
 """
@@ -9,19 +9,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-FITTED = ("matmul", "memory", "link", "message")
+FITTED = ("matmul", "memory", "link", "message", "layer_latency")
 """Fields that a fit to measured step times may move."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """Shares of a device's peaks, 0 to 1, and latencies."""
+    """Shares of the data sheet's rates, 0 to 1, and latencies."""
 
-    matmul: float = 0.68
+    matmul: float = 0.72
     """Of the 16-bit peak, matrix products of transformer shapes."""
-    memory: float = 0.8
+    memory: float = 0.84
     """Of the memory bandwidth, kernels that only move data."""
-    link: float = 0.57
+    link: float = 0.6
     """Of the bandwidth inside a node, collectives."""
     network: float = 0.22
     """Of the bandwidth between nodes, collectives and messages that share it: Galvatron's published profile of two
@@ -29,6 +29,9 @@ class Calibration:
     the other groups use the network too, 5.2 to 8.1 GB/s a device; 25 GB/s is the data sheet's."""
     message: float = 0.1
     """Of the bandwidth between nodes, one message between stages, hand-over by the host included."""
+    layer_latency: float = 6e-4
+    """Seconds that a layer's forward pass takes however little there is to compute: launches, and the tails of kernels
+    whose last wave doesn't fill the device; the backward pass takes twice that."""
     flash_1: float = 0.32
     """Of the 16-bit peak, FlashAttention 1 forward and backward (Dao 2023, figure 4: about 100 TFLOP/s of 312)."""
     flash_2: float = 0.55

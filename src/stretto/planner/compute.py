@@ -1,6 +1,6 @@
 """Time of the arithmetic of one layer, and of the head, for one micro-batch on one rank.
 
-Three kinds of work, each over its own rate:
+Three kinds of work, each over its own rate, and a latency however small they are:
 
     matrix products   2 operations per weight and token forward, 4 backward            matmul rate
     attention         flash: half of the T x T products, at the kernel's own rate;
@@ -50,13 +50,14 @@ class Passes:
 
 def layer_seconds(work: Workload, calibration: Calibration) -> Passes:
     """One layer, without communication and recompute."""
+    launched = calibration.layer_latency
     matmul, memory = _rates(work, calibration)
     products = 2 * work.tokens * parameters(work.model).layer_matrices / work.model.num_layers / work.plan.tp / matmul
     attention = _attention_seconds(work, calibration)
     moved = _moved_bytes(work)
     return Passes(
-        forward=products + attention.forward + moved[0] / memory,
-        backward=BACKWARD * products + attention.backward + moved[1] / memory,
+        forward=launched + products + attention.forward + moved[0] / memory,
+        backward=BACKWARD * (launched + products) + attention.backward + moved[1] / memory,
     )
 
 
