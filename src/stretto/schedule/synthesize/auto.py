@@ -36,8 +36,6 @@ ROUNDS = ((99, 0.2), (4, 0.25), (2, 0.25), (1, 0.2))
 """How many layouts go on, and the share of the effort that they divide."""
 EXPLORED = 0.55
 """Share of a layout's effort that goes to rules; the rest to moves."""
-SEARCHED_SEEDS = 0.7
-"""Share of the time after which families that search themselves are asked no more."""
 EFFORT = 0.7
 """Nominal seconds of search in a second of budget; the rest is for bounds, families that search, slow machines."""
 SOLVED_OPERATIONS = 600
@@ -119,12 +117,11 @@ def synthesize(
     candidates = _candidates(space, microbatches=microbatches, costs=costs, memory_limit=memory_limit, seed=seed)
     for candidate in candidates:
         candidate.search.deadline = started + time_budget
-        _sow(candidate, seeds.FIXED)
+        _sow(candidate, seeds.QUICK)
     for number, (survivors, share) in enumerate(ROUNDS):
         if number == 1:
             for candidate in _worth_it(candidates):
-                if time.monotonic() - started < SEARCHED_SEEDS * time_budget:
-                    _sow(candidate, seeds.COSTED)
+                _sow(candidate, seeds.COSTED)
         going = _worth_it(candidates)[:survivors]
         for candidate in going:
             own = effort * share / len(going)

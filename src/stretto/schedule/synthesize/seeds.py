@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from stretto.schedule.synthesize.problem import Problem
     from stretto.schedule.synthesize.tables import Symbols
 
-FIXED = ("gpipe", "1f1b", "interleaved", "zb-h1", "zb-h2", "breadth-first", "group-interleaved", "hanayo", "dualpipe-v")
-"""Families that know no costs."""
+QUICK = (
+    "gpipe", "1f1b", "interleaved", "zb-h1", "zb-h2", "breadth-first", "group-interleaved", "hanayo", "zeropp",
+    "dualpipe-v",
+)  # fmt: skip
+"""Families that are built at once."""
 COSTED = {
     "zb-auto": (placement.loop, 1),
     "zb-v": (placement.zigzag, 2),
@@ -65,6 +68,8 @@ def starts(problem: Problem, name: str, *, costs: Costs) -> Iterator[Symbols]:
 
 def _options(name: str, ranks: int, chunks: int) -> list[dict[str, object]]:
     """Options to build a family with."""
+    if name == "zeropp":
+        return [{"sharded": False}]
     if name == "hanayo":
         return [{"waves": chunks // 2}] if chunks % 2 == 0 else []
     if name == "group-interleaved" and chunks > 1:
