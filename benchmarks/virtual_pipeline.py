@@ -60,7 +60,7 @@ def names() -> Iterator[str]:
     """The rows: torch's schedules, then our families."""
     yield from (f"torch {name}" for name in TORCH)
     yield BEST
-    yield from capabilities.SCHEDULES
+    yield from (name for name in capabilities.SCHEDULES if name not in ("auto", "skip-pipe"))
 
 
 def family(name: str, ranks: int, microbatches: int) -> Schedule:

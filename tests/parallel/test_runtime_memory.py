@@ -77,7 +77,8 @@ def play(schedule: Schedule, rank: int) -> Counter:
 @pytest.mark.parametrize("name", capabilities.SCHEDULES)
 def test_activations_in_flight_are_those_of_the_simulator(name: str) -> None:
     for ranks, microbatches in ((2, 3), (4, 8)):
-        schedule = build(name, ranks=ranks, microbatches=microbatches)
+        options = {"auto": {"time_budget": 0.1}, "skip-pipe": {"keep": [0, ranks - 1]}}.get(name)
+        schedule = build(name, ranks=ranks, microbatches=microbatches, options=options)
         peaks, chunks = peak_activation(schedule), schedule.num_stages / ranks
         lowered = lower(schedule)
         for rank in range(ranks):

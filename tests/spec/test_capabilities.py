@@ -44,11 +44,11 @@ def test_axes_are_the_degrees_of_a_plan() -> None:
 
 
 def test_schedules_are_built_as_plans_ask_for_them_and_played() -> None:
-    # skip-pipe leaves out parts of the model for some micro-batches, and auto is a search, not an order.
-    assert set(capabilities.SCHEDULES) == set(FAMILIES) - {"forward-only", "skip-pipe", "auto"}
+    assert set(capabilities.SCHEDULES) == set(FAMILIES) - {"forward-only"}
     for name, counts in capabilities.SCHEDULES.items():
         for chunks in list(counts)[:2]:
-            plan = PlanSpec(pp=2, schedule=name, chunks=chunks)
+            options = {"time_budget": 0.1} if name == "auto" else {}
+            plan = PlanSpec(pp=2, schedule=name, chunks=chunks, options=options)
             training, evaluation = schedules_of(RunSpec(plan=plan, training=TrainingSpec(global_batch_size=3)))
             assert len(training.placement[0]) == plan.num_stages == training.num_stages
             assert training.placement == evaluation.placement and evaluation.forward_only

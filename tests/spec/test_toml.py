@@ -14,7 +14,7 @@ from stretto.spec import toml
 from stretto.spec.cluster import ClusterSpec
 from stretto.spec.data import DataSpec, SourceSpec
 from stretto.spec.errors import ConfigError, UnsupportedError
-from stretto.spec.fields import is_table, keys_of, sections, strip_none
+from stretto.spec.fields import is_open_table, is_table, keys_of, sections, strip_none
 from stretto.spec.model import ModelSpec, RopeScaling
 from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSettings, RunSpec
@@ -30,6 +30,9 @@ def values(annotation: typing.Any) -> st.SearchStrategy[typing.Any]:
         found: st.SearchStrategy[typing.Any] = st.sampled_from(typing.get_args(annotation))
     elif typing.get_origin(annotation) is tuple:
         found = st.lists(values(typing.get_args(annotation)[0]), max_size=3).map(tuple)
+    elif is_open_table(annotation):
+        scalars = st.booleans() | st.integers(-(2**63), 2**63 - 1) | TEXT
+        found = st.dictionaries(TEXT, scalars | st.lists(scalars, max_size=2).map(tuple), max_size=3)
     elif is_table(annotation):
         found = specs(annotation)
     else:
@@ -118,7 +121,7 @@ def test_what_is_wrong_is_named(text: str, message: str) -> None:
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("key", [key for key in keys_of(PlanSpec) if key != "stages"])
+@pytest.mark.parametrize("key", [key for key in keys_of(PlanSpec) if key not in ("stages", "schedule")])
 def test_auto_in_the_plan_needs_the_planner(key: str) -> None:
     with pytest.raises(
         UnsupportedError, match=rf"plan\.{key} = \"auto\" needs the planner.* for example plan\.{key} = "

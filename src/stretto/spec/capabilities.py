@@ -24,6 +24,8 @@ SCHEDULES = {
     "dualpipe-v": TWO,
     "zeropp": ANY,
     "modular": ANY,
+    "skip-pipe": ANY,
+    "auto": ANY,
 }
 """Pipeline schedule families that the runtime executes (``plan.schedule``), and the stages per rank and replica of the
 model that each can have (``plan.chunks``)."""

@@ -8,6 +8,7 @@ depends on several values, so that the first error shown is the one to repair fi
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 from stretto.spec import capabilities
 from stretto.spec.check_values import check_data, check_model, check_settings, check_training, one_of
@@ -15,6 +16,7 @@ from stretto.spec.errors import ConfigError, UnsupportedError
 from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSpec
 from stretto.spec.stages import check_stages, stages_of
+from stretto.spec.written import read_named
 
 __all__ = ["check", "check_world", "stages_of"]
 
@@ -95,6 +97,15 @@ def _choices(plan: PlanSpec) -> None:
 
 
 def _schedule(plan: PlanSpec) -> None:
+    for text in plan.passes:
+        read_named(text, "plan.passes")
+    if plan.memory_limit is not None and not plan.memory_limit > 0:
+        raise ConfigError(
+            f"plan.memory_limit = {plan.memory_limit:g} leaves no room for a micro-batch; write a number above 0."
+        )
+    if plan.schedule_file is not None:
+        _schedule_file(plan, plan.schedule_file)
+        return
     counts = capabilities.SCHEDULES[plan.schedule]
     if plan.chunks in counts:
         return
@@ -105,6 +116,27 @@ def _schedule(plan: PlanSpec) -> None:
         f"plan.schedule = {plan.schedule!r} can't order plan.chunks = {plan.chunks} "
         f"stage{'s' if plan.chunks > 1 else ''} per rank; set plan.chunks = {may}{choice}."
     )
+
+
+def _schedule_file(plan: PlanSpec, path: str) -> None:
+    """ConfigError where the file isn't there, or another schedule is asked for besides."""
+    if not Path(path).expanduser().is_file():
+        raise ConfigError(
+            f"The schedule file {path!r} doesn't exist (paths are relative to the working directory, {Path.cwd()}); "
+            "write one by stretto simulate --export, or leave out plan.schedule_file."
+        )
+    # "auto" is what was searched for, and the file is what was found: a finished run's run.toml says both.
+    searched = plan.schedule == "auto"
+    if plan.options and not searched:
+        raise ConfigError(
+            f"plan.schedule_file = {path!r} says the whole order, so plan.options has nothing to choose; "
+            "leave one of them out."
+        )
+    if plan.schedule != PlanSpec().schedule and not searched:
+        raise ConfigError(
+            f"plan.schedule = {plan.schedule!r} and plan.schedule_file = {path!r} both say the order; "
+            "leave one of them out."
+        )
 
 
 def _positions(run: RunSpec) -> None:

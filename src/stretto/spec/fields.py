@@ -45,6 +45,11 @@ def is_table(cls: Any) -> bool:
     return isinstance(cls, type) and dataclasses.is_dataclass(cls)
 
 
+def is_open_table(annotation: Any) -> bool:
+    """Whether an annotation stands for a TOML table whose keys are not fixed here."""
+    return typing.get_origin(annotation) is Mapping
+
+
 def strip_none(annotation: Any) -> tuple[Any, bool]:
     """The annotation without ``| None``, and whether it had one.
 
@@ -92,7 +97,7 @@ def accept_section(name: str, table: Any, place: str) -> dict[str, Any]:
     given = {}
     for key, value in table.items():
         annotation = find_key(name, key, place)
-        if name == "plan" and value == "auto":
+        if name == "plan" and value == "auto" and key != "schedule":  # the schedule "auto" is searched for, not planned
             if key == "stages":
                 continue  # None: the balanced split, which needs no planner
             default = getattr(cls(), key)
@@ -116,6 +121,8 @@ def accept(value: Any, annotation: Any, *, key: str, place: str) -> Any:
         return _accept_choice(value, typing.get_args(annotation), key=key, place=place)
     if origin is tuple:
         return _accept_list(value, typing.get_args(annotation)[0], key=key, place=place)
+    if is_open_table(annotation):
+        return _accept_options(value, key=key, place=place)
     if is_table(annotation):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{place}: {key} must be a table with {_list(keys_of(annotation))}, not {value!r}.")
@@ -133,6 +140,9 @@ def build(cls: type, given: Mapping[str, Any], base: Any = None) -> Any:
     for key, value in given.items():
         if isinstance(value, Mapping):
             table, _ = strip_none(keys_of(cls)[key])
+            if is_open_table(table):
+                values[key] = dict(value)
+                continue
             value = build(table, value, None if base is None else getattr(base, key))
         values[key] = value
     return cls(**values) if base is None else dataclasses.replace(base, **values)
@@ -168,6 +178,19 @@ def _accept_table(value: Mapping[str, Any], cls: type, *, key: str, place: str) 
             near = nearest(name, keys_of(cls)) or f"; choose from {_list(keys_of(cls))}."
             raise ConfigError(f"{place}: unknown key {key}.{name}{near}")
         given[name] = accept(part, keys_of(cls)[name], key=f"{key}.{name}", place=place)
+    return given
+
+
+def _accept_options(value: Any, *, key: str, place: str) -> dict[str, Any]:
+    """A table of numbers, strings, true, false and lists of them; lists become tuples."""
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{place}: {key} must be a table of options, for example {{ waves = 2 }}, not {value!r}.")
+    given: dict[str, Any] = {}
+    for name, part in value.items():
+        items = part if isinstance(part, list | tuple) else [part]
+        if any(type(item) not in (bool, int, float, str) for item in items):
+            raise ConfigError(f"{place}: {key}.{name} must be a number, a string, true, false or a list, not {part!r}.")
+        given[name] = tuple(part) if isinstance(part, list | tuple) else part
     return given
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from stretto.spec.errors import ConfigError
-from stretto.spec.fields import accept_section, find_key, find_section, is_table, strip_none
+from stretto.spec.fields import accept_section, find_key, find_section, is_open_table, is_table, strip_none
 
 PLACE = "--set"
 
@@ -43,7 +43,7 @@ def _write(raw: dict[str, Any], names: list[str], text: str) -> None:
     if annotation is str and not isinstance(value, str):
         value = text  # data.path=2024 is a path, not a number
     if len(names) > 2:
-        if len(names) > 3 or not is_table(annotation):
+        if len(names) > 3 or not (is_table(annotation) or is_open_table(annotation)):
             raise ConfigError(f"{PLACE}: {section}.{key} has no keys of its own, so {'.'.join(names)} is unknown.")
         accept_section(section, {key: {names[2]: value}}, PLACE)
         before = raw.get(section, {}).get(key, {})

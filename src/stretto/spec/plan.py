@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 Recompute = Literal["none", "selective", "full"]
+Option = bool | int | float | str | tuple[int | float | str, ...]
+"""What an option of a schedule family may be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +31,14 @@ class PlanSpec:
     """Pipeline schedule family, as ``stretto simulate --help`` lists them."""
     chunks: int = 1
     """Stages per pipeline rank and replica of the model; a family may ask for a certain number."""
+    options: Mapping[str, Option] = field(default_factory=dict, hash=False)
+    """Options of the schedule family: ``[plan.options] waves = 2``, as ``stretto simulate --option`` takes them."""
+    passes: tuple[str, ...] = ()
+    """Changes made to the schedule, in order, each as ``stretto simulate --pass`` takes it: ``"2bp:when=idle"``."""
+    schedule_file: str | None = None
+    """Play the schedule of this file instead of a family's; relative to the working directory."""
+    memory_limit: float | None = None
+    """Activation memory that no rank may exceed, in micro-batches over a rank's whole share of the layers."""
     micro_batch_size: int = 1
     """Sequences per micro-batch; micro-batches = global batch / (dp x this)."""
     stages: tuple[int, ...] | None = None
@@ -53,5 +64,7 @@ class PlanSpec:
 
     @property
     def num_stages(self) -> int:
-        """Pipeline stages over all ranks."""
+        """Pipeline stages over all ranks; a schedule file may have any number, which ``stages`` then says."""
+        if self.schedule_file is not None and self.stages is not None:
+            return len(self.stages)
         return self.pp * self.chunks

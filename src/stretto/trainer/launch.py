@@ -21,7 +21,7 @@ from stretto.trainer.local import run_local
 from stretto.trainer.member import STOPPED, Train, train_as_member
 from stretto.trainer.placement import Membership, find_membership
 from stretto.trainer.progress_bar import ProgressBar
-from stretto.trainer.schedules import schedules_of
+from stretto.trainer.schedules import schedules_of, searched
 from stretto.trainer.world import World
 
 ENTRY = "stretto.trainer.loop:train_rank"
@@ -41,7 +41,10 @@ def run_training(run: RunSpec, *, run_file: Path | None = None, entry: str = ENT
     """
     membership = find_membership(os.environ)
     check(run, world_size=membership.world.world_size if membership else None)
-    schedules_of(run)  # built and proved before any process starts
+    if membership is None:
+        run = searched(run)
+    if run.plan.schedule != "auto" or run.plan.schedule_file is not None:
+        schedules_of(run)  # built and proved before any process starts; joined processes search together
     if membership:
         return _join(run, membership, load_entry(entry))
     _say_plan(run, run_file)

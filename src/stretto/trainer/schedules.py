@@ -4,37 +4,60 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
 
-from stretto.schedule.families import build
+from stretto.schedule.document import from_json, save, to_json
 from stretto.schedule.op import Kind, Op
 from stretto.schedule.passes.communication import lower
 from stretto.schedule.schedule import Schedule
 from stretto.schedule.validate import validate
 from stretto.spec.errors import ConfigError, ScheduleError
 from stretto.spec.run import RunSpec
+from stretto.trainer.planned import planned
 
 
 def schedules_of(run: RunSpec) -> tuple[Schedule, Schedule]:
     """The training schedule of a run and the forward-only one of its evaluation.
 
-    Raises ConfigError where the plan's family can't have its shape.
+    Collective over the world where ``plan.schedule = "auto"`` and processes are joined: rank 0 searches, and all get
+    what it found.  Raises ConfigError for a schedule that can't be, or that the plan can't have.
     """
-    plan = run.plan
-    options: dict[str, Any] = {}
-    if plan.schedule == "hanayo":
-        options["waves"] = plan.chunks // 2
+    found = _found_together(run) if run.plan.schedule == "auto" and run.plan.schedule_file is None else planned(run)
     try:
-        training = build(
-            plan.schedule,
-            ranks=plan.pp,
-            microbatches=run.num_microbatches,
-            chunks=None if options else plan.chunks,
-            options=options,
-        )
+        return lowered_and_valid(found), lowered_and_valid(forward_of(found))
     except ScheduleError as error:
-        raise ConfigError(f"plan.schedule = {plan.schedule!r}, plan.pp = {plan.pp}: {error}") from error
-    return lowered_and_valid(training), lowered_and_valid(forward_of(training))
+        raise ConfigError(f"The schedule of the plan can't be played: {error}") from error
+
+
+def searched(run: RunSpec) -> RunSpec:
+    """The run, with the schedule that was searched for as a file in its directory (``plan.schedule_file``).
+
+    Elsewhere than with ``plan.schedule = "auto"`` it is the same run.  Raises what ``schedules_of`` raises.
+    """
+    if run.plan.schedule != "auto" or run.plan.schedule_file is not None:
+        return run
+    path = Path(run.run.dir) / "schedule.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # What the passes make of it is not written, so that the file and plan.passes together are the schedule.
+    save(planned(replace(run, plan=replace(run.plan, passes=()))), path)
+    return replace(run, plan=replace(run.plan, schedule_file=str(path)))
+
+
+def _found_together(run: RunSpec) -> Schedule:
+    from stretto.checkpoint.agree import from_first, rank_and_size
+
+    text: str | None = None
+    failure: Exception | None = None
+    if rank_and_size(None)[0] == 0:
+        try:
+            text = to_json(planned(run))
+        except Exception as error:  # the others wait for an answer
+            failure = error
+    text, failure = from_first((text, failure), None)
+    if failure is not None:
+        raise failure
+    assert text is not None
+    return from_json(text)
 
 
 def lowered_and_valid(schedule: Schedule) -> Schedule:
