@@ -17,7 +17,7 @@ from parallel.test_master import mesh_at
 from ranks import Ranks
 from stretto.parallel.collectives import Pending
 from stretto.parallel.flat import MAX_REDUCING, FlatUnit, ReduceQueue
-from stretto.parallel.mesh import build_mesh
+from stretto.parallel.mesh import SHARDS, build_mesh
 from stretto.parallel.pipeline.segment import Segment
 from stretto.parallel.unit import settle_all
 from stretto.spec.plan import PlanSpec
@@ -199,7 +199,7 @@ def test_the_queue_bounds_what_is_under_way_and_loses_nothing() -> None:
     queue = ReduceQueue()
     # Two shards that were never reduced with anybody: the queue alone is under test.
     mesh = mesh_at(dp_shard=(0, 2))
-    mesh.groups.update({("dp_shard",): None, ("dp_replicate",): None, ("tp",): None})
+    mesh.groups.update({SHARDS: None, ("dp_replicate",): None, ("tp",): None})
     unit = FlatUnit(
         "u", [(parameter, Sharding.whole("p", (4,)))], mesh=mesh, zero=2, compute=torch.float32, queue=queue
     )

@@ -17,6 +17,8 @@ PLANS = [
     PlanSpec(pp=4, dp_replicate=2),
     PlanSpec(dp_replicate=2, dp_shard=2, tp=2),
     PlanSpec(pp=8),
+    PlanSpec(dp_shard=2, cp=2, tp=2),
+    PlanSpec(pp=2, cp=4),
 ]
 
 
@@ -52,8 +54,9 @@ def described(ranks: Ranks) -> list[list[dict[str, Any]]]:
 def test_tp_is_fastest_and_pp_slowest(which: int, described: list[list[dict[str, Any]]]) -> None:
     plan = PLANS[which]
     for rank, mine in enumerate(described[which]):
-        pp, replicate, shard, tp = mine["place"]
-        assert rank == ((pp * plan.dp_replicate + replicate) * plan.dp_shard + shard) * plan.tp + tp
+        pp, replicate, shard, cp, tp = mine["place"]
+        data = (pp * plan.dp_replicate + replicate) * plan.dp_shard + shard
+        assert rank == (data * plan.cp + cp) * plan.tp + tp
         assert mine["dp_index"] == replicate * plan.dp_shard + shard
 
 

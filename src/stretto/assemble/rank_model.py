@@ -18,7 +18,7 @@ from stretto.assemble.shard import apply_rules, shardings_of_part
 from stretto.assemble.split import StageParts, holders_of_tied, owner_of, parts_of_stages, ranks_of_parts, rule_of
 from stretto.parallel.flat import FlatUnit, ReduceQueue
 from stretto.parallel.master import Master
-from stretto.parallel.mesh import Holders, Mesh, make_holders
+from stretto.parallel.mesh import DATA, Holders, Mesh, make_holders
 from stretto.parallel.pipeline.stage import Stage
 from stretto.parallel.unit import LocalUnit, Unit
 from stretto.spec.contract import Batch, Place, Stack
@@ -175,7 +175,7 @@ class Assembler:
         return name if rule in (TensorRule.VOCAB_EMBEDDING, TensorRule.VOCAB_HEAD) else part
 
     def _unit(self, name: str, held: Held, holders: Holders | None) -> Unit:
-        if holders is None and self._mesh.size("dp_replicate", "dp_shard", "tp") == 1:
+        if holders is None and self._mesh.size(*DATA, "tp") == 1:
             return LocalUnit(name, held, mesh=self._mesh, compute=self._precision.compute)
         return FlatUnit(
             name,

@@ -1,11 +1,12 @@
 """The shard unit: a unit whose parameters lie in one flat buffer (ZeRO D2; FSDP's flat parameter).
 
     flat, compute type   │ q │ k │ v │ o │ gate ........ │ down │ norms │pad│   parameters are views of it
-    cut over dp_shard    ├──── rank 0 ────┼──── rank 1 ────┼──── rank 2 ────┤   each rank's masters
+    cut over the shards  ├──── rank 0 ────┼──── rank 1 ────┼──── rank 2 ────┤   each rank's masters
 
-What is kept whole between steps, by ``zero``:
+The shards are the ranks of dp_shard and of cp together: those of cp hold equal parameters and read other tokens,
+like those of dp_shard.  What is kept whole between steps, by ``zero``:
 
-    dp_shard = 1    parameters, gradients, masters     all-reduce over dp_replicate
+    one shard       parameters, gradients, masters     all-reduce over dp_replicate
     zero 1          parameters, gradients              reduce-scatter once a step, all-gather after it
     zero 2          parameters                         reduce-scatter every backward
     zero 3          nothing                            also all-gather before every forward and backward
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from stretto.parallel.collectives import DONE, Pending, all_gather, all_reduce, reduce_scatter
 from stretto.parallel.gradient import Gradient, add_gradient
 from stretto.parallel.master import Master, counts_here
-from stretto.parallel.mesh import Holders, Mesh
+from stretto.parallel.mesh import SHARDS, Holders, Mesh
 from stretto.spec.sharding import Sharding
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def _held(buffer: Tensor) -> Tensor:
 
 
 class FlatUnit:
-    """Parameters in one flat buffer, shared along dp_replicate, dp_shard, tp or a tie."""
+    """Parameters in one flat buffer, shared along dp_replicate, dp_shard, cp, tp or a tie."""
 
     def __init__(
         self,
@@ -84,20 +85,20 @@ class FlatUnit:
 
         Args:
             held: parameters in the type of masters and gradients, with their shardings.
-            zero: 1, 2 or 3; without dp_shard it changes nothing.
+            zero: 1, 2 or 3; with one shard it changes nothing.
             compute: type that the parameters get.
             holders: pipeline ranks that hold these parameters too; gradients are also summed over them.
         """
         self.name = name
         self._mesh, self._queue, self._holders = mesh, queue, holders
-        self._ranks = mesh.size("dp_shard")
+        self._ranks = mesh.size(*SHARDS)
         self._zero = zero if self._ranks > 1 else 0
         held = sorted(held, key=lambda pair: pair[1].tp_dim is not None)
         self._sizes = [p.numel() for p, _ in held]
         self._partial = sum(p.numel() for p, s in held if s.tp_dim is None) if mesh.size("tp") > 1 else 0
         total = sum(self._sizes)
         self._width = -(-total // self._ranks)
-        self._low = mesh.index("dp_shard") * self._width
+        self._low = mesh.shard_index * self._width
         self._make_buffers(held, compute)
         self._make_masters(held)
         self._gathering: Pending = DONE
@@ -184,7 +185,7 @@ class FlatUnit:
         """Start gathering the parameters (zero 3)."""
         if not self._whole:
             self._flat.untyped_storage().resize_(self._bytes)
-            self._gathering = all_gather(self._shard, self._flat, self._mesh.group("dp_shard"))
+            self._gathering = all_gather(self._shard, self._flat, self._mesh.group(*SHARDS))
             self._whole = True
 
     def ready(self) -> None:
@@ -231,12 +232,12 @@ class FlatUnit:
             if self._whole_gradient is not None:
                 buffer, self._whole_gradient = self._whole_gradient, None
                 shard = self._main.new_empty(self._width)
-                self._queue.push(self, reduce_scatter(buffer, shard, self._mesh.group("dp_shard")), shard)
+                self._queue.push(self, reduce_scatter(buffer, shard, self._mesh.group(*SHARDS)), shard)
         elif self._remaining == 0 and not self._reduced:
             assert self._grad is not None and self._grad_shard is not None
             self._reduced = True
             if self._zero == 1:
-                self._reducing = reduce_scatter(self._grad, _held(self._grad_shard), self._mesh.group("dp_shard"))
+                self._reducing = reduce_scatter(self._grad, _held(self._grad_shard), self._mesh.group(*SHARDS))
             else:
                 self._reducing = all_reduce(self._grad, self._replicas)
 
@@ -254,7 +255,7 @@ class FlatUnit:
             _held(self._grad_shard).copy_(shard)
 
     def settle(self, phase: int) -> Pending:
-        """Phase 0 ends the reduction over dp_shard, 1 sums over replicas and holders, 2 over tp."""
+        """Phase 0 ends the reduction over the shards, 1 sums over replicas and holders, 2 over tp."""
         grad = self._grad_shard
         assert grad is not None
         if not self._trained:  # frozen: no gradient has memory
@@ -283,7 +284,7 @@ class FlatUnit:
         if self._main is not self._shard:
             self._shard.copy_(self._main)
         if self._zero in (1, 2):
-            self._gathering = all_gather(self._shard.clone(), self._flat, self._mesh.group("dp_shard"))
+            self._gathering = all_gather(self._shard.clone(), self._flat, self._mesh.group(*SHARDS))
 
     def buffers(self) -> Iterable[Tensor]:
         """Parameters, masters and gradients."""

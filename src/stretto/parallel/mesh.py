@@ -1,8 +1,11 @@
 """Which rank sits where: the mesh of ranks, its axes, and the process groups along them.
 
-Ranks are numbered with tp fastest and pp slowest, so that the ranks that talk most sit closest:
+Ranks are numbered with tp fastest, then cp, and pp slowest, so that the ranks that talk most sit closest:
 
-    rank = ((pp * dp_replicate + dp_replicate_index) * dp_shard + dp_shard_index) * tp + tp_index
+    rank = (((pp_i * dp_replicate + dp_replicate_i) * dp_shard + dp_shard_i) * cp + cp_i) * tp + tp_i
+
+To parameters, context-parallel ranks are data-parallel ones that read other parts of the same sequences: what
+``dp_shard`` ranks share (``SHARDS``), they share too, and gradients are summed over both at once.
 
 The mesh is an argument, never a global.  Every group that the runtime needs is made once here;
 a group of one rank is None, and whoever uses it then communicates nothing.
@@ -22,8 +25,14 @@ if TYPE_CHECKING:
 
     from stretto.spec.plan import PlanSpec
 
-AXES = ("pp", "dp_replicate", "dp_shard", "tp")
+AXES = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
 """The axes, slowest first."""
+SHARDS = ("dp_shard", "cp")
+"""Ranks that hold equal parameters and share their states between them."""
+DATA = ("dp_replicate", *SHARDS)
+"""Ranks that read different tokens."""
+COPY = ("pp", *SHARDS, "tp")
+"""Ranks that together hold one whole copy of the model's gradients."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,29 +62,35 @@ class Mesh:
 
     @property
     def dp_index(self) -> int:
-        """Which share of the global batch this rank reads."""
+        """Which share of the global batch's sequences this rank reads."""
         return self.index("dp_replicate") * self.sizes["dp_shard"] + self.index("dp_shard")
+
+    @property
+    def shard_index(self) -> int:
+        """Which shard of the states is this rank's, among those of ``SHARDS``."""
+        return self.index("dp_shard") * self.sizes["cp"] + self.index("cp")
 
     @property
     def columns(self) -> list[list[int]]:
         """Global ranks of every pipeline, each from first to last; this rank's is one of them."""
-        stride = self.size("dp_replicate", "dp_shard", "tp")
+        stride = self.size(*DATA, "tp")
         return [list(range(first, stride * self.sizes["pp"], stride)) for first in range(stride)]
 
     def pipeline_rank(self, pp: int) -> int:
         """Global rank at pipeline position ``pp`` with this rank's other coordinates."""
-        stride = self.size("dp_replicate", "dp_shard", "tp")
+        stride = self.size(*DATA, "tp")
         return self.rank + (pp - self.index("pp")) * stride
 
 
 GROUPED: tuple[tuple[str, ...], ...] = (
     ("tp",),
-    ("dp_shard",),
+    ("cp",),
+    SHARDS,
     ("dp_replicate",),
-    ("dp_replicate", "dp_shard"),
-    ("pp", "dp_shard", "tp"),
+    DATA,
+    COPY,
 )
-"""Axis sets that need a group: the last holds one whole copy of the model's gradients."""
+"""Axis sets that need a group."""
 
 
 def build_mesh(plan: PlanSpec, rank: int) -> Mesh:

@@ -18,7 +18,7 @@ from torch import Tensor
 from stretto.assemble.rank_model import RankModel
 from stretto.parallel.clip import scale_gradients, squared_norm_held
 from stretto.parallel.collectives import all_reduce
-from stretto.parallel.mesh import Mesh
+from stretto.parallel.mesh import COPY, DATA, Mesh
 from stretto.parallel.pipeline.runtime import Runtime
 from stretto.parallel.unit import settle_all
 from stretto.spec.contract import IGNORE, Batch, Observer
@@ -103,7 +103,7 @@ class TrainStep:
         if loss is not None and mesh.index("tp") == 0:
             sums[0] = loss
         sums[1], sums[2] = float(stop), squared
-        all_reduce(sums, mesh.group("pp", "dp_shard", "tp")).wait()
+        all_reduce(sums, mesh.group(*COPY)).wait()
         everywhere = sums[:2].clone()
         all_reduce(everywhere, mesh.group("dp_replicate")).wait()
         total, wishes = everywhere.tolist()
@@ -147,4 +147,4 @@ def count_tokens(batches: Sequence[Batch], mesh: Mesh) -> tuple[Tensor, Any]:
     """Valid tokens of the global batch, int64 scalar, once the second value has been waited for."""
     counts = [(batch.labels != IGNORE).sum() for batch in batches]
     total = torch.stack(counts).sum()
-    return total, all_reduce(total, mesh.group("dp_replicate", "dp_shard"))
+    return total, all_reduce(total, mesh.group(*DATA))
