@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from stretto.planner.flops import parameters
-from stretto.planner.memory import LOOPED, Margin, fits, layer_activation_bytes, logits_bytes, memory
+from stretto.planner.memory import Margin, fits, layer_activation_bytes, logits_bytes, memory
 from stretto.planner.stack import KernelStack
-from stretto.planner.workload import Workload
+from stretto.planner.workload import LOOPED, Workload
 from stretto.schedule.families import build
-from stretto.spec.errors import ConfigError, UnsupportedError
+from stretto.spec.errors import ConfigError
 from stretto.spec.plan import PlanSpec
 from stretto.spec.presets_cluster import cluster_preset
 from stretto.spec.presets_model import model_preset
@@ -107,18 +107,36 @@ def test_batch_that_cannot_be_divided() -> None:
         llama_13b(micro_batch_size=3)
 
 
-def test_offload_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match=r"plan\.offload isn't estimated yet"):
-        memory(llama_13b(offload=True))
+def test_offload_keeps_less() -> None:
+    """Ranks that keep more than two micro-batches hand the others over."""
+    plain, moved = (memory(llama_13b(pp=4, offload=offload)) for offload in (False, True))
+    assert [rank.activations / plain[3].activations for rank in plain] == pytest.approx([4, 3, 2, 1])
+    assert [rank.activations / plain[3].activations for rank in moved] == pytest.approx([2, 2, 2, 1])
 
 
-def test_folded_stages_are_refused() -> None:
-    with pytest.raises(UnsupportedError, match="'zb-v' isn't estimated yet, because its stages don't lie in a loop"):
-        memory(llama_13b(pp=2, chunks=2, schedule="zb-v"))
+def test_folded_stages_lie_where_the_schedule_puts_them() -> None:
+    """A V has the embedding and the head on rank 0, and every rank the same number of layers."""
+    work = llama_13b(KernelStack(), pp=4, chunks=2, schedule="hanayo")
+    first, *others = memory(work)
+    assert first.logits > 0 and all(rank.logits == 0 for rank in others)
+    assert work.stages_of_rank(0) == (0, 7) and work.layers_of_rank(0) == 10
+
+
+def test_two_replicas_are_held_twice() -> None:
+    one, two = memory(llama_13b(pp=4)), memory(llama_13b(pp=4, schedule="chimera"))
+    layers = two[1].parameters
+    assert layers == pytest.approx(2 * one[1].parameters, rel=0.01)
+    assert two[0].logits == two[3].logits > 0
+
+
+def test_vocabulary_parallelism_levels_the_ends() -> None:
+    plain, level = memory(llama_13b(pp=4)), memory(llama_13b(pp=4, passes=("vocabulary:algorithm=2",)))
+    assert level[3].logits == pytest.approx(plain[3].logits / 2) and level[0].logits == level[3].logits
+    assert level[0].parameters < plain[0].parameters
 
 
 @pytest.mark.parametrize("family", LOOPED)
 def test_looped_families_are_looped(family: str) -> None:
-    chunks = 2 if "interleaved" in family else 1
+    chunks = 2 if "interleaved" in family or family == "zeropp" else 1
     schedule = build(family, ranks=4, microbatches=8, chunks=chunks)
     assert schedule.placement == (tuple(stage % 4 for stage in range(4 * chunks)),)

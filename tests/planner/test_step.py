@@ -11,10 +11,12 @@ from stretto.planner.calibration import Calibration
 from stretto.planner.communication import Group, data_seconds, group, tensor_seconds
 from stretto.planner.compute import head_seconds, layer_seconds
 from stretto.planner.flops import flops_per_token
+from stretto.planner.profile import profile
 from stretto.planner.stack import KernelStack
 from stretto.planner.step import step_time
 from stretto.planner.workload import Workload
 from stretto.schedule.families import build
+from stretto.schedule.op import Kind
 from stretto.schedule.simulate import Costs, simulate
 from stretto.spec.errors import UnsupportedError
 from stretto.spec.plan import PlanSpec
@@ -109,10 +111,19 @@ def test_selective_recompute_costs_attention_alone() -> None:
     assert none < some < (none + full) / 2
 
 
-@pytest.mark.parametrize(("name", "value"), [("cp", 2), ("offload", True)])
-def test_unestimated_choices_are_refused(name: str, value: int) -> None:
-    with pytest.raises(UnsupportedError, match=f"The time of plan.{name} isn't estimated yet"):
-        step_time(replace(work_of(gpus=8), plan=PlanSpec(**{name: value})))
+def test_unestimated_choices_are_refused() -> None:
+    with pytest.raises(UnsupportedError, match=r"The time of plan\.ep isn't estimated yet"):
+        step_time(replace(work_of(gpus=8), plan=PlanSpec(ep=2)))
+
+
+def test_context_parallel_ring_hides_under_attention() -> None:
+    """Longer sequences make attention grow faster than what the ring hands over."""
+    plan = PlanSpec(cp=8)
+    short, long = (
+        step_time(replace(work_of(gpus=8), plan=plan, sequence_length=length, global_batch_size=8))
+        for length in (2048, 65536)
+    )
+    assert short.context_communication > 0 == long.context_communication
 
 
 def test_small_micro_batches_cost_latency() -> None:
@@ -136,9 +147,29 @@ def test_overlap_hides_the_reduction() -> None:
     assert hidden.data_communication == pytest.approx(plain.data_communication - one)
 
 
-def test_schedule_without_closed_form() -> None:
-    with pytest.raises(UnsupportedError, match="no closed form for the time of schedule 'hanayo'"):
-        step_time(work_of(pp=4, schedule="hanayo"))
+@pytest.mark.parametrize("family", ["zb-h1", "hanayo", "chimera", "dualpipe-v", "zeropp", "group-interleaved"])
+def test_profiles_are_the_simulators(family: str) -> None:
+    """Chains of remembered simulations, in steps longer than those and of uneven stages, with messages."""
+    chunks = {"hanayo": 2, "dualpipe-v": 2}.get(family, 1)
+    for microbatches, message, tolerance in ((8, 0.0, 1e-9), (64, 0.0, 1e-9), (8, 0.07, 0.03), (64, 0.07, 0.03)):
+        plan = PlanSpec(pp=4, schedule=family, chunks=chunks)
+        counts = profile(plan, microbatches)
+        schedule = build(family, ranks=4, microbatches=microbatches, **({} if chunks > 1 else {"chunks": 1}))
+        even = [1.0] * schedule.num_stages
+        if message:
+            even[-1] = 1.2
+        true = simulate(schedule, Costs(F=even, I=even, W=even, comm=message)).makespan
+        assert counts.makespan({Kind.F: even, Kind.I: even, Kind.W: even}, message) == pytest.approx(
+            true, rel=tolerance
+        )
+
+
+@pytest.mark.parametrize("family", ["bitpipe", "dualpipe", "modular", "skip-pipe"])
+def test_every_family_has_a_time(family: str) -> None:
+    chunks = 2 if family == "bitpipe" else 1
+    work = work_of(pp=2, schedule=family, chunks=chunks, micro_batch_size=4)
+    plain = step_time(work_of(pp=2, micro_batch_size=4))
+    assert step_time(work).total == pytest.approx(plain.total, rel=0.15)
 
 
 def test_zero_moves_what_it_says() -> None:

@@ -40,3 +40,5 @@ class Calibration:
     """Seconds of one hop inside a node, kernel launch included."""
     network_latency: float = 1e-5
     """Seconds of one hop between nodes."""
+    host_bytes_per_second: float = 2e10
+    """Between a device and its host, each way: PCIe 4.0 x16 carries 31.5 GB/s, pinned copies get 2/3."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from math import ceil, log2
 
 from stretto.planner.calibration import Calibration
+from stretto.planner.compute import attention_seconds
 from stretto.planner.workload import Workload
 
 ACTIVATION_BYTES = 2
@@ -43,6 +44,10 @@ class Group:
         if self.size == 1:
             return 0.0
         return (self.size - 1) * (self.latency + num_bytes / self.size / self.bytes_per_second)
+
+    def all_to_all(self, num_bytes: float) -> float:
+        """Seconds until every rank has its part of the others' ``num_bytes``."""
+        return self.all_gather(num_bytes)
 
 
 def group(work: Workload, size: int, stride: int, calibration: Calibration) -> Group:
@@ -74,6 +79,31 @@ def tensor_seconds(work: Workload, calibration: Calibration) -> tuple[float, flo
     return once, once + again, once if plan.recompute == "full" else 0.0
 
 
+def context_seconds(work: Workload, calibration: Calibration) -> tuple[float, float]:
+    """What one layer and micro-batch waits for the sequence of other cp ranks: forward, backward.
+
+    ``ring`` hands keys and values from rank to rank under the attention of those at hand, so that only what takes
+    longer than attention is waited for; backward their gradients travel with them (Liu et al. 2023).  ``all-gather``
+    brings all keys and values first, ``ulysses`` exchanges heads for sequence before and after attention (Jacobs et
+    al. 2023): queries, keys, values and the output.
+    """
+    plan, model = work.plan, work.model
+    if plan.cp == 1:
+        return 0.0, 0.0
+    ring = group(work, plan.cp, plan.tp, calibration)
+    kind = getattr(plan, "context", "ring")
+    keys = 2 * work.tokens * model.kv_heads * model.head_size / plan.tp * ACTIVATION_BYTES
+    queries = 2 * work.tokens * model.num_heads * model.head_size / plan.tp * ACTIVATION_BYTES
+    if kind == "ulysses":
+        once = ring.all_to_all(keys + queries)
+        return once, once
+    gathered = ring.all_gather(keys * plan.cp)
+    if kind == "all-gather":
+        return gathered, 2 * gathered
+    attention = attention_seconds(work, calibration)
+    return max(0.0, gathered - attention.forward), max(0.0, 2 * gathered - attention.backward)
+
+
 def boundary_seconds(work: Workload, calibration: Calibration) -> float:
     """One message of activations between neighbouring stages.
 
@@ -97,15 +127,16 @@ def data_seconds(work: Workload, calibration: Calibration) -> float:
     reduces after each (Rajbhandari et al. 2020, section 7).
     """
     plan, stack = work.plan, work.stack
-    whole = group(work, plan.dp * plan.cp, plan.tp, calibration)
-    shard = group(work, plan.dp_shard, plan.tp * plan.cp, calibration)
-    replicas = group(work, plan.dp_replicate * plan.cp, plan.tp * plan.dp_shard, calibration)
-    held = max(work.parameters_of_rank(rank) for rank in {0, plan.pp - 1})
+    copies = work.num_replicas  # of a bidirectional pipeline, summed over together with the data ranks
+    whole = group(work, plan.dp * plan.cp * copies, plan.tp, calibration)
+    shard = group(work, work.shards, plan.tp, calibration)
+    replicas = group(work, plan.dp_replicate * copies, plan.tp * work.shards, calibration)
+    held = work.largest_share
     gradients = held * stack.reduction_bytes
     gather = shard.all_gather(held * stack.parameter_bytes)
     if plan.zero == 1:
         return gather + whole.all_reduce(gradients)
-    scatter, rest = shard.all_gather(gradients), replicas.all_reduce(gradients / plan.dp_shard)
+    scatter, rest = shard.all_gather(gradients), replicas.all_reduce(gradients / work.shards)
     if plan.zero == 2:
         return gather + scatter + rest
     return work.num_microbatches * (2 * gather + scatter) + rest

@@ -46,6 +46,8 @@ class Passes:
 
     forward: float
     backward: float
+    weights: float = 0.0
+    """Of ``backward``, what only the gradients of the weights need (W of a split backward)."""
 
 
 def layer_seconds(work: Workload, calibration: Calibration) -> Passes:
@@ -53,11 +55,12 @@ def layer_seconds(work: Workload, calibration: Calibration) -> Passes:
     launched = calibration.layer_latency
     matmul, memory = _rates(work, calibration)
     products = 2 * work.tokens * parameters(work.model).layer_matrices / work.model.num_layers / work.plan.tp / matmul
-    attention = _attention_seconds(work, calibration)
+    attention = attention_seconds(work, calibration)
     moved = _moved_bytes(work)
     return Passes(
         forward=launched + products + attention.forward + moved[0] / memory,
         backward=BACKWARD * (launched + products) + attention.backward + moved[1] / memory,
+        weights=launched + products,
     )
 
 
@@ -69,7 +72,7 @@ def recompute_seconds(work: Workload, calibration: Calibration) -> float:
         return layer_seconds(work, calibration).forward
     scores = SCORES.get(work.stack.attention, (0, 0))[0] * work.model.num_heads * work.sequence_length
     moved = work.tokens * scores / work.plan.tp
-    return _attention_seconds(work, calibration).forward + moved / _rates(work, calibration)[1]
+    return attention_seconds(work, calibration).forward + moved / _rates(work, calibration)[1]
 
 
 def head_seconds(work: Workload, calibration: Calibration) -> Passes:
@@ -77,13 +80,15 @@ def head_seconds(work: Workload, calibration: Calibration) -> Passes:
     matmul, memory = _rates(work, calibration)
     products = 2 * work.tokens * parameters(work.model).head / work.plan.tp / matmul
     logits = work.tokens * work.model.vocab_size / (work.plan.tp if work.stack.sharded_logits else 1) / memory
-    return Passes(forward=products + LOGITS[0] * logits, backward=BACKWARD * products + LOGITS[1] * logits)
+    return Passes(
+        forward=products + LOGITS[0] * logits, backward=BACKWARD * products + LOGITS[1] * logits, weights=products
+    )
 
 
 def optimizer_seconds(work: Workload, calibration: Calibration) -> float:
     """Adam on the fullest rank's share: states read and written, gradient read, parameter written."""
-    stack, plan = work.stack, work.plan
-    held = max(work.parameters_of_rank(rank) for rank in {0, plan.pp - 1}) / plan.dp_shard
+    stack = work.stack
+    held = work.largest_share / work.shards
     moved = 2 * stack.optimizer_bytes + stack.gradient_bytes + stack.parameter_bytes
     return held * moved / (work.cluster.memory_bytes_per_second * calibration.memory)
 
@@ -93,7 +98,7 @@ def _rates(work: Workload, calibration: Calibration) -> tuple[float, float]:
     return cluster.peak_flops_bfloat16 * calibration.matmul, cluster.memory_bytes_per_second * calibration.memory
 
 
-def _attention_seconds(work: Workload, calibration: Calibration) -> Passes:
+def attention_seconds(work: Workload, calibration: Calibration) -> Passes:
     """The two products of attention; flash computes its scores once more in the backward pass."""
     model, length, attention = work.model, work.sequence_length, work.stack.attention
     flash = not work.stack.stores_scores

@@ -2,7 +2,8 @@
 
 Unit: one micro-batch over a rank's whole share of the layers, as in ``schedule.simulate.memory``.
 
-    gpipe, breadth-first   every micro-batch
+    gpipe, breadth-first,  every micro-batch
+    modular
     1f1b                   R - r: the forwards that rank r runs before its first backward, and the one in hand
     zb-h1                  R on every rank: W gives back last, and runs late where forwards are few (Qi et al. 2024)
     interleaved            (V - 1) G + 2(R - r - 1) + 1 chunks, each 1/V, for groups of G micro-batches, G = R where R
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-CLOSED_FORMS = ("gpipe", "breadth-first", "1f1b", "zb-h1", "interleaved")
+CLOSED_FORMS = ("gpipe", "breadth-first", "modular", "1f1b", "zb-h1", "interleaved")
 """Families whose peak is known without building their schedule, at least in the shapes below."""
 ROUNDS = 4
 """Rounds of R micro-batches after which the peak of an alternating family has settled."""
@@ -30,7 +31,7 @@ def in_flight(family: str, *, ranks: int, microbatches: int, chunks: int = 1) ->
     >>> in_flight("1f1b", ranks=4, microbatches=8)
     (4.0, 3.0, 2.0, 1.0)
     """
-    if family in ("gpipe", "breadth-first"):
+    if family in ("gpipe", "breadth-first", "modular"):
         return (float(microbatches),) * ranks
     if family == "1f1b":
         return tuple(float(min(microbatches, ranks - rank)) for rank in range(ranks))

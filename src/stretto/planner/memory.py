@@ -22,17 +22,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stretto.planner.in_flight import in_flight
+from stretto.planner.in_flight import CLOSED_FORMS, in_flight
 from stretto.planner.stack import KernelStack
 from stretto.planner.workload import Workload
-from stretto.schedule.families import FAMILIES
-from stretto.spec.errors import UnsupportedError
 from stretto.spec.model import ModelSpec
 
 SCORE_BYTES = {"unfused": 9.0, "fused": 5.0, "flash-1": 0.0, "flash-2": 0.0}
 """Bytes kept per head, query and key."""
-LOOPED = ("gpipe", "breadth-first", "1f1b", "interleaved", "group-interleaved", "zb-h1", "zb-h2", "zb-auto")
-"""Families that put stage s on rank s mod R, once: embedding on the first rank, head on the last."""
+WAITING_LOGITS = 2
+"""Micro-batches whose shard of the logits is alive under vocabulary parallelism, between S and T."""
 GATHERED_LAYERS = 2
 """Whole layers that ZeRO-3 holds: the one at work and the one that is being gathered."""
 LOGIT_BYTES = 12.0
@@ -71,21 +69,18 @@ class RankMemory:
 
 
 def memory(work: Workload, margin: Margin | None = None) -> tuple[RankMemory, ...]:
-    """Peak memory of each pipeline rank, first to last.
-
-    UnsupportedError for offload and for a schedule that folds the stages or holds them twice, ScheduleError for an
-    unknown one or a shape that it can't have.
-    """
-    plan = work.plan
-    if plan.offload:
-        raise UnsupportedError("Memory under plan.offload isn't estimated yet; estimate the plan without it.")
-    if plan.schedule in FAMILIES and plan.schedule not in LOOPED:
-        raise UnsupportedError(
-            f"Memory under schedule {plan.schedule!r} isn't estimated yet, because its stages don't lie in a loop over "
-            f"the ranks; it is for {', '.join(LOOPED)}."
-        )
-    flying = in_flight(plan.schedule, ranks=plan.pp, microbatches=work.num_microbatches, chunks=plan.chunks)
-    return tuple(_rank(work, rank, flying[rank], margin or Margin()) for rank in range(plan.pp))
+    """Peak memory of each pipeline rank, first to last; ScheduleError for an unknown schedule or one that can't be."""
+    margin, plan = margin or Margin(), work.plan
+    closed = plan.schedule in CLOSED_FORMS and plan.schedule_file is None and not (plan.passes or plan.offload)
+    if closed:
+        flying = in_flight(plan.schedule, ranks=plan.pp, microbatches=work.num_microbatches, chunks=plan.chunks)
+        kept = [flying[rank] * work.layers_of_rank(rank) for rank in range(plan.pp)]
+    else:
+        layers = work.layers
+        kept = [
+            max(sum(count * layers[stage] for stage, count in moment) for moment in rank) for rank in work.profile.alive
+        ]
+    return tuple(_rank(work, rank, kept[rank], margin) for rank in range(plan.pp))
 
 
 def fits(work: Workload, margin: Margin | None = None) -> bool:
@@ -114,6 +109,13 @@ def logits_bytes(work: Workload) -> float:
     return (LOGIT_BYTES + (GATHER_BYTES if tp > 1 else 0)) * logits
 
 
+def _logits(work: Workload, rank: int) -> float:
+    """Logits that a rank keeps: with the last stage, or its part of the vocabulary of those that wait for T."""
+    if work.vocabulary:
+        return WAITING_LOGITS * logits_bytes(work) / work.plan.pp
+    return logits_bytes(work) if len(work.layers) - 1 in work.stages_of_rank(rank) else 0.0
+
+
 def _whole(model: ModelSpec, stack: KernelStack) -> float:
     """Bytes per token of a layer that only sequence parallelism splits."""
     norm = 4 if stack.fused_norm else 8
@@ -127,20 +129,21 @@ def _split(model: ModelSpec) -> float:
     return 4 * queries + 4 * keys + feed_forward
 
 
-def _rank(work: Workload, rank: int, flying: float, margin: Margin) -> RankMemory:
+def _rank(work: Workload, rank: int, layers: float, margin: Margin) -> RankMemory:
+    """One rank, which keeps the activations of ``layers`` layers, each of one micro-batch."""
     plan, stack = work.plan, work.stack
     held = work.parameters_of_rank(rank)
-    activations = flying * work.layers_of_rank(rank) * layer_activation_bytes(work)
+    activations = layers * layer_activation_bytes(work)
     if plan.recompute != "none":
         activations += layer_activation_bytes(work, recompute="none")
-    logits = logits_bytes(work) if rank == plan.pp - 1 else 0.0
+    logits = _logits(work, rank)
     whole = held
     if plan.zero >= 3:
-        whole = held / plan.dp_shard + GATHERED_LAYERS * held / work.layers_of_rank(rank)
+        whole = held / work.shards + GATHERED_LAYERS * held / work.layers_of_rank(rank)
     return RankMemory(
         parameters=min(whole, held) * stack.parameter_bytes,
-        gradients=held * stack.gradient_bytes / (plan.dp_shard if plan.zero >= 2 else 1),
-        optimizer=held * stack.optimizer_bytes / plan.dp_shard,
+        gradients=held * stack.gradient_bytes / (work.shards if plan.zero >= 2 else 1),
+        optimizer=held * stack.optimizer_bytes / work.shards,
         activations=activations,
         logits=logits,
         reserve=margin.context_bytes + margin.fragmentation * (activations + logits),

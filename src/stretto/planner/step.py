@@ -10,16 +10,22 @@ more (1% in the tests) where an earlier one is: it fills gaps that this counts. 
 micro-batch's way there and back is R turns and 2(R - 1) messages, and R micro-batches share it: each turn costs
 2(R - 1)/R c more.  With V chunks per rank other chunks fill the way of the first micro-batch, and the bubble is divided
 by V (Narayanan et al. 2021, section 2.2).
+
+Every other schedule (split backwards, folded or doubled stages, passes, a file) is timed by the chains of operations
+that ``profile`` remembers of its simulation.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stretto.planner.calibration import Calibration
-from stretto.planner.communication import boundary_seconds, data_seconds, tensor_seconds
+from stretto.planner.communication import boundary_seconds, context_seconds, data_seconds, tensor_seconds
 from stretto.planner.compute import head_seconds, layer_seconds, optimizer_seconds, recompute_seconds
+from stretto.planner.memory import layer_activation_bytes
 from stretto.planner.workload import Workload
+from stretto.schedule.op import Kind
 from stretto.spec.errors import UnsupportedError
 
 FAMILIES = ("1f1b", "gpipe", "interleaved", "breadth-first")
@@ -28,7 +34,7 @@ FAMILIES = ("1f1b", "gpipe", "interleaved", "breadth-first")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTime:
-    """Seconds of a step, by cause; tensor-parallel communication is inside ``work`` and told apart."""
+    """Seconds of a step, by cause; communication over tp and cp is inside ``work`` and told apart."""
 
     work: float
     """The busiest rank's own micro-batches."""
@@ -39,43 +45,112 @@ class StepTime:
     data_communication: float
     """Gradients and parameters over the data ranks, what isn't hidden."""
     optimizer: float
+    context_communication: float = 0.0
+    """Of ``work``, waiting for keys and values of other cp ranks."""
+    host_communication: float = 0.0
+    """Waiting for activations on their way to the host and back."""
 
     @property
     def total(self) -> float:
         """Seconds of the step."""
-        return self.work + self.bubble + self.data_communication + self.optimizer
+        return self.work + self.bubble + self.data_communication + self.optimizer + self.host_communication
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Turns:
+    """Seconds of each stage for one micro-batch."""
+
+    forward: Sequence[float]
+    backward: Sequence[float]
+    weights: Sequence[float]
+    """Of ``backward``, the gradients of the weights."""
+    head: tuple[float, float]
+    """Forward and backward of the head, which is in the last stage's where it isn't cut over the ranks."""
 
 
 def step_time(work: Workload, calibration: Calibration | None = None) -> StepTime:
-    """Estimate a step; UnsupportedError for what has no closed form here, or machines of unknown rates."""
+    """Estimate a step; UnsupportedError for machines of unknown rates, ScheduleError for a schedule that can't be."""
     calibration, plan = calibration or Calibration(), work.plan
     _check_rates(work)
-    for name, used in (("cp", plan.cp > 1), ("ep", plan.ep > 1), ("offload", plan.offload)):
-        if used:
-            raise UnsupportedError(f"The time of plan.{name} isn't estimated yet; estimate the plan without it.")
-    if plan.schedule not in FAMILIES:
-        raise UnsupportedError(
-            f"There is no closed form for the time of schedule {plan.schedule!r} yet; there is one for "
-            f"{', '.join(FAMILIES)}."
-        )
-    layer, head = layer_seconds(work, calibration), head_seconds(work, calibration)
-    there, back, again = tensor_seconds(work, calibration)
-    repeated = recompute_seconds(work, calibration)
-    turn = layer.forward + layer.backward + repeated + there + back + again
-    exposed = plan.chunks * 2 * (plan.pp - 1) / plan.pp * boundary_seconds(work, calibration)
-    turns = [turn * work.layers_of_rank(rank) + exposed for rank in range(plan.pp)]
-    turns[-1] += head.forward + head.backward
-    longest = max(turns)
+    if plan.ep > 1:
+        raise UnsupportedError("The time of plan.ep isn't estimated yet; estimate the plan without it.")
+    between = tensor_seconds(work, calibration)
+    context = context_seconds(work, calibration)
+    turns = _turns(work, calibration, sum(between) + sum(context))
+    closed = plan.schedule in FAMILIES and plan.schedule_file is None and not (plan.passes or plan.offload)
+    longest, whole = (_closed if closed else _profiled)(work, turns, boundary_seconds(work, calibration))
     data = data_seconds(work, calibration)
     if work.stack.overlapped_reduction:  # only the last backward and the first forward have it beside them
-        data = max(0.0, data - longest)
+        data = max(0.0, data - longest / work.num_microbatches)
+    layers = max(work.layers_of_rank(rank) for rank in range(plan.pp)) / work.num_replicas
     return StepTime(
-        work=work.num_microbatches * longest,
-        tensor_communication=work.num_microbatches * max(work.layers) * plan.chunks * (there + back + again),
-        bubble=(sum(turns) - longest) / plan.chunks,
+        work=longest,
+        tensor_communication=work.num_microbatches * layers * sum(between),
+        bubble=whole - longest,
         data_communication=data,
         optimizer=optimizer_seconds(work, calibration),
+        context_communication=work.num_microbatches * layers * sum(context),
+        host_communication=_host_seconds(work, whole, calibration),
     )
+
+
+def _turns(work: Workload, calibration: Calibration, collectives: float) -> _Turns:
+    """Each stage's own; ``collectives`` are seconds of a layer forward and backward, a third of them forward."""
+    layer, head = layer_seconds(work, calibration), head_seconds(work, calibration)
+    repeated = recompute_seconds(work, calibration)
+    forward = [(layer.forward + collectives / 3) * layers for layers in work.layers]
+    backward = [(layer.backward + repeated + collectives * 2 / 3) * layers for layers in work.layers]
+    weights = [layer.weights * layers for layers in work.layers]
+    if not work.vocabulary:
+        forward[-1] += head.forward
+        backward[-1] += head.backward
+        weights[-1] += head.weights
+    return _Turns(forward=forward, backward=backward, weights=weights, head=(head.forward, head.backward))
+
+
+def _closed(work: Workload, turns: _Turns, message: float) -> tuple[float, float]:
+    """Seconds of the busiest rank's work, and of all until the last backward."""
+    ranks, chunks = work.plan.pp, work.plan.chunks
+    exposed = chunks * 2 * (ranks - 1) / ranks * message
+    both = [there + back for there, back in zip(turns.forward, turns.backward, strict=True)]
+    own = [sum(both[rank::ranks]) + exposed for rank in range(ranks)]
+    longest = max(own)
+    return work.num_microbatches * longest, work.num_microbatches * longest + (sum(own) - longest) / chunks
+
+
+def _profiled(work: Workload, turns: _Turns, message: float) -> tuple[float, float]:
+    """The same from the chains of the schedule's simulation."""
+    counts = work.profile
+    stages, ranks = len(work.layers), work.plan.pp
+    inputs = [whole - part for whole, part in zip(turns.backward, turns.weights, strict=True)]
+    shard = sum(turns.head) / ranks / 2
+    whole = counts.makespan(
+        {
+            Kind.F: turns.forward,
+            Kind.I: inputs,
+            Kind.W: turns.weights,
+            Kind.R: turns.forward,
+            Kind.S: [shard] * stages,
+            Kind.T: [shard] * stages,
+        },
+        message,
+    )
+    own = []
+    for rank in range(ranks):
+        held = counts.stages_of_rank(rank)
+        own.append(sum(counts.voices[voice] * (turns.forward[s] + turns.backward[s]) for voice, s in held))
+    busiest = max(own) + (work.num_microbatches * 2 * shard if counts.vocabulary else 0.0)
+    return min(busiest, whole), whole
+
+
+def _host_seconds(work: Workload, whole: float, calibration: Calibration) -> float:
+    """What moving activations to the host (and back, at the same time) takes beyond the step itself."""
+    if not work.plan.offload and not any(text.partition(":")[0] == "offload" for text in work.plan.passes):
+        return 0.0
+    one = layer_activation_bytes(work)
+    moved = max(share * work.layers_of_rank(rank) for rank, share in enumerate(work.profile.offloaded))
+    seconds = moved * one * work.num_microbatches / work.num_replicas / calibration.host_bytes_per_second
+    return max(0.0, seconds - whole)
 
 
 def _check_rates(work: Workload) -> None:

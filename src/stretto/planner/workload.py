@@ -10,12 +10,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from stretto.planner.flops import parameters
+from stretto.planner.profile import Profile, profile
 from stretto.planner.stack import KernelStack
 from stretto.spec.cluster import ClusterSpec
 from stretto.spec.errors import ConfigError
 from stretto.spec.model import ModelSpec
 from stretto.spec.plan import PlanSpec
 from stretto.spec.stages import balanced
+
+LOOPED = (
+    "gpipe", "breadth-first", "modular", "1f1b", "interleaved", "group-interleaved", "zb-h1", "zb-h2", "zb-auto",
+    "zeropp",
+)  # fmt: skip
+"""Families that put stage s on rank s mod R, once: embedding on the first rank, head on the last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,23 +62,61 @@ class Workload:
         """Layers of each stage, in order."""
         return self.plan.stages or balanced(self.model.num_layers, self.plan.num_stages)
 
+    @property
+    def profile(self) -> Profile:
+        """Counts of the plan's pipeline schedule, remembered; ScheduleError for one that can't be."""
+        return profile(self.plan, self.num_microbatches)
+
+    @property
+    def vocabulary(self) -> bool:
+        """Whether the pipeline ranks share the vocabulary among them (``plan.passes`` with ``vocabulary``)."""
+        return any(text.partition(":")[0] == "vocabulary" for text in self.plan.passes)
+
+    @property
+    def num_replicas(self) -> int:
+        """Copies of the model that flow through one pipeline; two in a bidirectional one."""
+        return 1 if self._looped else len(self.profile.placement)
+
+    @property
+    def shards(self) -> int:
+        """Ranks that ZeRO divides states over: those of cp hold equal parameters, like those of dp_shard."""
+        return self.plan.dp_shard * self.plan.cp
+
+    def stages_of_rank(self, rank: int) -> tuple[int, ...]:
+        """Stages that a pipeline rank holds; of a bidirectional pipeline those of both replicas."""
+        if self._looped:
+            return tuple(range(rank, len(self.layers), self.plan.pp))
+        return tuple(stage for _, stage in self.profile.stages_of_rank(rank))
+
     def layers_of_rank(self, rank: int) -> int:
-        """Layers of all stages of a pipeline rank; stage s is on rank s mod pp."""
-        return sum(self.layers[rank :: self.plan.pp])
+        """Layers of all stages of a pipeline rank."""
+        layers = self.layers
+        return sum(layers[stage] for stage in self.stages_of_rank(rank))
 
     def parameters_of_rank(self, rank: int) -> float:
         """Parameters that a pipeline rank holds, divided over tp, before ZeRO divides them further.
 
-        The first rank also has the embedding, the last the head.  A tied head is a second copy where the
-        pipeline puts it on another rank.
+        The first stage also has the embedding, the last the head, unless all ranks share the vocabulary.  A tied head
+        is a second copy where the pipeline puts it on another rank.
         """
         counts, plan = parameters(self.model), self.plan
+        stages, last = self.stages_of_rank(rank), len(self.layers) - 1
         layer = (counts.layer_matrices / plan.tp + counts.layer_vectors) / self.model.num_layers
-        total = layer * self.layers_of_rank(rank)
-        if rank == 0:
-            total += counts.embedding / plan.tp
-        if rank == plan.pp - 1:
-            total += counts.final_norm
-            if not (counts.tied and plan.pp == 1):
-                total += counts.head / plan.tp
-        return total
+        total = layer * self.layers_of_rank(rank) + counts.final_norm * stages.count(last)
+        if self.vocabulary:
+            return total + self.num_replicas * (counts.embedding + counts.head) / plan.tp / plan.pp
+        total += counts.embedding / plan.tp * stages.count(0)
+        heads = stages.count(last)
+        if counts.tied:
+            heads = max(0, heads - stages.count(0))
+        return total + counts.head / plan.tp * heads
+
+    @property
+    def largest_share(self) -> float:
+        """Parameters of the rank that holds most."""
+        ranks = {0, self.plan.pp - 1} if self.plan.stages is None and self._looped else range(self.plan.pp)
+        return max(self.parameters_of_rank(rank) for rank in ranks)
+
+    @property
+    def _looped(self) -> bool:
+        return self.plan.schedule_file is None and self.plan.schedule in LOOPED
