@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from stretto.assemble.draw import draw
 from stretto.assemble.segments import make_segment
+from stretto.assemble.sequence import ContextFiller, SequenceCut
 from stretto.assemble.shard import apply_rules, shardings_of_part
 from stretto.assemble.split import StageParts, holders_of_tied, owner_of, parts_of_stages, ranks_of_parts, rule_of
 from stretto.parallel.flat import FlatUnit, ReduceQueue
@@ -60,6 +61,8 @@ class RankModel:
     mesh: Mesh
     num_heads: int
     """Query heads of the whole model."""
+    cut: SequenceCut | None = None
+    """How rows are cut over cp; None: every rank sees whole ones."""
 
     @property
     def masters(self) -> list[Master]:
@@ -70,6 +73,10 @@ class RankModel:
         """Masters have new values: bring them into the parameters."""
         for unit in self.units:
             unit.publish()
+
+    def share(self, batches: Sequence[Batch]) -> Sequence[Batch]:
+        """This cp rank's tokens of whole rows."""
+        return batches if self.cut is None else [self.cut(batch) for batch in batches]
 
     def context(self, batch: Batch, *, seed: int, step: int, training: bool) -> Any:
         """What the blocks share of a micro-batch, as this tp rank sees it."""
@@ -93,6 +100,7 @@ class Assembler:
         self._queue = ReduceQueue()
         self._shared: dict[str, nn.Parameter] = {}
         self._units: dict[str, Unit] = {}
+        self._fill = ContextFiller(plan, mesh) if mesh.size("cp") > 1 else None
 
     def build(
         self,
@@ -128,13 +136,16 @@ class Assembler:
             for part in plan.parts:
                 shardings = shardings_of_part(self._stack, part, self._mesh)
                 units = self._units_of_part(part, shardings, device, reader)
+                if self._fill is not None:
+                    self._fill(cast(nn.Module, self._stack).get_submodule(part), device)
                 segments.append(
                     make_segment(self._stack, part, units, plan=self._plan, mesh=self._mesh, shardings=shardings)
                 )
             stages[plan.index] = Stage(plan.index, segments)
         _drop_parts(self._stack, keep={s.name for stage in stages.values() for s in stage.segments})
         units = list({id(u): u for s in sorted(stages) for u in stages[s].units}.values())
-        return RankModel(stack=self._stack, stages=stages, units=units, mesh=self._mesh, num_heads=num_heads)
+        cut = SequenceCut.of(self._plan, self._mesh) if self._mesh.size("cp") > 1 else None
+        return RankModel(stack=self._stack, stages=stages, units=units, mesh=self._mesh, num_heads=num_heads, cut=cut)
 
     def _find_holders(self, placement: Sequence[Sequence[int]], plans: Sequence[StageParts]) -> None:
         """Who holds what; collective where several ranks hold the same."""

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from stretto.models.dropout import PER_LAYER, drop_attention
+from stretto.models.dropout import PER_LAYER, AttentionDropout, drop_attention
 from stretto.models.norm import RMSNorm, at_least_float32
 from stretto.models.rotary import apply_rotary
 
@@ -49,6 +49,11 @@ class LocalAttend:
         if self.dropout > 0.0 and context.place.training:
             return self.explicit(q_BHTK, k_BGTK, v_BGTK, context)
         return scaled_dot_product(q_BHTK, k_BGTK, v_BGTK, context.mask, causal=context.mask is None)
+
+    def weight_dropout(self, context: Context) -> AttentionDropout | None:
+        """What drops attention weights, for those who attend in our place; None where nothing is dropped."""
+        dropped = self.dropout > 0.0 and context.place.training
+        return AttentionDropout(self.dropout, self.site, context) if dropped else None
 
     @torch.compiler.disable
     def explicit(self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, context: Context) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stretto.spec.contract import Batch, Place
+    from stretto.spec.contract import Batch, Place, SequencePart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +31,18 @@ class Context:
     """bool [B or 1, 1, T, T], True where a query (dim 2) sees a key (dim 3); None: plain causal."""
     rotary: tuple[Tensor, Tensor] | None
     """Cosine and sine [B, T, 1, K] at each token's position; None: the model isn't rotary."""
+    part: SequencePart | None = None
+    """Where this rank's tokens sit in rows that are cut over ranks; None: rows are whole, and ``mask`` holds."""
+    first: Tensor | None = None
+    """Of rows that are cut, int64 [B or 1, S] on the CPU: the first token of the row that each token sees; None: all
+    that precede it."""
+
+    def tokens(self, length: int, device: torch.device) -> Tensor:
+        """Where in their rows the tokens sit that lie between attention and feed-forward, int64 [``length``]."""
+        start = self.place.token_start
+        if self.part is not None:
+            return self.part.tokens[start : start + length]
+        return torch.arange(start, start + length, device=device)
 
 
 def attention_mask(batch: Batch, window: int | None) -> Tensor | None:
@@ -54,3 +66,24 @@ def attention_mask(batch: Batch, window: int | None) -> Tensor | None:
         same = batch.documents.unsqueeze(2) == batch.documents.unsqueeze(1)
         mask = mask & same.unsqueeze(1)
     return mask
+
+
+def first_seen(part: SequencePart, window: int | None) -> Tensor | None:
+    """The first token of the row that each token sees, int64 [B or 1, S] on the CPU; None: all that precede it.
+
+    The same rule as ``attention_mask``: what a query sees are the tokens from this one up to itself.
+    """
+    length = part.length
+    if window is not None and window >= length:
+        window = None
+    if part.documents is None and window is None:
+        return None
+    index = torch.arange(length)
+    first = torch.zeros(1, length, dtype=torch.int64)
+    if part.documents is not None:
+        documents = part.documents.cpu()
+        starts = torch.cat([torch.ones_like(documents[:, :1], dtype=torch.bool), documents.diff(dim=1) != 0], dim=1)
+        first = torch.where(starts, index, 0).cummax(1).values
+    if window is not None:
+        first = first.maximum(index - (window - 1))
+    return first

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import nn
 
-from stretto.models.context import Context, attention_mask
+from stretto.models.context import Context, attention_mask, first_seen
 from stretto.models.dropout import PER_LAYER, Dropout
 from stretto.models.loss import cross_entropy_sum
 from stretto.models.rotary import RotaryTables
@@ -99,11 +99,15 @@ class Decoder(nn.Module):
 
     def context(self, batch: Batch, place: Place) -> Context:
         """Return what the blocks of ``batch`` share; cheap where plain causal attention suffices."""
+        part, window = batch.part, self.spec.sliding_window
+        reach = batch.tokens.size(1) if part is None else part.length
         return Context(
             place=place,
             samples=batch.samples,
-            mask=attention_mask(batch, self.spec.sliding_window),
-            rotary=self.rotary.at(batch.positions, dtype=self.dtype) if self.rotary else None,
+            mask=attention_mask(batch, window) if part is None else None,
+            rotary=self.rotary.at(batch.positions, dtype=self.dtype, reach=reach) if self.rotary else None,
+            part=part,
+            first=None if part is None else first_seen(part, window),
         )
 
     def forward(self, batch: Batch, place: Place) -> Tensor:

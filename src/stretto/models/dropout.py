@@ -93,7 +93,7 @@ class Dropout:
         self.site = site
 
     def __call__(self, x_BTD: Tensor, context: Context) -> Tensor:
-        """Drop activations whose first token has the global position ``place.token_start``."""
+        """Drop activations, each by where its token sits in the whole row."""
         return x_BTD if self.p == 0.0 else self.drop(x_BTD, context)
 
     @torch.compiler.disable
@@ -101,16 +101,41 @@ class Dropout:
         """Drop where something is dropped."""
         if not context.place.training:
             return x_BTD
-        start = context.place.token_start
-        tokens = torch.arange(start, start + x_BTD.size(1), device=x_BTD.device)
+        tokens = context.tokens(x_BTD.size(1), x_BTD.device)
         channels = torch.arange(x_BTD.size(2), device=x_BTD.device)
         keys = extend(extend(sample_keys(context, self.site), tokens), channels)
         return scale_kept(x_BTD, kept(keys, self.p), self.p)
 
 
+Span = tuple[int, int]
+"""Numbers from the first up to, without, the second."""
+
+
+class AttentionDropout:
+    """Dropout of attention weights, keyed by query head and by the positions of query and key."""
+
+    def __init__(self, p: float, site: int, context: Context) -> None:
+        self.p = p
+        self.head_start = context.place.head_start
+        self.keys = sample_keys(context, site)
+
+    def kept(self, heads: Span, queries: Span, keys: Span) -> Tensor:
+        """Return which weights stay, bool [B, heads, queries, keys].
+
+        Heads count among those of this rank (``place.head_start`` onwards), queries and keys in the whole row.
+        """
+        h, q, k = (torch.arange(*span, device=self.keys.device) for span in (heads, queries, keys))
+        return kept(extend(extend(extend(self.keys, h + self.head_start), q), k), self.p)
+
+    def __call__(self, heads: Span, queries: Span, keys: Span) -> Tensor:
+        """Return the factor of each weight, 0 or 1 / (1 - p)."""
+        return scale_kept(
+            torch.ones((), dtype=torch.float64, device=self.keys.device), self.kept(heads, queries, keys), self.p
+        )
+
+
 def drop_attention(weights_BHTT: Tensor, p: float, site: int, context: Context) -> Tensor:
-    """Drop attention weights of heads ``place.head_start`` onwards, by query and key position."""
-    start = context.place.head_start
-    _, heads, queries, keys = (torch.arange(n, device=weights_BHTT.device) for n in weights_BHTT.shape)
-    rows = extend(extend(sample_keys(context, site), heads + start), queries)
-    return scale_kept(weights_BHTT, kept(extend(rows, keys), p), p)
+    """Drop attention weights of whole rows, of heads ``place.head_start`` onwards."""
+    _, heads, queries, keys = weights_BHTT.shape
+    keep = AttentionDropout(p, site, context).kept((0, heads), (0, queries), (0, keys))
+    return scale_kept(weights_BHTT, keep, p)

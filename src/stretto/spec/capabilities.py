@@ -29,10 +29,16 @@ SCHEDULES = {
 }
 """Pipeline schedule families that the runtime executes (``plan.schedule``), and the stages per rank and replica of the
 model that each can have (``plan.chunks``)."""
-AXES = ("pp", "tp", "dp_replicate", "dp_shard")
+AXES = ("pp", "tp", "cp", "dp_replicate", "dp_shard")
 """Axes of the plan that may be larger than 1."""
-LATER_AXES = ("cp", "ep")
+LATER_AXES = ("ep",)
 """Axes that a plan names already and that must be 1 in this version."""
+CONTEXT = ("ring", "ulysses", "mesh", "token-ring", "all-gather")
+"""How attention can be cut over cp (``plan.context``)."""
+CONTEXT_LAYOUTS = ("zigzag", "contiguous")
+"""Which tokens a cp rank can hold (``plan.context_layout``)."""
+CONTEXT_INNER = ("ulysses", "ring")
+"""What of the 2D mesh can lie inside (``plan.context_inner``)."""
 ZERO_STAGES = (1, 2, 3)
 """What dp_shard can split (``plan.zero``)."""
 DTYPES = ("float64", "float32", "bfloat16")

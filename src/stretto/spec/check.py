@@ -11,6 +11,7 @@ import math
 from pathlib import Path
 
 from stretto.spec import capabilities
+from stretto.spec.check_context import check_context
 from stretto.spec.check_values import check_data, check_model, check_settings, check_training, one_of
 from stretto.spec.errors import ConfigError, UnsupportedError
 from stretto.spec.plan import PlanSpec
@@ -39,6 +40,7 @@ def check(run: RunSpec, *, world_size: int | None = None, data: bool = True) -> 
         check_stages(run.plan, run.model.num_layers)
     elif run.training.sequence_length % run.plan.tp:
         raise ConfigError(_sequence_error(run, _divisors(run.training.sequence_length)))
+    check_context(run)
     _batch(run)
     if data:
         check_data(run)
@@ -78,7 +80,7 @@ def _degrees(plan: PlanSpec) -> None:
             raise ConfigError(f"plan.{axis} = {value} must be at least 1.")
     for axis in capabilities.LATER_AXES:
         if getattr(plan, axis) > 1:
-            what = {"cp": "context", "ep": "expert"}[axis]
+            what = {"ep": "expert"}[axis]
             raise UnsupportedError(
                 f"plan.{axis} = {getattr(plan, axis)}: {what} parallelism is not in this version; set plan.{axis} = 1 "
                 f"and use {', '.join(capabilities.AXES)}."

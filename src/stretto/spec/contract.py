@@ -17,10 +17,28 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from stretto.spec.sequence import Ranges
     from stretto.spec.sharding import TensorRule
 
 IGNORE = -100
 """A label with this value takes no part in the loss or in the token count."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequencePart:
+    """Which tokens of every row a context-parallel rank holds, and what it knows of the others."""
+
+    shares: tuple[Ranges, ...]
+    """Tokens of each rank of cp."""
+    tokens: Tensor
+    """int64 [T], where in the whole row each token of this rank sits."""
+    documents: Tensor | None
+    """``Batch.documents`` of the whole rows, [B, S]; the tokens of a document follow each other."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of a whole row, S."""
+        return max(ranges[-1][1] for ranges in self.shares)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +56,8 @@ class Batch:
     document (plain causal attention is then right)."""
     samples: Tensor
     """int64 [B], global sample index of each row; with seed and step it keys dropout."""
+    part: SequencePart | None = None
+    """Where the T tokens sit, if rows are cut over cp; None: these are whole rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +69,7 @@ class Place:
     step: int = 0
     """Optimizer step, from 1; 0 where nothing is trained."""
     token_start: int = 0
-    """Global position of the first token of the activations between attention and feed-forward
+    """Which of the batch's tokens is the first of the activations between attention and feed-forward
     (sequence-parallel regions hold a slice of the sequence)."""
     head_start: int = 0
     """Index of the first query head that this rank computes."""

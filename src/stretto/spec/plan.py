@@ -20,7 +20,18 @@ class PlanSpec:
     tp: int = 1
     """Tensor-parallel ranks; activations between attention and feed-forward are split over the sequence."""
     cp: int = 1
-    """Context-parallel ranks."""
+    """Context-parallel ranks: they cut sequences between them, and share states like those of ``dp_shard``."""
+    context: str = "ring"
+    """How attention is cut over cp: ``ring``, ``ulysses``, ``mesh`` (Ulysses inside, rings outside), ``token-ring`` or
+    ``all-gather``."""
+    context_layout: str = "zigzag"
+    """Which tokens a cp rank holds: ``zigzag`` (equal work under a causal mask) or ``contiguous``."""
+    ulysses: int = 1
+    """Cp ranks that share heads, if ``context`` is ``mesh``."""
+    context_inner: str = "ulysses"
+    """Which of the two dims of ``mesh`` has neighbouring ranks: ``ulysses`` or ``ring``."""
+    inner_ring: int = 1
+    """Seats of a double ring's inner level, for example the ranks of a node; 1: a plain ring."""
     ep: int = 1
     """Expert-parallel ranks."""
     dp_replicate: int = 1

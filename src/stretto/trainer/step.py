@@ -78,6 +78,7 @@ class TrainStep:
     def gradients(self, step: int, batches: Sequence[Batch], *, stop: bool = False) -> Totals:
         """Sums over the mesh; the gradients are then in the masters."""
         mesh = self._model.mesh
+        batches = self._model.share(batches)
         tokens, pending = count_tokens(batches, mesh)
 
         def scale() -> Tensor:
@@ -131,6 +132,7 @@ class TrainStep:
     def evaluate(self, runtime: Runtime, batches: Sequence[Batch]) -> tuple[float, int]:
         """Summed loss and tokens of a global batch; ``runtime`` plays a forward-only schedule."""
         mesh = self._model.mesh
+        batches = self._model.share(batches)
         tokens, pending = count_tokens(batches, mesh)
 
         def context(batch: Batch) -> Any:

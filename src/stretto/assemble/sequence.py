@@ -1,0 +1,74 @@
+"""Context parallelism at the model's edges: which tokens of a batch are this rank's, and what fills ``attend``.
+
+    whole rows ─► SequenceCut ─► own tokens, labels, positions ─► blocks, whose attend knows where the others are
+
+Between the two nothing knows: embeddings, norms, feed-forward, head and loss work token by token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from stretto.parallel.mesh import Mesh
+from stretto.parallel.sequence.opening import ContextAttend, kernel_for
+from stretto.parallel.wire import Wire
+from stretto.spec.contract import Batch, SequencePart
+from stretto.spec.plan import PlanSpec
+from stretto.spec.sequence import Arrangement, cut_sequence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceCut:
+    """Gives one rank its tokens of every row."""
+
+    ranks: int
+    """Context-parallel degree."""
+    index: int
+    """This rank's index along cp."""
+    layout: str
+    """``plan.context_layout``."""
+    unit: int
+    """Tokens are cut in multiples of this: each share is cut once more, over tp."""
+
+    @classmethod
+    def of(cls, plan: PlanSpec, mesh: Mesh) -> SequenceCut:
+        """The cut of a plan, for one rank of its mesh."""
+        return cls(ranks=plan.cp, index=mesh.index("cp"), layout=plan.context_layout, unit=plan.tp)
+
+    def __call__(self, batch: Batch) -> Batch:
+        """This rank's tokens, labels and positions; documents too, and those of the whole rows beside them."""
+        shares = cut_sequence(batch.tokens.shape[1], self.ranks, self.layout, unit=self.unit)
+        tokens = torch.cat([torch.arange(*part, device=batch.tokens.device) for part in shares[self.index]])
+
+        def own(x: Tensor) -> Tensor:
+            return torch.cat([x[:, start:stop] for start, stop in shares[self.index]], dim=1)
+
+        return Batch(
+            tokens=own(batch.tokens),
+            labels=own(batch.labels),
+            positions=own(batch.positions),
+            documents=None if batch.documents is None else own(batch.documents),
+            samples=batch.samples,
+            part=SequencePart(shares=shares, tokens=tokens, documents=batch.documents),
+        )
+
+
+class ContextFiller:
+    """Puts attention over cut rows into the ``attend`` of a model's blocks."""
+
+    def __init__(self, plan: PlanSpec, mesh: Mesh) -> None:
+        self._arrangement = Arrangement.of(plan)
+        self.wire = Wire(mesh.group("cp"))
+
+    def __call__(self, part: nn.Module, device: torch.device) -> None:
+        """Fill what of ``part`` has the opening."""
+        for module in part.modules():
+            if hasattr(module, "attend"):
+                opening = cast(Any, module)
+                opening.attend = ContextAttend(
+                    wire=self.wire, arrangement=self._arrangement, local=opening.attend, kernel=kernel_for(device)
+                )

@@ -1,0 +1,10 @@
+"""Attention over a sequence that is cut over the ranks of cp: one file per idea.
+
+merge        two partial results of a softmax become one
+sight        who sees whom, by position in the whole row
+blockwise    attention of some queries to some keys, block by block, with its own gradient
+pieces       a rank's queries against somebody's keys, range by range
+ring, token_ring, all_gather      what circulates between ranks that hold different tokens
+ulysses      tokens against heads: all-to-all
+opening      all of it behind the models' ``attend``
+"""

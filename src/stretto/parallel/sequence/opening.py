@@ -1,0 +1,100 @@
+"""What fills the models' ``attend`` under context parallelism: Ulysses at a seat, a ring between the seats.
+
+    q k v of own tokens ─► [all-to-all at the seat] ─► ring between seats ─► [all-to-all back] ─► out of own tokens
+
+With one seat this is plain Ulysses, with one rank a seat a plain ring, else the 2D mesh of both (USP S3, LoongTrain
+S4).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from stretto.parallel.sequence.all_gather import AllGather
+from stretto.parallel.sequence.blockwise import Blockwise, Drop
+from stretto.parallel.sequence.pieces import Kernel, Scheme, Task, attend_over
+from stretto.parallel.sequence.ring import Ring
+from stretto.parallel.sequence.sight import Sight
+from stretto.parallel.sequence.token_ring import TokenRing
+from stretto.parallel.sequence.ulysses import Exchange, to_heads, to_tokens
+from stretto.parallel.wire import Wire
+from stretto.spec.contract import SequencePart
+from stretto.spec.sequence import Arrangement, heads_of
+
+
+class Cut(Protocol):
+    """What the opening reads of a model's context."""
+
+    @property
+    def part(self) -> SequencePart | None:
+        """The part of the rows that this rank holds."""
+
+    @property
+    def first(self) -> Tensor | None:
+        """The first token of the row that each token sees, int64 [B or 1, S] on the CPU; None: plain causal."""
+
+
+class Local(Protocol):
+    """The attention that the opening stands in for."""
+
+    def weight_dropout(self, context: Cut, /) -> Drop | None:
+        """Dropout of attention weights, None where nothing is dropped."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContextAttend:
+    """Attention of a rank's own tokens to all tokens of their rows."""
+
+    wire: Wire
+    arrangement: Arrangement
+    local: Local
+    kernel: Kernel
+
+    @torch.compiler.disable
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, context: Cut, /) -> Tensor:
+        """[B, H, T, K] of q, [B, G, T, K] of k and v, T own tokens -> [B, H, T, K]."""
+        part, who = context.part, self.arrangement
+        assert part is not None, "the batch was not cut over cp"
+        heads, first_head = q.shape[1], 0
+        exchange = self._exchange(part) if who.ulysses > 1 else None
+        if exchange is not None:
+            first_head = heads_of(heads, heads, who.ulysses, exchange.index)[0][0]
+            q, k, v = to_heads(exchange, q, k, v)
+        task = Task(
+            kernel=self.kernel,
+            seats=who.seated(part.shares),
+            sight=Sight(context.first),
+            drop=self.local.weight_dropout(context),
+            first_head=first_head,
+        )
+        out = attend_over(self.scheme(), task, q, k, v)
+        return out if exchange is None else to_tokens(exchange, out, heads)
+
+    def _exchange(self, part: SequencePart) -> Exchange:
+        members = self.arrangement.sharers(self.wire.index)
+        return Exchange(
+            wire=self.wire,
+            members=members,
+            index=members.index(self.wire.index),
+            shares=tuple(part.shares[m] for m in members),
+        )
+
+    def scheme(self) -> Scheme:
+        """What circulates between the seats."""
+        who = self.arrangement
+        members, seat = who.ring(self.wire.index), who.place(self.wire.index)[0]
+        if who.outside == "token-ring":
+            return TokenRing(wire=self.wire, members=members, seat=seat)
+        if who.outside == "all-gather":
+            return AllGather(wire=self.wire, members=members, seat=seat)
+        inner = who.inner_ring if who.inner_ring > 1 else who.seats
+        return Ring(wire=self.wire, members=members, seat=seat, inner=inner)
+
+
+def kernel_for(device: torch.device) -> Kernel:
+    """The backend of a device.  Blockwise serves all; there is no other yet."""
+    return Blockwise()

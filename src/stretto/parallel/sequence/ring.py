@@ -1,0 +1,125 @@
+"""Ring attention: keys and values travel, queries stay (S1; with log-sum-exp after Liu et al. 2023).
+
+    step 0       step 1       step 2              while a seat works on the keys that it has, the next ones come in
+    seat 0  kv0  seat 0  kv3  seat 0  kv2  ...
+    seat 1  kv1  seat 1  kv0  seat 1  kv3  ...
+
+Double ring (S4): seats of one node form an inner ring, and only once a round, under all of its steps, something crosses
+between nodes.  A plain ring is a double ring of one node.
+
+    round 0   kv of node A circulates in node A   │  meanwhile each seat sends its own kv to its peer in node B
+    round 1   kv of node D circulates in node A   │  ...
+
+Backward: keys and values travel again, and behind them their gradients, to which each seat adds its share.  What a
+seat finds for its own keys stays at home, so gradients travel n - 1 hops, like the keys, and no seat holds more
+than two of each.  Bytes: forward the keys and values of all other seats, backward twice that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stretto.parallel.sequence.blockwise import Rows
+from stretto.parallel.sequence.pieces import Task, nothing_seen
+from stretto.parallel.wire import Transfer, Wire
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ring:
+    """One rank's place in a ring, or in a double ring."""
+
+    wire: Wire
+    members: tuple[int, ...]
+    """Rank on the wire of each seat."""
+    seat: int
+    """This rank's."""
+    inner: int
+    """Seats of the inner ring; divides their number, and equals it in a plain ring."""
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of the inner ring."""
+        return len(self.members) // self.inner
+
+    def owner(self, round_: int, step: int) -> int:
+        """The seat whose keys are here at ``step`` of ``round_``."""
+        node, index = divmod(self.seat, self.inner)
+        return (node - round_) % self.rounds * self.inner + (index - step) % self.inner
+
+    def pass_on(self, tensor: Tensor, task: Task, owner: int, *, outside: bool) -> Transfer:
+        """Send ``tensor`` [..., T, K] one seat on (one node on, if ``outside``); receive what ``owner`` is to have."""
+        node, index = divmod(self.seat, self.inner)
+        hops = [(node + d) % self.rounds * self.inner + index for d in (1, -1)]
+        if not outside:
+            hops = [node * self.inner + (index + d) % self.inner for d in (1, -1)]
+        shape = (*tensor.shape[:-2], task.tokens(owner), tensor.shape[-1])
+        coming = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
+        return self.wire.start([(tensor, self.members[hops[0]])], [(coming, self.members[hops[1]])])
+
+    def attend(self, task: Task, q: Tensor, kv: Tensor) -> tuple[Tensor, Tensor]:
+        """Merge the attention to every seat's keys as they come by."""
+        found = nothing_seen(q)
+        rounds, steps, outer = self.rounds, self.inner, None
+        for r in range(rounds):
+            if r + 1 < rounds:
+                outer = self.pass_on(kv, task, self.owner(r + 1, 0), outside=True)
+            here = kv
+            for s in range(steps):
+                coming = self.pass_on(here, task, self.owner(r, s + 1), outside=False) if s + 1 < steps else None
+                task.attend(q, here, (self.seat, self.owner(r, s)), found)
+                if coming is not None:
+                    (here,) = coming.wait()
+            if outer is not None and r + 1 < rounds:
+                (kv,) = outer.wait()
+        self.wire.flush()
+        return found
+
+    def differentiate(self, task: Task, rows: Rows, kv: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of q, and of kv once it has been round."""
+        dq = torch.zeros(rows.q.shape, dtype=rows.lse.dtype, device=kv.device)
+        outer: Transfer | None = None
+        gradient: Transfer | None = None
+        home: Tensor | None = None
+        for r in range(self.rounds):
+            if r + 1 < self.rounds:
+                outer = self.pass_on(kv, task, self.owner(r + 1, 0), outside=True)
+            node = self._differentiate_round(task, rows, kv, (r, dq))
+            if r == 0:
+                home = node
+            else:
+                if gradient is not None:
+                    node += gradient.wait()[0]
+                gradient = self.pass_on(node, task, self.owner((r + 1) % self.rounds, 0), outside=True)
+            if outer is not None and r + 1 < self.rounds:
+                (kv,) = outer.wait()
+        assert home is not None
+        if gradient is not None:
+            home += gradient.wait()[0]
+        self.wire.flush()
+        return dq, home
+
+    def _differentiate_round(self, task: Task, rows: Rows, kv: Tensor, at: tuple[int, Tensor]) -> Tensor:
+        """Send ``kv`` round the inner ring; return its gradient from all seats of this node."""
+        (r, dq), here = at, kv
+        gradient: Transfer | None = None
+        home: Tensor | None = None
+        for s in range(self.inner):
+            coming = None
+            if s + 1 < self.inner:
+                coming = self.pass_on(here, task, self.owner(r, s + 1), outside=False)
+            share = task.differentiate(rows, here, (self.seat, self.owner(r, s)), dq)
+            if s == 0:
+                home = share
+            else:
+                if gradient is not None:
+                    share += gradient.wait()[0]
+                gradient = self.pass_on(share, task, self.owner(r, s + 1), outside=False)
+            if coming is not None:
+                (here,) = coming.wait()
+        assert home is not None
+        if gradient is not None:
+            home += gradient.wait()[0]
+        return home

@@ -1,0 +1,102 @@
+"""The checks of a plan that cuts sequences over cp: heads, lengths, and how its ranks can sit."""
+
+from __future__ import annotations
+
+from stretto.spec import capabilities
+from stretto.spec.check_values import one_of
+from stretto.spec.errors import ConfigError, UnsupportedError
+from stretto.spec.plan import PlanSpec
+from stretto.spec.run import RunSpec
+from stretto.spec.sequence import Arrangement
+
+
+def check_context(run: RunSpec) -> None:
+    """ConfigError where the plan's cp ranks can't cut the run's sequences; UnsupportedError for foreign models."""
+    plan = run.plan
+    one_of("plan.context", plan.context, capabilities.CONTEXT)
+    one_of("plan.context_layout", plan.context_layout, capabilities.CONTEXT_LAYOUTS)
+    one_of("plan.context_inner", plan.context_inner, capabilities.CONTEXT_INNER)
+    _seats(plan)
+    if plan.cp == 1:
+        return
+    if run.model.family == "foreign":
+        raise UnsupportedError(
+            f"plan.cp = {plan.cp}: a foreign model's attention can't be cut over cp, since it sees whole rows only; "
+            "use pp, tp, dp_replicate or dp_shard, or a model of family llama or gpt2."
+        )
+    if plan.compile:
+        raise UnsupportedError(
+            f"plan.cp = {plan.cp} and plan.compile: attention that sends messages can't be compiled; "
+            "set plan.compile = false."
+        )
+    _heads(run)
+    _length(run)
+
+
+def _seats(plan: PlanSpec) -> None:
+    if plan.context == "mesh":
+        if plan.ulysses < 1 or plan.cp % plan.ulysses:
+            raise ConfigError(
+                f"plan.ulysses = {plan.ulysses} can't divide plan.cp = {plan.cp} ranks evenly; "
+                f"it may be {_either(_divisors(plan.cp))}."
+            )
+    elif plan.ulysses != 1:
+        raise ConfigError(
+            f"plan.ulysses = {plan.ulysses} belongs to the 2D mesh, but plan.context = {plan.context!r}; "
+            'set plan.context = "mesh", or leave plan.ulysses out.'
+        )
+    seats = Arrangement.of(plan).seats
+    if plan.inner_ring == 1:
+        return
+    if plan.context not in ("ring", "mesh"):
+        raise ConfigError(
+            f"plan.inner_ring = {plan.inner_ring} makes a double ring, but plan.context = {plan.context!r} has none; "
+            'set plan.context = "ring" or "mesh", or leave plan.inner_ring out.'
+        )
+    if plan.inner_ring < 1 or seats % plan.inner_ring:
+        raise ConfigError(
+            f"plan.inner_ring = {plan.inner_ring} can't divide a ring of {seats} evenly; "
+            f"it may be {_either(_divisors(seats))}."
+        )
+
+
+def _heads(run: RunSpec) -> None:
+    plan, model = run.plan, run.model
+    ulysses = Arrangement.of(plan).ulysses
+    heads = model.num_heads // plan.tp
+    if heads % ulysses == 0:
+        return
+    over = f" of each tp rank ({model.num_heads} over tp={plan.tp})" if plan.tp > 1 else ""
+    fitting = [n for n in _divisors(plan.cp) if heads % n == 0]
+    if plan.context == "mesh":
+        raise ConfigError(
+            f"{heads} heads{over} can't be split over plan.ulysses = {ulysses}; it may be {_either(fitting)}."
+        )
+    raise ConfigError(
+        f"{heads} heads{over} can't be split by Ulysses over cp={plan.cp}; the 2D mesh can cut them: set "
+        f'plan.context = "mesh" with plan.ulysses = {_either(fitting)}, or plan.context = "ring", which needs no heads.'
+    )
+
+
+def _length(run: RunSpec) -> None:
+    plan, length = run.plan, run.training.sequence_length
+    pieces = plan.cp * (2 if plan.context_layout == "zigzag" else 1)
+    if length // plan.tp >= pieces:
+        return
+    each = " (zigzag gives each rank two pieces)" if plan.context_layout == "zigzag" else ""
+    cut = f" in pieces of at least tp={plan.tp} tokens" if plan.tp > 1 else ""
+    most = length // plan.tp // (pieces // plan.cp)
+    may = f"set plan.cp to at most {most}" if most > 0 else "set plan.cp = 1"
+    raise ConfigError(
+        f"training.sequence_length = {length} is shorter than the ring: it can't be cut{cut} over cp={plan.cp}{each}; "
+        f"{may}, or take at least {pieces * plan.tp} tokens."
+    )
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _either(numbers: list[int]) -> str:
+    texts = [str(number) for number in numbers]
+    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} or {texts[-1]}"

@@ -1,0 +1,129 @@
+"""How a sequence is cut over context-parallel ranks: which tokens each holds, and who sits where.
+
+    contiguous   │ 0 │ 0 │ 1 │ 1 │ 2 │ 2 │ 3 │ 3 │      under a causal mask rank 3 has seven times rank 0's work
+    zigzag       │ 0 │ 1 │ 2 │ 3 │ 3 │ 2 │ 1 │ 0 │      rank i holds chunks i and 2n-1-i: all have the same
+
+Lengths that don't divide are cut unevenly, by at most one unit, so that no message carries padding.  The ranks
+form ``seats`` of a ring, at each of which the ``ulysses`` ranks that share heads sit together (USP, S3); the
+ring may have an inner level (double ring, S4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stretto.spec.plan import PlanSpec
+
+Range = tuple[int, int]
+"""Tokens ``[start, stop)`` of a row, counted over the whole row."""
+Ranges = tuple[Range, ...]
+"""Ascending ranges that don't touch each other."""
+
+
+def cut_sequence(length: int, ranks: int, layout: str, *, unit: int = 1) -> tuple[Ranges, ...]:
+    """The ranges of each rank when ``length`` tokens are cut by ``layout`` in whole units.
+
+    ``unit`` divides ``length`` (under tensor parallelism each rank's share is cut again, over tp).
+
+    >>> cut_sequence(8, 2, "zigzag"), cut_sequence(7, 2, "contiguous")
+    ((((0, 2), (6, 8)), ((2, 6),)), (((0, 4),), ((4, 7),)))
+    """
+    assert length % unit == 0, (length, unit)
+    pieces = 2 * ranks if layout == "zigzag" else ranks
+    size, rest = divmod(length // unit, pieces)
+    stops = [unit * (size * (i + 1) + min(i + 1, rest)) for i in range(pieces)]
+    chunks = list(zip([0, *stops[:-1]], stops, strict=True))
+    if layout == "zigzag":
+        return tuple(joined([chunks[i], chunks[pieces - 1 - i]]) for i in range(ranks))
+    return tuple((chunk,) for chunk in chunks)
+
+
+def joined(ranges: Iterable[Range]) -> Ranges:
+    """The same tokens as ascending ranges, neighbours made one and empty ones left out.
+
+    >>> joined([(4, 6), (0, 2), (2, 4), (9, 9)])
+    ((0, 6),)
+    """
+    found: list[Range] = []
+    for start, stop in sorted(ranges):
+        if start == stop:
+            continue
+        if found and found[-1][1] == start:
+            start = found.pop()[0]
+        found.append((start, stop))
+    return tuple(found)
+
+
+def count(ranges: Iterable[Range]) -> int:
+    """How many tokens they hold."""
+    return sum(stop - start for start, stop in ranges)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrangement:
+    """Who sits where among the context-parallel ranks of a plan."""
+
+    ranks: int
+    """Context-parallel degree."""
+    ulysses: int = 1
+    """Ranks at each seat of the ring; they share the heads of the seat's tokens between them."""
+    outside: str = "ring"
+    """What circulates between the seats: ``ring``, ``token-ring`` or ``all-gather``."""
+    ring_outside: bool = True
+    """Whether the ranks of a seat are neighbours (the ring then spans the slower links), or those of the ring are."""
+    inner_ring: int = 1
+    """Seats of the inner level of a double ring; 1 or all of them: a plain ring."""
+
+    @classmethod
+    def of(cls, plan: PlanSpec) -> Arrangement:
+        """The arrangement that a plan asks for."""
+        ulysses = {"ulysses": plan.cp, "mesh": plan.ulysses}.get(plan.context, 1)
+        return cls(
+            ranks=plan.cp,
+            ulysses=ulysses,
+            outside=plan.context if plan.context in ("token-ring", "all-gather") else "ring",
+            ring_outside=plan.context_inner == "ulysses",
+            inner_ring=plan.inner_ring,
+        )
+
+    @property
+    def seats(self) -> int:
+        """Seats of the ring."""
+        return self.ranks // self.ulysses
+
+    def place(self, rank: int) -> tuple[int, int]:
+        """Seat of ``rank``, and which of those who sit there it is."""
+        return divmod(rank, self.ulysses) if self.ring_outside else divmod(rank, self.seats)[::-1]
+
+    def sharers(self, rank: int) -> tuple[int, ...]:
+        """Ranks at the seat of ``rank``, in order."""
+        seat = self.place(rank)[0]
+        return tuple(other for other in range(self.ranks) if self.place(other)[0] == seat)
+
+    def ring(self, rank: int) -> tuple[int, ...]:
+        """Ranks with which ``rank`` makes a ring, by seat: those with the same heads."""
+        share = self.place(rank)[1]
+        return tuple(other for other in range(self.ranks) if self.place(other)[1] == share)
+
+    def seated(self, shares: tuple[Ranges, ...]) -> tuple[Ranges, ...]:
+        """Tokens of each seat, given those of each rank."""
+        return tuple(
+            joined(r for rank in range(self.ranks) if self.place(rank)[0] == seat for r in shares[rank])
+            for seat in range(self.seats)
+        )
+
+
+def heads_of(heads: int, kv_heads: int, parts: int, index: int) -> tuple[Range, Range]:
+    """Query heads of part ``index`` of ``parts``, and the key/value heads that those read.
+
+    Parts overlap in their key/value heads where there are fewer of these than parts.
+
+    >>> heads_of(8, 2, 4, 1), heads_of(8, 8, 4, 1)
+    (((2, 4), (0, 1)), ((2, 4), (2, 4)))
+    """
+    start, stop = heads // parts * index, heads // parts * (index + 1)
+    group = heads // kv_heads
+    return (start, stop), (start // group, -(-stop // group))
