@@ -153,7 +153,7 @@ def test_what_cannot_work_is_said(changes: dict[str, Any], message: str) -> None
     assert message in said(ConfigError, **changes)
 
 
-@pytest.mark.parametrize(("key", "value"), [("ep", 4), ("offload", True)])
+@pytest.mark.parametrize(("key", "value"), [("ep", 4)])
 def test_what_this_version_cannot_do(key: str, value: Any) -> None:
     assert "not in this version; set plan." in said(UnsupportedError, **{f"plan.{key}": value})
 

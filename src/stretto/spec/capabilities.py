@@ -49,7 +49,7 @@ RATE_SCHEDULES = ("constant", "cosine", "wsd")
 """Learning rate over the steps (``training.schedule``)."""
 DEVICES = ("auto", "cpu", "cuda")
 """Where ranks compute (``run.device``)."""
-OFFLOAD = False
+OFFLOAD = True
 """Whether activations can be kept in host memory (``plan.offload``)."""
 PLANNER = False
 """Whether ``auto`` in ``[plan]`` can be filled in."""

@@ -85,11 +85,6 @@ def _degrees(plan: PlanSpec) -> None:
                 f"plan.{axis} = {getattr(plan, axis)}: {what} parallelism is not in this version; set plan.{axis} = 1 "
                 f"and use {', '.join(capabilities.AXES)}."
             )
-    if plan.offload and not capabilities.OFFLOAD:
-        raise UnsupportedError(
-            "plan.offload = true: keeping activations in host memory is not in this version; "
-            'set plan.offload = false, and plan.recompute = "full" saves memory instead.'
-        )
 
 
 def _choices(plan: PlanSpec) -> None:

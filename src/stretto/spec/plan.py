@@ -59,7 +59,7 @@ class PlanSpec:
     recompute: Recompute = "none"
     """``selective`` recomputes attention scores, ``full`` whole blocks, in the backward pass."""
     offload: bool = False
-    """Keep activations in host memory between forward and backward."""
+    """Keep activations in host memory between forward and backward, all that fit into the time (pass ``offload``)."""
     compile: bool = False
     """Run each block through torch.compile."""
 

@@ -29,8 +29,17 @@ class ActivationMeter:
     @contextmanager
     def watch(self) -> Iterator[None]:
         """Count during the block."""
+        offloader = self._session.runtime.offloader
         with torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack):
-            yield
+            if offloader is None:
+                yield
+                return
+            # Where activations are offloaded autograd asks the offloader, which says what it keeps on the device.
+            before, offloader.watch = offloader.watch, self._pack
+            try:
+                yield
+            finally:
+                offloader.watch = before
 
     def _pack(self, tensor: Tensor) -> _Held:
         key = _key(tensor)

@@ -39,15 +39,19 @@ def planned(run: RunSpec) -> Schedule:
     schedule = _of_file(run, plan.schedule_file) if plan.schedule_file is not None else _of_family(run)
     _check_whole(schedule, plan)
     schedule, costs = _changed(schedule, passes_of(plan))
-    if plan.passes or plan.schedule_file is not None:
+    if passes_of(plan) or plan.schedule_file is not None:
         _check_limit(schedule, costs, plan)
         _check_played(schedule, plan)
     return schedule
 
 
 def passes_of(plan: PlanSpec) -> tuple[str, ...]:
-    """What changes the schedule, in order."""
-    return plan.passes
+    """What changes the schedule, in order; ``plan.offload`` is the pass with its defaults, before sharding."""
+    names = [read_named(text, "plan.passes")[0] for text in plan.passes]
+    if not plan.offload or "offload" in names:
+        return plan.passes
+    at = names.index("sharding") if "sharding" in names else len(names)
+    return (*plan.passes[:at], "offload", *plan.passes[at:])
 
 
 def _of_family(run: RunSpec) -> Schedule:

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 
 from stretto.parallel.pipeline.channel import Channel, Message
 from stretto.parallel.pipeline.delivery import arrivals
+from stretto.parallel.pipeline.offloading import Beside, Load, NotingForward, Offload, offloader_of
 from stretto.parallel.pipeline.play import Play, Slot
 from stretto.parallel.pipeline.segment import Value
 from stretto.parallel.pipeline.stage import Stage, scalar
 from stretto.parallel.unit import Unit
-from stretto.schedule.op import PER_BLOCK, Kind, Op
+from stretto.schedule.op import COMPUTE, PER_BLOCK, Kind, Op
 from stretto.schedule.schedule import Schedule
 from stretto.spec.errors import UnsupportedError
 from stretto.spec.sharding import split_evenly
@@ -148,6 +149,7 @@ class Actions:
         present = [(op.kind, op.stage, op.microbatch) for op in schedule.ops(rank)]
         self._split = {(stage, m) for kind, stage, m in present if kind is Kind.I}
         self._recomputed = {(stage, m) for kind, stage, m in present if kind is Kind.R}
+        self.offloader = offloader_of(schedule, rank)
         self._arrivals = arrivals(schedule, rank)
         self._blocks: dict[int, int] = {}
         for kind, stage, block in present:
@@ -162,7 +164,10 @@ class Actions:
             raise UnsupportedError(
                 f"schedule {self._schedule.name} has {op}, which the runtime can't play; it plays {played}."
             )
-        return make(self, op)
+        action = make(self, op)
+        if self.offloader is None or op.kind not in COMPUTE:
+            return action
+        return Beside(action, self.offloader, op)
 
     def message(self, op: Op) -> Message:
         """The message of an operation; a boundary is numbered by the stage below it."""
@@ -185,10 +190,13 @@ class Actions:
 
     def _forward(self, op: Op) -> Action:
         schedule, stage, key = self._schedule, self._stages[op.stage], (op.stage, op.microbatch)
+        run: Callable[[int, Value, object, object], Value]
         if not schedule.has_backward(op.stage):
             run = _evaluating(stage)
         elif key in self._recomputed:
             run = stage.forward_lightly
+        elif self.offloader is not None and key in self.offloader.keys:
+            run = NotingForward(self.offloader, stage, split=key in self._split)
         else:
             run = _splitting(stage) if key in self._split else stage.forward
         first = schedule.previous_stage(*key) is None
@@ -215,6 +223,14 @@ class Actions:
     def _recompute(self, op: Op) -> Action:
         key = (op.stage, op.microbatch)
         return Recompute(self._stages[op.stage], op.microbatch, split=key in self._split)
+
+    def _offload(self, op: Op) -> Action:
+        assert self.offloader is not None
+        return Offload(self.offloader, self._stages[op.stage], op.microbatch)
+
+    def _load(self, op: Op) -> Action:
+        assert self.offloader is not None
+        return Load(self.offloader, op.stage, op.microbatch)
 
     def _on_units(self, op: Op) -> Action:
         """A stage of more segments than blocks has several of them in a block."""
@@ -243,6 +259,8 @@ _MAKERS: Mapping[Kind, Callable[[Actions, Op], Action]] = {
     Kind.I: Actions._backward,
     Kind.W: Actions._weights,
     Kind.R: Actions._recompute,
+    Kind.O: Actions._offload,
+    Kind.L: Actions._load,
     Kind.SEND_F: Actions._send,
     Kind.RECV_F: Actions._receive,
     Kind.SEND_B: Actions._send,

@@ -55,6 +55,7 @@ class Runtime:
         self._device = device or Present()
         ops = schedule.ops(rank)
         actions = Actions(schedule, rank, stages=stages, channel=channel)
+        self.offloader = actions.offloader
         self._program = [
             (str(op), op.peer if op.peer >= 0 else None, actions.action(op), op if op.kind in COMPUTE else None)
             for op in ops

@@ -8,7 +8,8 @@ F  forward ──► activations kept ──► B  backward
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +17,10 @@ from torch import Tensor
 
 from stretto.parallel.pipeline.segment import Kept, Segment, Value, tensors_of
 from stretto.parallel.unit import Unit
+
+Around = Callable[[Segment], AbstractContextManager[object]]
+"""What a segment runs in."""
+_PLAIN = nullcontext()
 
 
 class Stage:
@@ -59,11 +64,21 @@ class Stage:
                 if record.stash is not None:
                     yield from record.stash.tensors()
 
-    def forward(self, microbatch: int, x: Value, context: Any, batch: Any, *, split: bool = False) -> Value:
-        """Output of the stage; ``split``: its backward will be ``backward_inputs`` and ``backward_weights``."""
+    def inputs_of(self, microbatch: int) -> list[Value]:
+        """The inputs of its segments that it keeps for a micro-batch, leaves of their graphs."""
+        return [record.x for record in self._kept[microbatch]]
+
+    def forward(
+        self, microbatch: int, x: Value, context: Any, batch: Any, *, split: bool = False, around: Around | None = None
+    ) -> Value:
+        """Output of the stage; ``split``: its backward will be ``backward_inputs`` and ``backward_weights``.
+
+        ``around`` gives what each segment runs in, when its parameters have memory.
+        """
         kept = []
         for segment in self._forwards():
-            record, x = segment.forward(x, context, batch, split=split)
+            with _PLAIN if around is None else around(segment):
+                record, x = segment.forward(x, context, batch, split=split)
             segment.reshard()
             kept.append(record)
         self._kept[microbatch] = kept
