@@ -62,6 +62,9 @@ class PlanSpec:
     """Keep activations in host memory between forward and backward, all that fit into the time (pass ``offload``)."""
     compile: bool = False
     """Run each block through torch.compile."""
+    optimizer_barrier: bool = True
+    """Whether all pipeline ranks wait for the gradient norm before they update; false: they update at once and take it
+    back in the next step's warm-up where clipping or a non-finite gradient demands it.  The results are the same."""
 
     @property
     def num_ranks(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,6 +101,9 @@ class Loop:
         self._saved = 0
         self._memory: int | None = None
         self._resume()
+        self._last: dict[str, Any] = {"step": self._done}
+        self._stopped = False
+        self._seconds: dict[int, float] = {}  # of steps that have no record yet
         lead = world.rank == 0
         if self._recorder is not None and lead:
             self._recorder.schedule = to_json(self._session.schedule)
@@ -140,22 +143,25 @@ class Loop:
         training, every = self._run.training, self._run.checkpoint.every
         if self._done >= training.steps:
             self._say(f"nothing to do: the checkpoint is of step {self._done}, training.steps is {training.steps}")
-        record: dict[str, Any] = {"step": self._done}
-        stopped = False
-        while self._done < training.steps and not stopped:
-            record, stopped = self._step(self._done + 1)
+        while self._done < training.steps and not self._stopped:
+            self._step(self._done + 1)
             self._done += 1
-            if self._held_out and (self._done % training.eval_every == 0 or self._done == training.steps):
-                record = {**record, **self._evaluate()}
-            if (every and self._done % every == 0) or stopped:
+            last = self._done == training.steps
+            evaluates = self._held_out and (self._done % training.eval_every == 0 or last)
+            saves = every and self._done % every == 0
+            if evaluates or saves or last or self._stopped:
+                self._settle()
+            if evaluates:
+                self._last = {**self._last, **self._evaluate()}
+            if saves or self._stopped:
                 self._save()
         if self._saved < self._done:
             self._save()
-        if stopped:
+        if self._stopped:
             self._say(f"stopped after step {self._done} of {training.steps} as asked; the checkpoint is whole")
-        return {**record, "stopped": stopped}
+        return {**self._last, "stopped": self._stopped}
 
-    def _step(self, step: int) -> tuple[dict[str, Any], bool]:
+    def _step(self, step: int) -> None:
         start = time.perf_counter()
         self._observer.step = step
         batches = self._batches(self._train, step)
@@ -163,23 +169,36 @@ class Loop:
         if self._memory is None:
             meter = ActivationMeter(self._session)
             with meter.watch():
-                result = self._session.train_step(step, batches, stop=stop)
+                results = self._session.advance(step, batches, stop=stop)
             self._memory = self._largest(
                 persistent_bytes(self._session) + passing_bytes(self._session) + meter.peak_bytes
             )
         else:
-            result = self._session.train_step(step, batches, stop=stop)
+            results = self._session.advance(step, batches, stop=stop)
         if self._recorder is not None:
             self._recorder.finish_step()
-        seconds = time.perf_counter() - start
-        self._tokens_seen += result.tokens
-        record = self._record(step, result, seconds)
-        if self._metrics is not None:
-            self._metrics.write(record)
-        if self._board is not None:
-            self._board.write(record, "train")
-        self._say(step_line(record, self._run.training.steps))
-        return record, result.stop
+        self._seconds[step] = time.perf_counter() - start
+        self._finish(results)
+
+    def _settle(self) -> None:
+        """Finish the step whose update isn't validated yet, where the plan has such."""
+        start = time.perf_counter()
+        results = self._session.settle()
+        if results:
+            self._seconds[self._done] += time.perf_counter() - start
+        self._finish(results)
+
+    def _finish(self, results: Sequence[StepResult]) -> None:
+        """Write the records of steps that are finished, in order; note whether one asks to stop."""
+        for result in results:
+            self._tokens_seen += result.tokens
+            record = self._last = self._record(result.step, result, self._seconds.pop(result.step))
+            if self._metrics is not None:
+                self._metrics.write(record)
+            if self._board is not None:
+                self._board.write(record, "train")
+            self._say(step_line(record, self._run.training.steps))
+            self._stopped = self._stopped or result.stop
 
     def _batches(self, loader: Loader, step: int) -> list[Any]:
         batches = loader.step(step)
@@ -235,15 +254,14 @@ class Loop:
         return {"eval_loss": record["loss"]}
 
     def _save(self) -> None:
-        self._observer.begin("SAVE")
-        path = save_session(
-            self._session,
-            step=self._done,
-            tokens_seen=self._tokens_seen,
-            tokenizer=self._corpus.tokenizer.fingerprint,
-            corpus=self._corpus.fingerprint,
-        )
-        self._observer.end()
+        with during(self._observer, "SAVE"):
+            path = save_session(
+                self._session,
+                step=self._done,
+                tokens_seen=self._tokens_seen,
+                tokenizer=self._corpus.tokenizer.fingerprint,
+                corpus=self._corpus.fingerprint,
+            )
         self._saved = self._done
         self._say(f"saved {path}")
 

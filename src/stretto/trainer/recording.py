@@ -49,6 +49,10 @@ class Metered:
         """As the channel does."""
         self._channel.begin_step(receives, shapes)
 
+    def announce(self, receives: Sequence[Message]) -> None:
+        """As the channel does."""
+        self._channel.announce(receives)
+
     def send(self, message: Message, value: Value) -> None:
         """Send, and say how much."""
         self._channel.send(message, value)
@@ -67,6 +71,10 @@ class Metered:
     def end_step(self) -> None:
         """As the channel does."""
         self._channel.end_step()
+
+    def abandon(self) -> None:
+        """As the channel does."""
+        self._channel.abandon()
 
 
 def _weight(value: Value) -> int:

@@ -14,6 +14,7 @@ from stretto.assemble.rank_model import Assembler, Precision, RankModel, Reader
 from stretto.models.build import build_model
 from stretto.parallel.mesh import Mesh, build_mesh
 from stretto.parallel.pipeline.channel import Channel, PeerChannel
+from stretto.parallel.pipeline.relay import Relay
 from stretto.parallel.pipeline.runtime import Runtime
 from stretto.resilience.recorder import Recorder
 from stretto.schedule.schedule import Schedule
@@ -22,6 +23,7 @@ from stretto.spec.contract import Batch, Observer, Silent, Stack
 from stretto.spec.model import ModelSpec
 from stretto.spec.run import RunSpec
 from stretto.trainer.optimizer import build_optimizer
+from stretto.trainer.post_validation import PostValidation
 from stretto.trainer.recording import Metered
 from stretto.trainer.schedules import schedules_of
 from stretto.trainer.step import StepResult, TrainStep
@@ -53,6 +55,8 @@ class Session:
     """Plays the forward-only schedule."""
     optimizer: torch.optim.AdamW
     step: TrainStep
+    unbarred: PostValidation | None = None
+    """Runs the steps where the plan has no barrier at the update."""
 
     @classmethod
     def start(
@@ -91,6 +95,8 @@ class Session:
             channel = Metered(channel, observer)
         runtime = Runtime(model.stages, training, rank=pp, channel=channel, observer=observer)
         optimizer = build_optimizer(model.masters, run.training)
+        step = TrainStep(model, runtime, optimizer, training=run.training, seed=run.run.seed, observer=observer)
+        unbarred = mesh.size("pp") > 1 and not run.plan.optimizer_barrier
         return cls(
             run=run,
             device=device,
@@ -100,12 +106,27 @@ class Session:
             runtime=runtime,
             evaluation=Runtime(model.stages, evaluation, rank=pp, channel=channel, observer=observer),
             optimizer=optimizer,
-            step=TrainStep(model, runtime, optimizer, training=run.training, seed=run.run.seed, observer=observer),
+            step=step,
+            unbarred=PostValidation(step, Relay(mesh)) if unbarred else None,
         )
 
     def train_step(self, step: int, batches: Sequence[Batch], *, stop: bool = False) -> StepResult:
-        """Run optimizer step ``step``, from 1; ``stop`` asks all ranks to stop after it."""
-        return self.step.run(step, batches, stop=stop)
+        """Run optimizer step ``step``, from 1, to its very end; ``stop`` asks all ranks to stop after it."""
+        return [*self.advance(step, batches, stop=stop), *self.settle()][-1]
+
+    def advance(self, step: int, batches: Sequence[Batch], *, stop: bool = False) -> list[StepResult]:
+        """Run step ``step``; returns the steps that this finished, in order.
+
+        Without a barrier at the update a step is finished by the next one, or by ``settle``; until then neither its
+        figures nor the weights are certain.
+        """
+        if self.unbarred is not None:
+            return self.unbarred.advance(step, batches, stop=stop)
+        return [self.step.run(step, batches, stop=stop)]
+
+    def settle(self) -> list[StepResult]:
+        """Finish the step that isn't, if there is one: before weights are saved, evaluated or read."""
+        return [] if self.unbarred is None else self.unbarred.settle()
 
     def evaluate(self, batches: Sequence[Batch]) -> tuple[float, int]:
         """Summed loss and valid tokens of one global batch, nothing updated."""

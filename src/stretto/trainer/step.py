@@ -8,7 +8,7 @@ settle units ─► [loss, squared norm] ──one all-reduce──► clip ─�
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,8 @@ from stretto.trainer.rate import learning_rate
 class StepResult:
     """What a step found, equal on every rank."""
 
+    step: int
+    """Its number, from 1."""
     loss: float
     """Mean loss over the valid tokens of the global batch."""
     grad_norm: float
@@ -55,6 +57,11 @@ class Totals:
     stop: bool
     """Whether any rank wants to stop."""
 
+    @property
+    def norm(self) -> float:
+        """Of the whole model's gradient."""
+        return math.sqrt(self.squared_norm) if self.squared_norm >= 0 else math.nan
+
 
 class TrainStep:
     """Runs steps of one rank."""
@@ -69,16 +76,30 @@ class TrainStep:
         seed: int,
         observer: Observer,
     ) -> None:
-        self._model, self._runtime, self._optimizer = model, runtime, optimizer
-        self._training, self._seed, self._observer = training, seed, observer
+        self.model, self._runtime, self.optimizer = model, runtime, optimizer
+        self.training, self._seed, self.observer = training, seed, observer
         self._masters = model.masters
         self.updates = 0
         """Updates of the run so far; a step whose gradient was not finite makes none."""
 
     def gradients(self, step: int, batches: Sequence[Batch], *, stop: bool = False) -> Totals:
         """Sums over the mesh; the gradients are then in the masters."""
-        mesh = self._model.mesh
-        batches = self._model.share(batches)
+        loss, tokens = self.play(step, batches)
+        self.observer.begin("REDUCE_GRAD")
+        held = self.held(loss, stop=stop, tokens=tokens)
+        totals = self._sum(held, tokens=tokens)
+        self.observer.end()
+        return totals
+
+    def play(
+        self, step: int, batches: Sequence[Batch], *, confirm: Callable[[], bool] | None = None
+    ) -> tuple[Tensor | None, Tensor]:
+        """Play the schedule: this rank's loss, if it has one, and the valid tokens of the global batch.
+
+        ``confirm``: see Runtime.step.
+        """
+        mesh = self.model.mesh
+        batches = self.model.share(batches)
         tokens, pending = count_tokens(batches, mesh)
 
         def scale() -> Tensor:
@@ -86,24 +107,27 @@ class TrainStep:
             return tokens.clamp(min=1).to(torch.float64).reciprocal()
 
         def context(batch: Batch) -> Any:
-            return self._model.context(batch, seed=self._seed, step=step, training=True)
+            return self.model.context(batch, seed=self._seed, step=step, training=True)
 
-        loss = self._runtime.step(batches, context, scale)
+        loss = self._runtime.step(batches, context, scale, confirm=confirm)
         pending.wait()
-        self._observer.begin("REDUCE_GRAD")
-        settle_all(self._model.units)
-        held = squared_norm_held(self._masters, device=tokens.device)
-        totals = self._sum(loss, held, stop=stop, tokens=tokens)
-        self._observer.end()
-        return totals
+        return loss, tokens
 
-    def _sum(self, loss: Tensor | None, squared: Tensor, *, stop: bool, tokens: Tensor) -> Totals:
+    def held(self, loss: Tensor | None, *, stop: bool, tokens: Tensor) -> Tensor:
+        """Finish the reduction of gradients; then what this rank adds to the sums: loss, wish to stop, squared norm."""
+        settle_all(self.model.units)
+        return self._own(loss, squared_norm_held(self._masters, device=tokens.device), stop=stop)
+
+    def _own(self, loss: Tensor | None, squared: Tensor, *, stop: bool) -> Tensor:
+        own = torch.zeros(3, dtype=torch.float64, device=squared.device)
+        if loss is not None and self.model.mesh.index("tp") == 0:
+            own[0] = loss
+        own[1], own[2] = float(stop), squared
+        return own
+
+    def _sum(self, sums: Tensor, *, tokens: Tensor) -> Totals:
         """One all-reduce: the loss and the wish to stop over all ranks, the norm over one whole copy of the model."""
-        mesh = self._model.mesh
-        sums = torch.zeros(3, dtype=torch.float64, device=tokens.device)
-        if loss is not None and mesh.index("tp") == 0:
-            sums[0] = loss
-        sums[1], sums[2] = float(stop), squared
+        mesh = self.model.mesh
         all_reduce(sums, mesh.group(*COPY)).wait()
         everywhere = sums[:2].clone()
         all_reduce(everywhere, mesh.group("dp_replicate")).wait()
@@ -113,35 +137,49 @@ class TrainStep:
     def run(self, step: int, batches: Sequence[Batch], *, stop: bool = False) -> StepResult:
         """One whole step (``step`` from 1) on this rank's micro-batches."""
         totals = self.gradients(step, batches, stop=stop)
-        loss = totals.loss / max(1, totals.tokens)
-        norm = math.sqrt(totals.squared_norm) if totals.squared_norm >= 0 else math.nan
-        finite = math.isfinite(norm) and math.isfinite(loss)
+        norm = totals.norm
+        finite = math.isfinite(norm) and math.isfinite(totals.loss)
         if finite:
-            self._observer.begin("OPT")
-            limit = self._training.clip_norm
-            if limit and norm > limit:
-                scale_gradients(self._masters, limit / norm)
-            for group in self._optimizer.param_groups:
-                group["lr"] = learning_rate(self._training, step)
-            self._optimizer.step()
+            self.observer.begin("OPT")
+            limit = self.training.clip_norm
+            self.update(step, limit / norm if limit and norm > limit else 1.0)
             self.updates += 1
-            self._model.publish()
-            self._observer.end()
-        return StepResult(loss=loss, grad_norm=norm, tokens=totals.tokens, updated=finite, stop=totals.stop)
+            self.observer.end()
+        return self.result(step, totals, updated=finite)
+
+    def update(self, step: int, factor: float = 1.0) -> None:
+        """Update the masters with ``factor`` times their gradients, and bring them into the parameters."""
+        if factor != 1.0:
+            scale_gradients(self._masters, factor)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.training, step)
+        self.optimizer.step()
+        self.model.publish()
+
+    def result(self, step: int, totals: Totals, *, updated: bool) -> StepResult:
+        """What the sums say of a step."""
+        return StepResult(
+            step=step,
+            loss=totals.loss / max(1, totals.tokens),
+            grad_norm=totals.norm,
+            tokens=totals.tokens,
+            updated=updated,
+            stop=totals.stop,
+        )
 
     def evaluate(self, runtime: Runtime, batches: Sequence[Batch]) -> tuple[float, int]:
         """Summed loss and tokens of a global batch; ``runtime`` plays a forward-only schedule."""
-        mesh = self._model.mesh
-        batches = self._model.share(batches)
+        mesh = self.model.mesh
+        batches = self.model.share(batches)
         tokens, pending = count_tokens(batches, mesh)
 
         def context(batch: Batch) -> Any:
-            return self._model.context(batch, seed=self._seed, step=0, training=False)
+            return self.model.context(batch, seed=self._seed, step=0, training=False)
 
         loss = runtime.step(batches, context, None)
         pending.wait()
         nothing = torch.zeros((), dtype=torch.float64, device=tokens.device)
-        totals = self._sum(loss, nothing, stop=False, tokens=tokens)
+        totals = self._sum(self._own(loss, nothing, stop=False), tokens=tokens)
         return totals.loss, totals.tokens
 
 

@@ -58,6 +58,9 @@ class Channel(Protocol):
     def begin_step(self, receives: Sequence[Message], shapes: Sequence[Hashable]) -> None:
         """Announce what this rank will receive, in the order of its schedule, and the shape of each micro-batch."""
 
+    def announce(self, receives: Sequence[Message]) -> None:
+        """Announce what this rank will receive besides, after what was announced before."""
+
     def send(self, message: Message, value: Value) -> None:
         """Send without waiting."""
 
@@ -69,6 +72,9 @@ class Channel(Protocol):
 
     def end_step(self) -> None:
         """Return when everything sent has left."""
+
+    def abandon(self) -> None:
+        """End a step early: receive all that was announced, keep nothing of it, and return when all sent has left."""
 
 
 Route = tuple[Direction, int, int]
@@ -117,7 +123,7 @@ class _Inlet:
 
     def __init__(self, group: ProcessGroup, source: int) -> None:
         self.group, self.source = group, source
-        self.messages: Sequence[Message] = ()
+        self.messages: list[Message] = []
         """What this step brings, in order."""
         self.at = 0
         """How many of them have been received."""
@@ -155,11 +161,14 @@ class PeerChannel:
     def begin_step(self, receives: Sequence[Message], shapes: Sequence[Hashable]) -> None:
         """Sort what will be received by where it comes from."""
         self._batch_shapes = shapes
-        messages: dict[tuple[Direction, int], list[Message]] = {route: [] for route in self._inlets}
+        for inlet in self._inlets.values():
+            inlet.messages, inlet.at = [], 0
+        self.announce(receives)
+
+    def announce(self, receives: Sequence[Message]) -> None:
+        """Sort what will be received besides by where it comes from."""
         for message in receives:
-            messages[message.direction, message.peer].append(message)
-        for route, inlet in self._inlets.items():
-            inlet.messages, inlet.at = messages[route], 0
+            self._inlets[message.direction, message.peer].messages.append(message)
 
     def _key(self, message: Message, *, sending: bool) -> Hashable:
         """What both ends know a shape by: the boundary, which way it is crossed forward, the micro-batch's shape.
@@ -191,6 +200,15 @@ class PeerChannel:
         inlet = self._inlets[message.direction, message.peer]
         due = inlet.messages[inlet.at]
         assert due == message, f"{message} is not the next from its source, {due} is"
+        value = self._next(inlet)
+        for direction, count in zip("FB", message.arrived, strict=True):
+            if count:
+                self._outlets[direction, message.peer].arrived = count  # type: ignore[index]
+        return value
+
+    def _next(self, inlet: _Inlet) -> Value:
+        """Wait for the next message of a route."""
+        message = inlet.messages[inlet.at]
         key = self._key(message, sending=False)
         if not inlet.posted:
             if key not in self._shapes:
@@ -203,9 +221,6 @@ class PeerChannel:
         for work, buffer in inlet.posted.popleft():
             work.wait()
             found.append(buffer)
-        for direction, count in zip("FB", message.arrived, strict=True):
-            if count:
-                self._outlets[direction, message.peer].arrived = count  # type: ignore[index]
         return self._shapes[key].value_of(found)
 
     def tend(self) -> None:
@@ -238,3 +253,10 @@ class PeerChannel:
             assert inlet.at == len(inlet.messages), "messages of this step were not received"
         for outlet in self._outlets.values():
             outlet.finish()
+
+    def abandon(self) -> None:
+        """Receive what peers have sent or will, so that the next step finds empty routes; then as ``end_step``."""
+        for inlet in self._inlets.values():
+            while inlet.at < len(inlet.messages):
+                self._next(inlet)
+        self.end_step()

@@ -5,25 +5,49 @@ operation does was looked up when the runtime was made (operation.py).
 
 Reductions of gradients start where the schedule has REDUCE_GRAD, else with the last contribution to each
 unit (unit.py), and end after the step.
+
+A step may begin before its weights are confirmed: it then plays the warm-up (schedule/warm_up.py), asks, and either
+goes on or lets go of everything and begins again.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
-from stretto.parallel.pipeline.channel import Channel
+from stretto.parallel.pipeline.channel import Channel, Message
 from stretto.parallel.pipeline.device import Device, Present
-from stretto.parallel.pipeline.operation import Actions
+from stretto.parallel.pipeline.operation import Action, Actions
 from stretto.parallel.pipeline.play import Play
 from stretto.parallel.pipeline.stage import Stage
 from stretto.parallel.unit import Unit
-from stretto.schedule.op import COMPUTE, Kind
+from stretto.schedule.op import COMPUTE, Kind, Op
 from stretto.schedule.schedule import Schedule
+from stretto.schedule.warm_up import warm_up
 from stretto.spec.contract import Batch, Observer
+
+
+Played = tuple[str, int | None, Action, Op | None]
+"""Name of an operation, whom it waits for, what it does, and itself where it computes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unconfirmed:
+    """What a step may do before its weights are confirmed, and how to undo it."""
+
+    length: int
+    """Operations of the warm-up."""
+    early: Sequence[Message]
+    """Messages that are certainly sent whatever is found, in order."""
+    late: Sequence[Message]
+    """The others, in order."""
+    undo: Sequence[Action]
+    """Gives gathered parameters back."""
 
 
 class Runtime:
@@ -56,11 +80,12 @@ class Runtime:
         ops = schedule.ops(rank)
         actions = Actions(schedule, rank, stages=stages, channel=channel)
         self.offloader = actions.offloader
-        self._program = [
+        self._program: list[Played] = [
             (str(op), op.peer if op.peer >= 0 else None, actions.action(op), op if op.kind in COMPUTE else None)
             for op in ops
         ]
         self._receives = [actions.message(op) for op in ops if op.kind in (Kind.RECV_F, Kind.RECV_B)]
+        self._schedule, self._rank, self._actions = schedule, rank, actions
         self._uses = Counter(op.microbatch for op in ops if op.kind in (Kind.F, Kind.B, Kind.I, Kind.R))
         told = {op.stage for op in ops if op.kind is Kind.REDUCE_GRAD}
         self._told = {id(unit) for index in told for unit in stages[index].units}
@@ -74,8 +99,26 @@ class Runtime:
         found = {id(unit): unit for index in sorted(self._stages) for unit in self._stages[index].units}
         return list(found.values())
 
+    @cached_property
+    def _unconfirmed(self) -> Unconfirmed:
+        """What a step may do before its weights are confirmed."""
+        found = warm_up(self._schedule, self._rank)
+        early = [m for m in self._receives if m.direction == "F" and (m.boundary, m.microbatch, m.peer) in found.sent]
+        known = set(early)
+        return Unconfirmed(
+            length=found.length,
+            early=early,
+            late=[message for message in self._receives if message not in known],
+            undo=[self._actions.action(op) for op in found.gathered],
+        )
+
     def step(
-        self, batches: Sequence[Batch], context_of: Callable[[Batch], Any], scale: Callable[[], Tensor] | None
+        self,
+        batches: Sequence[Batch],
+        context_of: Callable[[Batch], Any],
+        scale: Callable[[], Tensor] | None,
+        *,
+        confirm: Callable[[], bool] | None = None,
     ) -> Tensor | None:
         """Play all operations.
 
@@ -84,26 +127,57 @@ class Runtime:
             context_of: makes what the blocks share of a micro-batch.
             scale: gives the gradient of the summed loss (one over the number of tokens); None where the
                 schedule is forward only.
+            confirm: called after the warm-up, and before anything of the last step's gradients is let go: whether
+                the weights that it ran with are right.  If not, they are by then, and the step begins again.
 
         Returns:
             Sum of the losses of this rank's micro-batches, a scalar, where it holds the last stage; else None.
         """
         play = Play(batches, context_of, scale, self._uses)
-        if scale is not None:
-            for unit in self.units:
-                unit.begin_step(self._contributions[id(unit)], told=id(unit) in self._told)
-        if self._channel is not None:
-            self._channel.begin_step(self._receives, [tuple(batch.tokens.shape) for batch in batches])
-        self._play_all(play)
+        shapes = [tuple(batch.tokens.shape) for batch in batches]
+        if confirm is None:
+            self._begin(self._receives, shapes, differentiated=scale is not None)
+            self._play_all(play, self._program)
+        else:
+            ahead = self._unconfirmed
+            if self._channel is not None:
+                self._channel.begin_step(ahead.early, shapes)
+            self._play_all(play, self._program[: ahead.length])
+            if not confirm():
+                self._abandon(play)
+                return self.step(batches, context_of, scale)
+            if self._channel is not None:
+                self._channel.announce(ahead.late)
+            self._begin_units()
+            self._play_all(play, self._program[ahead.length :])
         if self._channel is not None:
             self._channel.end_step()
         assert not play.values, f"values of this step were not used: {sorted(play.values)}"
         return play.loss
 
-    def _play_all(self, play: Play) -> None:
+    def _begin(self, receives: Sequence[Message], shapes: Sequence[Hashable], *, differentiated: bool) -> None:
+        if differentiated:
+            self._begin_units()
+        if self._channel is not None:
+            self._channel.begin_step(receives, shapes)
+
+    def _begin_units(self) -> None:
+        for unit in self.units:
+            unit.begin_step(self._contributions[id(unit)], told=id(unit) in self._told)
+
+    def _abandon(self, play: Play) -> None:
+        """Let go of all that the warm-up left: activations, messages on their way, gathered parameters."""
+        for stage in self._stages.values():
+            stage.forget()
+        if self._channel is not None:
+            self._channel.abandon()
+        for undo in self._unconfirmed.undo:
+            undo(play)
+
+    def _play_all(self, play: Play, program: Sequence[Played]) -> None:
         begin, end, device = self._observer.begin, self._observer.end, self._device
         tend = _nothing if self._channel is None else self._channel.tend
-        for name, peer, action, compute in self._program:
+        for name, peer, action, compute in program:
             begin(name, peer=peer)
             if compute is None:
                 action(play)
