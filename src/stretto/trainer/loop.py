@@ -254,14 +254,15 @@ class Loop:
         return {"eval_loss": record["loss"]}
 
     def _save(self) -> None:
-        with during(self._observer, "SAVE"):
-            path = save_session(
-                self._session,
-                step=self._done,
-                tokens_seen=self._tokens_seen,
-                tokenizer=self._corpus.tokenizer.fingerprint,
-                corpus=self._corpus.fingerprint,
-            )
+        self._observer.begin("SAVE")
+        path = save_session(
+            self._session,
+            step=self._done,
+            tokens_seen=self._tokens_seen,
+            tokenizer=self._corpus.tokenizer.fingerprint,
+            corpus=self._corpus.fingerprint,
+        )
+        self._observer.end()
         self._saved = self._done
         self._say(f"saved {path}")
 
