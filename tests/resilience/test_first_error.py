@@ -4,8 +4,9 @@ import os
 import signal
 from pathlib import Path
 
-from stretto.resilience import FirstErrors, RankFailure, StopRequest, describe
+from stretto.resilience import FirstErrors, Lookout, RankFailure, StopRequest, describe
 from stretto.spec.errors import CheckpointError
+from stretto.spec.run import RunSettings
 from stretto.trainer.post_mortem import Death, explain
 
 
@@ -49,10 +50,11 @@ def test_one_process_of_a_machine_claims_a_text(tmp_path: Path) -> None:
 def test_a_signal_comes_before_what_noticed_it(tmp_path: Path) -> None:
     noticed = failure(0, RuntimeError("Connection reset by peer"))
     deaths = [Death(rank=0, pid=10, code=1), Death(rank=1, pid=11, code=-int(signal.SIGSEGV))]
-    assert explain(deaths, [noticed], tmp_path).text == "rank 1 (pid 11) was killed by SIGSEGV"
-    silent = explain([Death(rank=4, pid=14, code=3)], [], tmp_path)
+    lookout = Lookout(RunSettings(dir=str(tmp_path)), {0: 10, 1: 11})
+    assert explain(deaths, [noticed], lookout).text == "rank 1 was killed by SIGSEGV"
+    silent = explain([Death(rank=4, pid=14, code=3)], [], lookout)
     assert silent.text == "rank 4 (pid 14) ended with exit code 3 without a message"
-    taken = explain(deaths[:1], [failure(0, RuntimeError("port 5: address already in use"))], tmp_path)
+    taken = explain(deaths[:1], [failure(0, RuntimeError("port 5: address already in use"))], lookout)
     assert taken.port_taken
 
 

@@ -19,6 +19,8 @@ import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from stretto.resilience.diagnose import words
+from stretto.resilience.place import Line, Place, place_of
 from stretto.spec import errors
 
 _NOTICED = re.compile(
@@ -47,12 +49,16 @@ class RankFailure:
     """Its text."""
     trace: str
     """The last lines of its traceback; empty for errors that a user can repair."""
+    doing: str = ""
+    """The operation that it was in."""
+    step: int = 0
+    """Its optimizer step, 0 if there was none."""
     noticed: bool
     """Whether it looks like the consequence of another rank's failure."""
 
     @classmethod
-    def of(cls, rank: int, error: BaseException) -> RankFailure:
-        """Of the exception that ended a rank."""
+    def of(cls, rank: int, error: BaseException, *, doing: str = "", step: int = 0) -> RankFailure:
+        """Of the exception that ended a rank, in operation ``doing`` of ``step``."""
         is_users = isinstance(error, errors.StrettoError)
         frames = traceback.extract_tb(error.__traceback__)[-_FRAMES_SHOWN:]
         message = str(error) or repr(error)
@@ -64,6 +70,8 @@ class RankFailure:
             kind=type(error).__name__,
             message=message,
             trace="" if is_users else "".join(traceback.format_list(frames)).rstrip(),
+            doing=doing,
+            step=step,
             noticed=not is_users and isinstance(error, RuntimeError) and _NOTICED.search(message) is not None,
         )
 
@@ -93,8 +101,16 @@ def describe(failure: RankFailure) -> str:
     if failure.users or failure.kind == "Watchdog":
         return failure.message
     where = f"rank {failure.rank} (host {failure.host}, pid {failure.pid})"
-    text = f"{where} failed: {failure.kind}: {failure.message}"
+    during = f" in {words(failure.doing)}" if failure.doing else ""
+    during += f", step {failure.step}" if failure.doing and failure.step else ""
+    text = f"{where} failed{during}: {failure.kind}: {failure.message}"
     return f"{text}\n{failure.trace}" if failure.trace else text
+
+
+def place_of_error(error: BaseException) -> Place:
+    """Where an exception came from."""
+    frames = reversed(traceback.extract_tb(error.__traceback__))
+    return place_of(Line(frame.filename, frame.lineno or 0, frame.name) for frame in frames)
 
 
 class FirstErrors:

@@ -1,9 +1,9 @@
 """What a rank did last, in a file that outlives it.
 
-    ┌────────┬──────────┬──────────┬──────────┬─── ring of the last 1,024 operations ──┐
-    │ header │  2F6     │  2F7     │ RECV_F.. │                                        │
-    └────────┴──────────┴──────────┴──────────┴────────────────────────────────────────┘
-      rank, pid, host, how many begun / finished, step
+    ┌────────┬───────┬──────────┬──────────┬──────────┬─── ring of the last 1,024 operations ──┐
+    │ header │ heart │  2F6     │  2F7     │ 2RECV_F8 │                                        │
+    └────────┴───────┴──────────┴──────────┴──────────┴────────────────────────────────────────┘
+      rank, pid, host, how many begun / finished │ heart-beats, and where the main thread was at the last (heart.py)
 
 The file is mapped into memory: an entry costs about a microsecond, no system call, and is in the file
 even if the process is killed by SIGKILL in the middle of the operation.  Another process reads it at any
@@ -17,20 +17,26 @@ import os
 import socket
 import struct
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_MAGIC = b"stretto.oplog/1\0"
+from stretto.resilience.place import Place
+
+_MAGIC = b"stretto.oplog/2\0"
 _HEADER = struct.Struct("<16s i i 64s i 4x")
 """magic, rank, pid, host, capacity"""
 _COUNTS = struct.Struct("<q q d")
 """operations begun, operations finished, time of the last finish"""
 _ENTRY = struct.Struct("<d d i i 40s")
 """begin, end (0 while it runs), peer (-1: none), step, operation"""
+_HEART = struct.Struct("<q q ? 7x 200s")
+"""heart-beats, operations begun by the last, whether the rank was waiting then, file and line"""
 _BEGUN = struct.Struct("<q")
 _TIME = struct.Struct("<d")
 _COUNTS_AT = 128
-_ENTRIES_AT = 192
+_HEART_AT = 160
+_ENTRIES_AT = 384
 _CAPACITY = 1024
 
 
@@ -64,13 +70,16 @@ class Log:
     """Operations begun since the process started."""
     finished: int
     """Operations finished since the process started."""
+    beats: int
+    """Heart-beats since the process started."""
+    place: Place | None
+    """Where its main thread was at the last of them; None before the first."""
+    is_there: bool
+    """Whether no operation has begun since then."""
+    current: Operation | None
+    """The operation begun last that has not ended."""
     operations: tuple[Operation, ...]
     """The last ones, oldest first."""
-
-    @property
-    def current(self) -> Operation | None:
-        """The operation begun last that has not ended."""
-        return next((op for op in reversed(self.operations) if op.ended is None), None)
 
 
 def log_path(folder: Path, rank: int) -> Path:
@@ -98,9 +107,19 @@ class OpLog:
         self._begun = 0
         self._finished = 0
         self._open: list[int] = []
+        self._beats = 0
+        self._ranks: Sequence[int] = ()
+        self.place: Place | None = None
+        """Where the main thread was at the last heart-beat."""
+
+    def meet(self, ranks: Sequence[int]) -> None:
+        """From now on ``peer`` is a position in the pipeline of these ranks, of the world."""
+        self._ranks = tuple(ranks)
 
     def begin(self, operation: str, /, *, peer: int | None = None) -> None:
         """Note that ``operation`` starts."""
+        if peer is not None and self._ranks:
+            peer = self._ranks[peer]
         at = _ENTRIES_AT + self._begun % _CAPACITY * _ENTRY.size
         _ENTRY.pack_into(self._map, at, time.time(), 0.0, -1 if peer is None else peer, self.step, operation.encode())
         self._begun += 1
@@ -114,6 +133,12 @@ class OpLog:
         _TIME.pack_into(self._map, self._open.pop() + 8, now)
         _COUNTS.pack_into(self._map, _COUNTS_AT, self._begun, self._finished, now)
 
+    def beat(self, place: Place) -> None:
+        """The process is alive and its main thread is at ``place``; called by another thread."""
+        self._beats, self.place = self._beats + 1, place
+        text = place.text.encode()[-200:]
+        _HEART.pack_into(self._map, _HEART_AT, self._beats, self._begun, place.waits, text)
+
     @property
     def finished(self) -> int:
         """Operations finished so far; may be read by another thread."""
@@ -126,22 +151,28 @@ class OpLog:
         return _entry(self._map, open_ones[0]) if open_ones else None
 
 
-def read_log(path: Path) -> Log:
-    """Read a rank's file, also while it is written; raises ValueError if it is no such file."""
+def read_log(path: Path, *, last: int = _CAPACITY) -> Log:
+    """Read a rank's file and its ``last`` operations, also while it is written; raises ValueError if it is no such
+    file."""
     raw = path.read_bytes()
     if len(raw) < _ENTRIES_AT or not raw.startswith(_MAGIC):
         raise ValueError(f"{path} is not an operation log")
     _, rank, pid, host, capacity = _HEADER.unpack_from(raw, 0)
     begun, finished, _ = _COUNTS.unpack_from(raw, _COUNTS_AT)
-    first = max(0, begun - capacity)
-    entries = tuple(_entry(raw, _ENTRIES_AT + i % capacity * _ENTRY.size) for i in range(first, begun))
+    beats, seen, waits, place = _HEART.unpack_from(raw, _HEART_AT)
+    at = [_ENTRIES_AT + i % capacity * _ENTRY.size for i in range(max(0, begun - capacity), begun)]
+    running = next((where for where in reversed(at) if not _TIME.unpack_from(raw, where + 8)[0]), None)
     return Log(
         rank=rank,
         pid=pid,
         host=host.rstrip(b"\0").decode(),
         begun=begun,
         finished=finished,
-        operations=entries,
+        beats=beats,
+        place=Place(text=place.rstrip(b"\0").decode(errors="replace"), waits=waits) if beats else None,
+        is_there=seen == begun,
+        current=None if running is None else _entry(raw, running),
+        operations=tuple(_entry(raw, where) for where in at[len(at) - min(last, len(at)) :]),
     )
 
 

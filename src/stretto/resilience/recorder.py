@@ -68,10 +68,10 @@ class Recorder:
 
     def begin(self, operation: str, /, *, peer: int | None = None) -> None:
         """Pass it on and note it."""
-        self._inner_begin(operation, peer=peer)
-        if self._noting:
+        if self._noting:  # first, so that whatever it does is part of the operation
             self._open.append(len(self._noted))
             self._noted += (operation, peer, time.perf_counter_ns(), 0, 0)
+        self._inner_begin(operation, peer=peer)
 
     def end(self) -> None:
         """Note it and pass it on."""

@@ -20,10 +20,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol
 
-from stretto.resilience.judge import Beat, Judge
+from stretto.resilience.beat import Beat, from_log
+from stretto.resilience.judge import PATIENCE, Judge
 from stretto.resilience.oplog import OpLog
+from stretto.resilience.stall import Stalls
 from stretto.spec.run import RunSettings
 
 EXIT_CODE = 75
@@ -80,8 +83,9 @@ class Watchdog:
         now = time.monotonic()
         # Only rank 0 hears everybody, so only it can tell a hang from a pause of one rank.
         hang_seconds = settings.hang_seconds if rank == 0 else math.inf
+        self._stalls = Stalls(Path(settings.dir)) if rank == 0 else None
         self._judge = Judge(silent_seconds=settings.silent_seconds, hang_seconds=hang_seconds, now=now)
-        self._contact = now
+        self._contact, self._spoken = now, False
         self._lock = threading.Lock()
         self._leaving = threading.Event()
         self._gone = threading.Event()
@@ -128,24 +132,15 @@ class Watchdog:
             self._gone.set()
 
     def _next_beat(self, leaving: bool) -> Beat:
-        running, now = self._log.current, time.time()
         with self._lock:
-            self._beat = replace(
-                self._beat,
-                count=self._beat.count + 1,
-                finished=self._log.finished,
-                operation=running.name if running else None,
-                peer=running.peer if running else None,
-                step=running.step if running else self._log.step,
-                seconds=now - running.began if running else 0.0,
-                left=leaving and self._beat.verdict is None,
-            )
+            left = leaving and self._beat.verdict is None
+            self._beat = from_log(replace(self._beat, count=self._beat.count + 1, left=left), self._log)
             return self._beat
 
     def _hear(self, ranks: list[int], values: list[bytes]) -> None:
         now = time.monotonic()
         with self._lock:
-            self._contact = now
+            self._contact, self._spoken = now, True
             for rank, value in zip(ranks, values, strict=True):
                 self._judge.hear(rank, value.decode(), now)
 
@@ -155,6 +150,7 @@ class Watchdog:
             with self._lock:
                 verdict = self._judge.verdict(now) or self._lost(now)
                 if verdict is None:
+                    self._note_stall(now)
                     continue
                 self._beat = replace(self._beat, verdict=verdict)
             if self._rank == 0:  # the others learn it from rank 0's next beat
@@ -163,9 +159,15 @@ class Watchdog:
             self._on_verdict(verdict)
             return
 
+    def _note_stall(self, now: float) -> None:
+        stall = self._judge.stall(now) if self._stalls is not None else None
+        if stall is not None and self._stalls is not None:
+            since, ranks, told = stall
+            self._stalls.note(since, ranks, told, now=now)
+
     def _lost(self, now: float) -> str | None:
         seconds = now - self._contact
-        if seconds <= self._silent_seconds:
+        if seconds <= self._silent_seconds * (1 if self._spoken else PATIENCE):
             return None
         return (
             f"the store, which rank 0 or its launcher keeps, has not answered rank {self._rank} for {seconds:.0f} s: "

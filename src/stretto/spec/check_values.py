@@ -10,6 +10,7 @@ from typing import Any
 
 from stretto.spec import capabilities
 from stretto.spec.data import DataSpec
+from stretto.spec.drill import faults_of
 from stretto.spec.errors import ConfigError, nearest
 from stretto.spec.model import ModelSpec
 from stretto.spec.run import RunSpec
@@ -41,6 +42,11 @@ def check_settings(run: RunSpec) -> None:
     _positive("run", settings, ("silent_seconds", "hang_seconds"))
     _at_least_zero("run", settings, ("max_restarts",))
     traced_steps(settings.trace)
+    for fault in faults_of(settings.drill):
+        if fault.rank >= run.plan.num_ranks:
+            raise ConfigError(
+                f"run.drill names rank {fault.rank}, but the plan has {run.plan.num_ranks} ranks, from 0."
+            )
     _at_least_zero("checkpoint", checkpoint, ("every", "keep"))
     if checkpoint.resume not in ("auto", "never") and not Path(checkpoint.resume).exists():
         raise ConfigError(

@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stretto.resilience import FirstErrors, StopRequest
+from stretto.resilience import FirstErrors, Lookout, StopRequest
 from stretto.spec.errors import ConfigError, RankError
 from stretto.spec.run import RunSpec
 from stretto.trainer.member import STOPPED
@@ -110,28 +110,36 @@ def _attempt(run: RunSpec, entry: str, stop: StopRequest, *, restarts: int, resu
     )
     try:
         ranks.start(run, assignment, restarts)
-        codes = _wait(ranks, stop, grace_seconds=run.run.hang_seconds)
         pids = [process.pid for process in ranks.processes]
+        lookout = Lookout(run.run, dict(enumerate(pids)))
+        codes, verdict = _wait(ranks, stop, lookout, grace_seconds=run.run.hang_seconds)
     finally:
         ranks.end()
+    if verdict is not None:
+        return Verdict(text=verdict)
     if all(code in (0, STOPPED) for code in codes.values()) and len(codes) == len(pids):
         errors.clear()
         return Verdict(code=STOPPED if STOPPED in codes.values() else 0)
     if stop() and -int(signal.SIGTERM) in codes.values():  # asked to stop before it could listen
         return Verdict(code=STOPPED)
     deaths = [Death(rank=r, pid=pids[r], code=c) for r, c in codes.items() if c not in (0, STOPPED)]
-    return explain(deaths, errors.read(), folder)
+    return explain(deaths, errors.read(), lookout)
 
 
-def _wait(ranks: LocalRanks, stop: StopRequest, *, grace_seconds: float) -> dict[int, int]:
-    """Until all have ended or one has failed; returns the exit codes that were not of our making."""
+def _wait(
+    ranks: LocalRanks, stop: StopRequest, lookout: Lookout, *, grace_seconds: float
+) -> tuple[dict[int, int], str | None]:
+    """Until all have ended, one has failed or one is ill; returns the exit codes that were not of our making, and
+    what is wrong where a rank is ill."""
     told_at = None
     while True:
         codes = ranks.codes()
         if len(codes) == len(ranks.processes):
-            return codes
+            return codes, None
         if any(code not in (0, STOPPED) for code in codes.values()):
-            return _settle(ranks)
+            return _settle(ranks), None
+        if (verdict := lookout.look(codes)) is not None:
+            return codes, verdict
         if stop() and told_at is None:
             told_at = time.monotonic()
             _say("stopping: a checkpoint is written at the end of this step (again to stop at once)")

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from stretto.data import Loader, Share
 from stretto.parallel.collectives import all_reduce
 from stretto.planner.flops import mfu
+from stretto.resilience.phase import during
 from stretto.schedule.document import to_json
 from stretto.spec.contract import Observer, Silent, Stack
 from stretto.spec.run import RunSpec
@@ -43,6 +44,8 @@ class Hooks:
     """True once this process was asked to stop; the ranks agree at the end of a step."""
     say: Callable[[str], None]
     """Prints a line for people."""
+    pipeline: Callable[[Sequence[int]], None] = lambda ranks: None
+    """Told the ranks of the world, by position, of the pipeline that this one is part of."""
 
 
 QUIET = Hooks(observer=Silent(), should_stop=lambda: False, say=lambda line: None)
@@ -83,17 +86,21 @@ class Loop:
 
     def __init__(self, run: RunSpec, world: World, hooks: Hooks) -> None:
         self._run, self._world, self._hooks = run, world, hooks
-        self._corpus = prepare_corpus(run)
+        with during(hooks.observer, "DATA"):
+            self._corpus = prepare_corpus(run)
         device = device_of(run, world.local_rank)
         self._recorder = recorder_of(run, world, hooks.observer, device=device.type)
         self._observer: Observer = self._recorder or hooks.observer
-        self._session = Session.start(
-            run,
-            world.rank,
-            device=device,
-            observer=self._observer,
-            reader=weights_reader(run),
-        )
+        with during(hooks.observer, "BUILD"):
+            self._session = Session.start(
+                run,
+                world.rank,
+                device=device,
+                observer=self._observer,
+                reader=weights_reader(run),
+            )
+        mesh = self._session.mesh
+        hooks.pipeline([mesh.pipeline_rank(position) for position in range(mesh.size("pp"))])
         self._train = self._loader("train")
         self._held_out = self._loader("validation") if run.training.eval_every else None
         self._tokens_seen = 0
@@ -127,7 +134,8 @@ class Loop:
         path = find_checkpoint(self._run)
         if path is None:
             return
-        state = resume_session(self._session, path, tokenizer=self._corpus.tokenizer.fingerprint)
+        with during(self._hooks.observer, "LOAD"):
+            state = resume_session(self._session, path, tokenizer=self._corpus.tokenizer.fingerprint)
         self._done = self._saved = int(state["step"])
         self._tokens_seen = int(state["tokens_seen"])
         self._say(f"going on from {path} (step {self._done})")
@@ -152,7 +160,8 @@ class Loop:
             if evaluates or saves or last or self._stopped:
                 self._settle()
             if evaluates:
-                self._last = {**self._last, **self._evaluate()}
+                with during(self._observer, "EVAL"):
+                    self._last = {**self._last, **self._evaluate()}
             if saves or self._stopped:
                 self._save()
         if self._saved < self._done:
@@ -164,7 +173,8 @@ class Loop:
     def _step(self, step: int) -> None:
         start = time.perf_counter()
         self._observer.step = step
-        batches = self._batches(self._train, step)
+        with during(self._observer, "DATA"):
+            batches = self._batches(self._train, step)
         stop = self._hooks.should_stop()
         if self._memory is None:
             meter = ActivationMeter(self._session)
@@ -254,15 +264,14 @@ class Loop:
         return {"eval_loss": record["loss"]}
 
     def _save(self) -> None:
-        self._observer.begin("SAVE")
-        path = save_session(
-            self._session,
-            step=self._done,
-            tokens_seen=self._tokens_seen,
-            tokenizer=self._corpus.tokenizer.fingerprint,
-            corpus=self._corpus.fingerprint,
-        )
-        self._observer.end()
+        with during(self._observer, "SAVE"):
+            path = save_session(
+                self._session,
+                step=self._done,
+                tokens_seen=self._tokens_seen,
+                tokenizer=self._corpus.tokenizer.fingerprint,
+                corpus=self._corpus.fingerprint,
+            )
         self._saved = self._done
         self._say(f"saved {path}")
 

@@ -7,11 +7,27 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from stretto.resilience import EXIT_CODE, FirstErrors, OpLog, RankFailure, StopRequest, Watchdog, connect, describe
+from stretto.resilience import (
+    EXIT_CODE,
+    Drill,
+    FirstErrors,
+    Heart,
+    OpLog,
+    RankFailure,
+    StopRequest,
+    Watchdog,
+    answer,
+    connect,
+    describe,
+    place_of_error,
+)
+from stretto.spec.contract import Observer
+from stretto.spec.drill import faults_of
 from stretto.spec.errors import ConfigError, RankError
 from stretto.spec.run import RunSpec
 from stretto.trainer.placement import Membership
@@ -34,8 +50,35 @@ class Train(Protocol):
         """Train as one rank; the result has ``stopped`` True where the run was asked to stop."""
 
 
-def train_as_member(run: RunSpec, membership: Membership, train: Train, *, stop: StopRequest) -> Mapping[str, Any]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vital:
+    """What tells others how a rank is."""
+
+    log: OpLog
+    """Its file."""
+    observer: Observer
+    """Writes there what the rank does, and suffers the drill, if there is one."""
+    heart: Heart
+    """Beats there."""
+
+    @classmethod
+    def start(cls, run: RunSpec, world: World) -> Vital:
+        """Start the file and the heart of this process."""
+        log = OpLog(Path(run.run.dir) / "oplog", world.rank)
+        answer(log.path)
+        heart = Heart(log, silent_seconds=run.run.silent_seconds)
+        heart.start()
+        drilled = run.run.drill and not world.restarts
+        observer = Drill(log, faults_of(run.run.drill), world.rank) if drilled else log
+        return cls(log=log, observer=observer, heart=heart)
+
+
+def train_as_member(
+    run: RunSpec, membership: Membership, train: Train, *, stop: StopRequest, vital: Vital | None = None
+) -> Mapping[str, Any]:
     """Be one of the ranks of ``run`` until it is done; returns what ``train`` returns.
+
+    ``vital`` is there where the process started it before.
 
     Raises what ``train`` raises if it is a user's error, else RankError with rank and traceback; where
     this rank merely noticed the failure of another, SystemExit without a word.  Either way the failure is
@@ -43,13 +86,44 @@ def train_as_member(run: RunSpec, membership: Membership, train: Train, *, stop:
     """
     from stretto.trainer.loop import Hooks
 
-    folder, world = Path(run.run.dir), membership.world
-    log = OpLog(folder / "oplog", world.rank)
-    errors = FirstErrors(folder, membership.attempt)
-    hooks = Hooks(observer=log, should_stop=stop, say=_say)
+    world, errors = membership.world, FirstErrors(Path(run.run.dir), membership.attempt)
+    vital = vital or Vital.start(run, world)
+    observer = vital.observer
+    hooks = Hooks(observer=observer, should_stop=stop, say=_say, pipeline=vital.log.meet)
     if world.world_size == 1:
+        vital.heart.stop()
         return train(run, world, hooks)
-    watchdog = Watchdog(
+    watchdog = None if membership.supervised else _watchdog(run, membership, vital.log, errors)
+    try:
+        observer.begin("JOIN")
+        if watchdog is not None:
+            watchdog.start()
+        with _process_group(run, membership):
+            observer.end()
+            result = train(run, world, hooks)
+            observer.begin("LEAVE")
+            _meet()
+            if watchdog is not None:
+                watchdog.leave()
+        return result
+    except BaseException as error:
+        vital.heart.stop()
+        vital.log.beat(place_of_error(error))
+        running = vital.log.current
+        failure = RankFailure.of(world.rank, error, doing=running.name if running else "", step=vital.log.step)
+        written = errors.write(failure)
+        if watchdog is not None and not failure.noticed:
+            watchdog.fail(describe(failure))
+        if not written and membership.supervised:  # the launcher will find nothing to show
+            _complain(describe(failure))
+        _raise(failure, error, membership, errors)
+        raise AssertionError from error
+
+
+def _watchdog(run: RunSpec, membership: Membership, log: OpLog, errors: FirstErrors) -> Watchdog:
+    """What watches the ranks where no launcher of ours does."""
+    world = membership.world
+    return Watchdog(
         rank=world.rank,
         world_size=world.world_size,
         log=log,
@@ -57,22 +131,6 @@ def train_as_member(run: RunSpec, membership: Membership, train: Train, *, stop:
         open_store=connect(membership.address, membership.port, restarts=world.restarts),
         on_verdict=_ender(membership, errors),
     )
-    try:
-        with _process_group(run, membership):
-            watchdog.start()
-            result = train(run, world, hooks)
-            _meet()
-            watchdog.leave()
-        return result
-    except BaseException as error:
-        failure = RankFailure.of(world.rank, error)
-        written = errors.write(failure)
-        if not failure.noticed:
-            watchdog.fail(describe(failure))
-        if not written and membership.supervised:  # the launcher will find nothing to show
-            _complain(describe(failure))
-        _raise(failure, error, membership, errors)
-        raise AssertionError from error
 
 
 def _raise(failure: RankFailure, error: BaseException, membership: Membership, errors: FirstErrors) -> None:

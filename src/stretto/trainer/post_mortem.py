@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from stretto.resilience import RankFailure, describe, log_path, read_log
+from stretto.resilience import Lookout, RankFailure, describe
 from stretto.spec.errors import StrettoError
 
 
@@ -38,33 +36,26 @@ class Verdict:
     """Whether another program took the port in the moment before it was used."""
 
 
-def explain(deaths: Sequence[Death], failures: Sequence[RankFailure], run_dir: Path) -> Verdict:
-    """The root cause: an exception, else a signal, else what the watchdog found, else what was noticed."""
+def explain(deaths: Sequence[Death], failures: Sequence[RankFailure], lookout: Lookout) -> Verdict:
+    """The root cause: an exception, else a signal, else what was noticed."""
     if any("EADDRINUSE" in f.message or "address already in use" in f.message for f in failures):
         return Verdict(text=describe(failures[0]), port_taken=True)
-    raised = [f for f in failures if not f.noticed and f.kind != "Watchdog"]
+    raised = [f for f in failures if not f.noticed]
     if raised:
         return Verdict(text=describe(raised[0]), users=raised[0].users)
-    killed = [death for death in deaths if death.code < 0]
+    killed = {death.rank: f"was killed by {_signal(death.code)}" for death in deaths if death.code < 0}
     if killed:
-        return Verdict(text=_killed(killed[0], run_dir))
+        memory = "; if nobody did that, the machine may have run out of memory"
+        by_kernel = any(death.code == -signal.SIGKILL for death in deaths)
+        return Verdict(text=lookout.post_mortem(killed) + (memory if by_kernel else ""))
     if failures:
         return Verdict(text=describe(failures[0]))
     first = deaths[0]
     return Verdict(text=f"rank {first.rank} (pid {first.pid}) ended with exit code {first.code} without a message")
 
 
-def _killed(death: Death, run_dir: Path) -> str:
+def _signal(code: int) -> str:
     try:
-        name = signal.Signals(-death.code).name
+        return signal.Signals(-code).name
     except ValueError:
-        name = f"signal {-death.code}"
-    text = f"rank {death.rank} (pid {death.pid}) was killed by {name}"
-    with contextlib.suppress(OSError, ValueError):
-        log = read_log(log_path(run_dir / "oplog", death.rank))
-        if log.pid == death.pid and log.current is not None:
-            text += f" in {log.current.name}"
-            text += f", waiting for rank {log.current.peer}" if log.current.peer is not None else ""
-    if name == "SIGKILL":
-        text += "; if nobody did that, the machine may have run out of memory"
-    return text
+        return f"signal {-code}"

@@ -13,6 +13,7 @@ import sys
 from dataclasses import asdict, dataclass, replace
 
 from stretto.resilience import StopRequest, die_with_parent
+from stretto.resilience.phase import during
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +49,7 @@ def main(argument: str) -> int:
 def _train(assignment: Assignment, stop: StopRequest) -> int:
     from stretto.spec import toml
     from stretto.spec.errors import StrettoError
-    from stretto.trainer.launch import load_entry
-    from stretto.trainer.member import STOPPED, train_as_member
+    from stretto.trainer.member import STOPPED, Vital, train_as_member
     from stretto.trainer.placement import find_membership
 
     run = toml.from_text(toml.read(assignment.run_file), assignment.run_file)
@@ -57,8 +57,13 @@ def _train(assignment: Assignment, stop: StopRequest) -> int:
         run = replace(run, checkpoint=replace(run.checkpoint, resume=assignment.resume))
     membership = find_membership(os.environ, attempt=assignment.attempt, supervised=True)
     assert membership is not None
+    vital = Vital.start(run, membership.world)
     try:
-        result = train_as_member(run, membership, load_entry(assignment.entry), stop=stop)
+        with during(vital.observer, "START"):  # torch, mostly
+            from stretto.trainer.launch import load_entry
+
+            train = load_entry(assignment.entry)
+        result = train_as_member(run, membership, train, stop=stop, vital=vital)
     except BaseException as error:
         _leave_now(2 if isinstance(error, StrettoError) else 1)
     return STOPPED if result.get("stopped") else 0
