@@ -151,7 +151,9 @@ class Runtime:
             self._begin_units()
             self._play_all(play, self._program[ahead.length :])
         if self._channel is not None:
+            self._observer.begin("FLUSH")
             self._channel.end_step()
+            self._observer.end()
         assert not play.values, f"values of this step were not used: {sorted(play.values)}"
         return play.loss
 
