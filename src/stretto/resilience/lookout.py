@@ -1,7 +1,7 @@
 """The launcher's watch over its ranks: it reads their files, so it needs no process group, no store and no rank 0.
 
-A rank that imports torch may hold the interpreter for seconds, and then its heart doesn't beat.  So until it has
-joined, processor time counts as a sign of life, too.
+Code that holds the interpreter for seconds (importing torch, say) stops the heart, too; so processor time counts as
+a sign of life.  Code that never gives it back again is a hang, not a silence.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from stretto.resilience.oplog import log_path, read_log
 from stretto.resilience.stall import Stalls
 from stretto.spec.run import RunSettings
 
-_STARTING = ("START", "JOIN", "BUILD")
+GONE = "LEFT"
+"""The operation of a rank that is done: it is missed by nobody."""
 
 
 class Lookout:
@@ -63,8 +64,8 @@ class Lookout:
             return None
         if log.pid != pid or not log.beats:
             return None
-        starting = log.current is None or log.current.name in _STARTING
-        count = log.beats + (_processor_ticks(pid) if starting else 0)
+        left = left or (log.current is not None and log.current.name == GONE)
+        count = log.beats + _processor_ticks(pid)
         beat = Beat(count=count, life=str(pid), host=log.host, pid=pid, file=str(path), left=left)
         return from_log(beat, log)
 

@@ -26,6 +26,7 @@ from stretto.resilience import (
     describe,
     place_of_error,
 )
+from stretto.resilience.lookout import GONE
 from stretto.spec.contract import Observer
 from stretto.spec.drill import faults_of
 from stretto.spec.errors import ConfigError, RankError
@@ -105,6 +106,7 @@ def train_as_member(
             _meet()
             if watchdog is not None:
                 watchdog.leave()
+            vital.log.begin(GONE)
         return result
     except BaseException as error:
         vital.heart.stop()
