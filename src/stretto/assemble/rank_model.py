@@ -5,8 +5,9 @@ Stack (all parts, no storage) ─► parts of my stages ─► local values ─�
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -17,10 +18,13 @@ from stretto.assemble.segments import make_segment
 from stretto.assemble.sequence import ContextFiller, SequenceCut
 from stretto.assemble.shard import apply_rules, shardings_of_part
 from stretto.assemble.split import StageParts, holders_of_tied, owner_of, parts_of_stages, ranks_of_parts, rule_of
+from stretto.assemble.vocabulary import end_segment, split_vocabulary
 from stretto.parallel.flat import FlatUnit, ReduceQueue
 from stretto.parallel.master import Master
 from stretto.parallel.mesh import DATA, Holders, Mesh, make_holders
+from stretto.parallel.pipeline.segment import Segment
 from stretto.parallel.pipeline.stage import Stage
+from stretto.parallel.pipeline.vocabulary.passes import Shard
 from stretto.parallel.unit import LocalUnit, Unit
 from stretto.spec.contract import Batch, Place, Stack
 from stretto.spec.errors import UnsupportedError
@@ -63,6 +67,8 @@ class RankModel:
     """Query heads of the whole model."""
     cut: SequenceCut | None = None
     """How rows are cut over cp; None: every rank sees whole ones."""
+    shard: Shard | None = None
+    """Its part of embedding and head, where those are split over all pipeline ranks."""
 
     @property
     def masters(self) -> list[Master]:
@@ -110,6 +116,7 @@ class Assembler:
         num_heads: int,
         device: torch.device,
         reader: Reader | None = None,
+        vocabulary: bool = False,
     ) -> RankModel:
         """Make this rank's stages.
 
@@ -119,6 +126,7 @@ class Assembler:
             num_heads: query heads of the whole model.
             device: where parameters live.
             reader: where initial values come from; None: drawn (or what a foreign module holds).
+            vocabulary: whether embedding and head are split over all pipeline ranks.
         """
         if self._mesh.size("tp") > 1 and not self._stack.tensor_rules:
             raise UnsupportedError(
@@ -127,30 +135,41 @@ class Assembler:
             )
         _move_buffers(cast(nn.Module, self._stack), device)
         plans = parts_of_stages(layers)
-        self._find_holders(placement, plans)
+        shard = None
+        if vocabulary:
+            make = partial(self._parameter, device=device, reader=reader)
+            shard = split_vocabulary(self._stack, self._mesh, make, partial(self._unit, holders=None))
+        self._find_holders(placement, plans, tied={} if vocabulary else self._stack.tied)
         stages: dict[int, Stage] = {}
         for plan in plans:
             if self._mesh.index("pp") not in self._ranks_of_part[plan.parts[0]]:
                 continue
-            segments = []
-            for part in plan.parts:
-                shardings = shardings_of_part(self._stack, part, self._mesh)
-                units = self._units_of_part(part, shardings, device, reader)
-                if self._fill is not None:
-                    self._fill(cast(nn.Module, self._stack).get_submodule(part), device)
-                segments.append(
-                    make_segment(self._stack, part, units, plan=self._plan, mesh=self._mesh, shardings=shardings)
-                )
+            segments = [self._segment(part, device, reader, vocabulary=vocabulary) for part in plan.parts]
             stages[plan.index] = Stage(plan.index, segments)
         _drop_parts(self._stack, keep={s.name for stage in stages.values() for s in stage.segments})
         units = list({id(u): u for s in sorted(stages) for u in stages[s].units}.values())
         cut = SequenceCut.of(self._plan, self._mesh) if self._mesh.size("cp") > 1 else None
-        return RankModel(stack=self._stack, stages=stages, units=units, mesh=self._mesh, num_heads=num_heads, cut=cut)
+        model = RankModel(stack=self._stack, stages=stages, units=units, mesh=self._mesh, num_heads=num_heads, cut=cut)
+        if shard is not None:
+            model.shard = shard
+            model.units += shard.units
+        return model
 
-    def _find_holders(self, placement: Sequence[Sequence[int]], plans: Sequence[StageParts]) -> None:
+    def _segment(self, part: str, device: torch.device, reader: Reader | None, *, vocabulary: bool) -> Segment:
+        shardings = shardings_of_part(self._stack, part, self._mesh)
+        units = self._units_of_part(part, shardings, device, reader)
+        if self._fill is not None:
+            self._fill(cast(nn.Module, self._stack).get_submodule(part), device)
+        if vocabulary and part in ("inputs", "outputs"):
+            return end_segment(self._stack, part, units)
+        return make_segment(self._stack, part, units, plan=self._plan, mesh=self._mesh, shardings=shardings)
+
+    def _find_holders(
+        self, placement: Sequence[Sequence[int]], plans: Sequence[StageParts], *, tied: Mapping[str, str]
+    ) -> None:
         """Who holds what; collective where several ranks hold the same."""
         self._ranks_of_part = ranks_of_parts(placement, plans)
-        self._tied = holders_of_tied(self._stack.tied, self._ranks_of_part)
+        self._tied = holders_of_tied(tied, self._ranks_of_part)
         # Each stage and each tie has groups of its own, so that ranks may reduce stages in different orders.
         stages = [[(part, self._ranks_of_part[part]) for part in plan.parts] for plan in plans]
         self._holders: dict[str, Holders] = {}

@@ -59,7 +59,7 @@ def apply_rules(stack: Stack, part: str, shardings: dict[str, Sharding], group: 
         elif rule is TensorRule.ROW:
             linear = cast(nn.Linear, module)
             _replace(root, name, RowParallelLinear(cast(Any, linear.weight), cast(Any, linear.bias), group))
-        elif rule is TensorRule.VOCAB_EMBEDDING:
+        elif rule is TensorRule.VOCAB_EMBEDDING and f"{name}.weight" in shardings:  # else split over pp too
             start = shardings[f"{name}.weight"].slice.offset[0]
             _replace(root, name, VocabParallelEmbedding(cast(Any, module.weight), start, group))
 

@@ -32,6 +32,10 @@ class Pending:
             self._work = None
         self._keep = ()
 
+    def is_over(self) -> bool:
+        """Whether ``wait`` would return at once; of collectives only, gloo doesn't know it of messages."""
+        return self._work is None or self._work.is_completed()
+
 
 DONE = Pending(None)
 """Nothing to wait for."""
@@ -53,6 +57,20 @@ def all_reduce(tensor: Tensor, group: ProcessGroup | None, *, maximum: bool = Fa
         return DONE
     op = dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM
     return Pending(dist.all_reduce(tensor, op=op, group=group, async_op=True), tensor)
+
+
+def reduce(tensor: Tensor, target: int, group: ProcessGroup | None) -> Pending:
+    """On the rank at index ``target`` of ``group``: the sum of ``tensor`` over it, in place; elsewhere undefined."""
+    if group is None or tensor.numel() == 0:
+        return DONE
+    return Pending(dist.reduce(tensor, group=group, group_dst=target, async_op=True), tensor)
+
+
+def broadcast(tensor: Tensor, source: int, group: ProcessGroup | None) -> Pending:
+    """``tensor`` becomes that of the rank at index ``source`` of ``group``."""
+    if group is None or tensor.numel() == 0:
+        return DONE
+    return Pending(dist.broadcast(tensor, group=group, group_src=source, async_op=True), tensor)
 
 
 def reduce_scatter(flat: Tensor, shard: Tensor, group: ProcessGroup | None) -> Pending:

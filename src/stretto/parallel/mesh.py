@@ -129,6 +129,11 @@ def make_holders(mesh: Mesh, ranks: tuple[int, ...]) -> Holders:
     return Holders(ranks=ranks, group=mine)
 
 
+def make_group(mesh: Mesh, *axes: str) -> ProcessGroup | None:
+    """Make one more group along ``axes``, for an order of its own; collective over the world."""
+    return _make_group(np.arange(mesh.size(*AXES)).reshape([mesh.sizes[a] for a in AXES]), axes, mesh.rank)
+
+
 def _make_group(grid: np.ndarray, axes: tuple[str, ...], rank: int) -> ProcessGroup | None:
     """Make the groups along ``axes`` in the same order on every rank; return the one that holds ``rank``."""
     inner = [AXES.index(a) for a in axes]

@@ -79,7 +79,7 @@ def forward_of(schedule: Schedule) -> Schedule:
     """The forwards of a schedule alone, in its order and on its ranks: what evaluates the model that it trains."""
     ranks = range(schedule.num_ranks)
     return Schedule.from_orders(
-        [_apart(op for op in schedule.ops(rank) if op.kind is Kind.F) for rank in ranks],
+        [_apart(op for op in schedule.ops(rank) if op.kind in (Kind.F, Kind.S)) for rank in ranks],
         name=f"{schedule.name}, forward only",
         num_stages=schedule.num_stages,
         num_microbatches=schedule.num_microbatches,

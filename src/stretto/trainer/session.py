@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -16,7 +17,9 @@ from stretto.parallel.mesh import Mesh, build_mesh
 from stretto.parallel.pipeline.channel import Channel, PeerChannel
 from stretto.parallel.pipeline.relay import Relay
 from stretto.parallel.pipeline.runtime import Runtime
+from stretto.parallel.pipeline.vocabulary.passes import Vocabulary
 from stretto.resilience.recorder import Recorder
+from stretto.schedule.op import Kind
 from stretto.schedule.schedule import Schedule
 from stretto.spec.check import stages_of
 from stretto.spec.contract import Batch, Observer, Silent, Stack
@@ -88,12 +91,15 @@ class Session:
             num_heads=run.model.num_heads,
             device=device,
             reader=reader(stack) if reader else None,
+            vocabulary=bool((training.kind == Kind.S).any()),
         )
+        vocabulary = Vocabulary.join(model.shard, mesh, device) if model.shard is not None else None
         pp = mesh.index("pp")
         channel: Channel | None = PeerChannel(mesh, device, [training, evaluation]) if mesh.size("pp") > 1 else None
         if channel is not None and isinstance(observer, Recorder):
             channel = Metered(channel, observer)
-        runtime = Runtime(model.stages, training, rank=pp, channel=channel, observer=observer)
+        play = partial(Runtime, model.stages, rank=pp, channel=channel, observer=observer, vocabulary=vocabulary)
+        runtime = play(training)
         optimizer = build_optimizer(model.masters, run.training)
         step = TrainStep(model, runtime, optimizer, training=run.training, seed=run.run.seed, observer=observer)
         unbarred = mesh.size("pp") > 1 and not run.plan.optimizer_barrier
@@ -104,7 +110,7 @@ class Session:
             model=model,
             schedule=training,
             runtime=runtime,
-            evaluation=Runtime(model.stages, evaluation, rank=pp, channel=channel, observer=observer),
+            evaluation=play(evaluation),
             optimizer=optimizer,
             step=step,
             unbarred=PostValidation(step, Relay(mesh)) if unbarred else None,

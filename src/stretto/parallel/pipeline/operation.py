@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from stretto.parallel.pipeline.channel import Channel, Message
 from stretto.parallel.pipeline.delivery import arrivals
 from stretto.parallel.pipeline.offloading import Beside, Load, NotingForward, Offload, offloader_of
-from stretto.parallel.pipeline.play import Play, Slot
+from stretto.parallel.pipeline.play import END_B, END_F, Play, Slot
 from stretto.parallel.pipeline.segment import Value
 from stretto.parallel.pipeline.stage import Stage, scalar
+from stretto.parallel.pipeline.vocabulary.passes import Passes
 from stretto.parallel.unit import Unit
 from stretto.schedule.op import COMPUTE, PER_BLOCK, Kind, Op
 from stretto.schedule.schedule import Schedule
@@ -141,10 +142,20 @@ class Actions:
         rank: position along pp.
         stages: the rank's stages by number.
         channel: carries its messages; None where it has none.
+        vocabulary: plays S and T; None where there are none.
     """
 
-    def __init__(self, schedule: Schedule, rank: int, *, stages: Mapping[int, Stage], channel: Channel | None) -> None:
+    def __init__(
+        self,
+        schedule: Schedule,
+        rank: int,
+        *,
+        stages: Mapping[int, Stage],
+        channel: Channel | None,
+        vocabulary: Passes | None = None,
+    ) -> None:
         self._schedule, self._rank, self._stages, self._channel = schedule, rank, stages, channel
+        self._vocabulary = vocabulary
         _check_frozen(schedule)
         present = [(op.kind, op.stage, op.microbatch) for op in schedule.ops(rank)]
         self._split = {(stage, m) for kind, stage, m in present if kind is Kind.I}
@@ -184,7 +195,7 @@ class Actions:
     def _slot(self, direction: str, op: Op, reader: int | None) -> Slot | None:
         """Where a value for ``reader`` goes: its own slot on this rank, or that of the send on this one's."""
         if reader is None:
-            return None
+            return None if self._vocabulary is None else (END_F if direction == "F" else END_B, op.stage, op.microbatch)
         here = self._schedule.rank_of(reader, self._schedule.voice[op.microbatch]) == self._rank
         return (direction, reader, op.microbatch) if here else _sent(direction, op)
 
@@ -203,7 +214,7 @@ class Actions:
         return Forward(
             run=run,
             microbatch=op.microbatch,
-            source=None if first else ("F", *key),
+            source=None if first and self._vocabulary is None else ("F", *key),
             target=self._slot("F", op, schedule.next_stage(*key)),
         )
 
@@ -213,7 +224,7 @@ class Actions:
         return Backward(
             run=stage.backward_inputs if op.kind is Kind.I else stage.backward,
             microbatch=op.microbatch,
-            source=None if last else ("B", *key),
+            source=None if last and self._vocabulary is None else ("B", *key),
             target=self._slot("B", op, schedule.gradient_target(*key)),
         )
 
@@ -231,6 +242,13 @@ class Actions:
     def _load(self, op: Op) -> Action:
         assert self.offloader is not None
         return Load(self.offloader, op.stage, op.microbatch)
+
+    def _vocabulary_pass(self, op: Op) -> Action:
+        if self._vocabulary is None:
+            raise UnsupportedError(
+                f"schedule {self._schedule.name} has {op}, but this rank has no shard of the vocabulary to play it on."
+            )
+        return self._vocabulary.action(op)
 
     def _on_units(self, op: Op) -> Action:
         """A stage of more segments than blocks has several of them in a block."""
@@ -269,6 +287,8 @@ _MAKERS: Mapping[Kind, Callable[[Actions, Op], Action]] = {
     Kind.RESHARD: Actions._on_units,
     Kind.REDUCE_GRAD: Actions._on_units,
     Kind.OPT: Actions._optimize,
+    Kind.S: Actions._vocabulary_pass,
+    Kind.T: Actions._vocabulary_pass,
 }
 PLAYED = tuple(_MAKERS)
 """The kinds of operation that can be played."""

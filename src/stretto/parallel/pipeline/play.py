@@ -15,6 +15,8 @@ from stretto.spec.contract import Batch
 Slot = tuple[str, int, int]
 """Where a value lies between two operations: ``F`` or ``B``, the stage that reads it (the one that made it, where
 another rank reads it), micro-batch."""
+END_F, END_B = "END_F", "END_B"
+"""Slots of what leaves the stages at the ends of the model, where the vocabulary is split over the ranks."""
 
 
 class Play:
@@ -54,11 +56,12 @@ class Play:
             return self._contexts[microbatch]
         return self._contexts.pop(microbatch)
 
-    def seed(self) -> Tensor:
-        """Gradient of the summed loss, in the loss's own type."""
+    def seed(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Gradient of the summed loss, in the loss's own type, which a rank that has no loss must say."""
         if self._seed is None:
-            assert self._scale is not None and self._loss_dtype is not None
-            self._seed = self._scale().to(self._loss_dtype)
+            dtype = dtype or self._loss_dtype
+            assert self._scale is not None and dtype is not None
+            self._seed = self._scale().to(dtype)
         return self._seed
 
     def add_loss(self, loss: Tensor) -> None:

@@ -13,7 +13,7 @@ goes on or lets go of everything and begins again.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -25,12 +25,12 @@ from stretto.parallel.pipeline.device import Device, Present
 from stretto.parallel.pipeline.operation import Action, Actions
 from stretto.parallel.pipeline.play import Play
 from stretto.parallel.pipeline.stage import Stage
+from stretto.parallel.pipeline.vocabulary.passes import Passes, Vocabulary
 from stretto.parallel.unit import Unit
 from stretto.schedule.op import COMPUTE, Kind, Op
 from stretto.schedule.schedule import Schedule
 from stretto.schedule.warm_up import warm_up
 from stretto.spec.contract import Batch, Observer
-
 
 Played = tuple[str, int | None, Action, Op | None]
 """Name of an operation, whom it waits for, what it does, and itself where it computes."""
@@ -60,6 +60,7 @@ class Runtime:
         channel: carries its messages; None where the schedule has none.
         observer: hears every operation.
         device: what it computes on; None: what the tensors lie on.
+        vocabulary: this rank's shard, for a schedule that has S; it isn't asked for elsewhere.
 
     Raises:
         UnsupportedError: for a schedule with operations that can't be played yet.
@@ -74,15 +75,18 @@ class Runtime:
         channel: Channel | None,
         observer: Observer,
         device: Device | None = None,
+        vocabulary: Vocabulary | None = None,
     ) -> None:
         self._stages, self._channel, self._observer = stages, channel, observer
         self._device = device or Present()
         ops = schedule.ops(rank)
-        actions = Actions(schedule, rank, stages=stages, channel=channel)
+        scored = vocabulary is not None and any(op.kind is Kind.S for op in ops)
+        self._vocabulary = Passes(vocabulary, schedule, rank) if vocabulary is not None and scored else None
+        actions = Actions(schedule, rank, stages=stages, channel=channel, vocabulary=self._vocabulary)
         self.offloader = actions.offloader
         self._program: list[Played] = [
-            (str(op), op.peer if op.peer >= 0 else None, actions.action(op), op if op.kind in COMPUTE else None)
-            for op in ops
+            (str(op), op.peer if op.peer >= 0 else None, action, op if op.kind in COMPUTE else None)
+            for op, action in zip(ops, self._actions_of(ops, actions), strict=True)
         ]
         self._receives = [actions.message(op) for op in ops if op.kind in (Kind.RECV_F, Kind.RECV_B)]
         self._schedule, self._rank, self._actions = schedule, rank, actions
@@ -92,12 +96,23 @@ class Runtime:
         self._contributions: dict[int, int] = Counter(
             id(unit) for op in ops if op.kind in (Kind.B, Kind.W) for unit in stages[op.stage].units
         )
+        if self._vocabulary is not None:
+            self._contributions |= self._vocabulary.contributions
 
     @property
     def units(self) -> list[Unit]:
         """The units of this rank, each once, in model order."""
         found = {id(unit): unit for index in sorted(self._stages) for unit in self._stages[index].units}
-        return list(found.values())
+        return [*found.values(), *(() if self._vocabulary is None else self._vocabulary.units)]
+
+    def kept_tensors(self) -> Iterator[Tensor]:
+        """What S keeps for T and what is on its way there and back; what stages keep, they say themselves."""
+        return iter(()) if self._vocabulary is None else self._vocabulary.tensors()
+
+    def _actions_of(self, ops: Sequence[Op], actions: Actions) -> list[Action]:
+        """What each operation does."""
+        found = [actions.action(op) for op in ops]
+        return found if self._vocabulary is None else self._vocabulary.around(ops, found)
 
     @cached_property
     def _unconfirmed(self) -> Unconfirmed:
@@ -137,8 +152,11 @@ class Runtime:
         shapes = [tuple(batch.tokens.shape) for batch in batches]
         if confirm is None:
             self._begin(self._receives, shapes, differentiated=scale is not None)
+            if self._vocabulary is not None:
+                self._vocabulary.begin_step(play)
             self._play_all(play, self._program)
         else:
+            assert self._vocabulary is None, "embeddings of a step that is given up would stay on their way"
             ahead = self._unconfirmed
             if self._channel is not None:
                 self._channel.begin_step(ahead.early, shapes)
@@ -150,10 +168,10 @@ class Runtime:
                 self._channel.announce(ahead.late)
             self._begin_units()
             self._play_all(play, self._program[ahead.length :])
+        if self._vocabulary is not None:
+            self._vocabulary.end_step(play)
         if self._channel is not None:
-            self._observer.begin("FLUSH")
             self._channel.end_step()
-            self._observer.end()
         assert not play.values, f"values of this step were not used: {sorted(play.values)}"
         return play.loss
 

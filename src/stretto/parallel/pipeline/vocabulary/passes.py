@@ -1,0 +1,320 @@
+"""S and T at run time, and both ends of the model that go with them.
+
+    last stage's F ── broadcast ──► S: scores of this rank's shard ── totals ──► T: gradient of the shard
+                                         (scores.py)          (behind the arithmetic)
+    algorithm 1     T also gives its part of the gradient of the input ── reduce ─────────────────► first backward
+    algorithm 2     S gives it before the totals are known, and it is reduced behind them: one wait ► first backward
+
+    every rank's rows ──► first stage's F        first stage's backward ──► every rank's rows      (rows.py)
+
+A rank waits where the schedule has an arrow (schedule/arrows.py), so that what the verifier proved holds here too:
+S for the last forward, T and algorithm 2's first backward for all S, algorithm 1's for all T.  Which algorithm
+a micro-batch is of, the order of its T and its first backward says.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from stretto.parallel.collectives import DONE, Pending, all_reduce, reduce
+from stretto.parallel.gradient import Deferred
+from stretto.parallel.mesh import Mesh
+from stretto.parallel.pipeline.play import END_B, END_F, Play, Slot
+from stretto.parallel.pipeline.vocabulary.background import Background, Promise, background
+from stretto.parallel.pipeline.vocabulary.groups import Groups, make_groups
+from stretto.parallel.pipeline.vocabulary.itinerary import itinerary
+from stretto.parallel.pipeline.vocabulary.rows import Rows, Table
+from stretto.parallel.pipeline.vocabulary.scores import Scores, Totals
+from stretto.parallel.pipeline.vocabulary.spread import Spread, like_outputs
+from stretto.schedule.arrows import Places
+from stretto.schedule.op import Kind, Op
+from stretto.schedule.schedule import Schedule
+
+if TYPE_CHECKING:
+    from stretto.parallel.unit import Unit
+
+Action = Callable[[Play], None]
+BACKWARD = (Kind.B, Kind.I)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """This rank's rows of the head and of the embedding, shard pp · tp_size + tp of pp_size · tp_size."""
+
+    head: nn.Parameter
+    """[n, D]."""
+    unit: Unit
+    """The head's; of a tied one the embedding's too."""
+    table: Table
+    """The embedding's rows; the same part of the vocabulary."""
+
+    @property
+    def units(self) -> list[Unit]:
+        """Each once, the embedding's first."""
+        return list({id(unit): unit for unit in (self.table.unit, self.unit)}.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vocabulary:
+    """What the passes of all schedules of a rank share."""
+
+    shard: Shard
+    mesh: Mesh
+    groups: Groups
+    background: Background
+
+    @classmethod
+    def join(cls, shard: Shard, mesh: Mesh, device: torch.device) -> Vocabulary:
+        """Make the groups; collective over the world."""
+        return cls(shard=shard, mesh=mesh, groups=make_groups(mesh), background=background(device))
+
+
+class InFlight:
+    """A micro-batch from its S on."""
+
+    __slots__ = ("_promise", "_totals", "gradient", "scores")
+
+    def __init__(self, scores: Scores | None, promise: Promise) -> None:
+        self.scores = scores
+        """Until T takes them."""
+        self.gradient: tuple[Tensor, Pending] | None = None
+        """Of the input, on the rank that needs it: once T has run (algorithm 1), or all S are summed (algorithm 2)."""
+        self._promise: Promise | None = promise
+        self._totals: Totals | None = None
+
+    def totals(self) -> Totals:
+        """Wait for all ranks' S."""
+        if self._promise is not None:
+            top, mass, loss, *gradient = self._promise.result()
+            self._promise, self._totals = None, Totals(top=top, mass=mass, loss=loss)
+            if gradient:
+                self.gradient = gradient[0], DONE
+        assert self._totals is not None
+        return self._totals
+
+
+class Passes:
+    """The vocabulary passes of one schedule on one rank.
+
+    Args:
+        schedule: lowered.
+        rank: position along pp.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, schedule: Schedule, rank: int) -> None:
+        mesh, groups, shard = vocabulary.mesh, vocabulary.groups, vocabulary.shard
+        self._shard, self._groups, self._background = shard, groups, vocabulary.background
+        self._schedule, self._rank, own = schedule, rank, schedule.ops(rank)
+        paths = {m: schedule.path(m) for m in range(schedule.num_microbatches)}
+        self._first = {m: path[0] for m, path in paths.items()}
+        self._last = {m: path[-1] for m, path in paths.items()}
+        holders = {m: [schedule.rank_of(path[end], schedule.voice[m]) for end in (0, -1)] for m, path in paths.items()}
+        self._ending = {m: last for m, (_, last) in holders.items()}
+        self._early = by_algorithm_2(schedule)
+        self._visits = itinerary(schedule, rank)
+        order = [op.microbatch for op in own if op.kind is Kind.S]
+        self._spread = Spread(groups.outputs, order, self._ending, here=rank)
+        self._rows = Rows(
+            shard.table,
+            (groups.rows, groups.row_gradients),
+            ranks=(mesh.size("pp"), mesh.size("tp")),
+            here=rank * mesh.size("tp") + mesh.index("tp"),
+            firsts={m: first for m, (first, _) in holders.items()},
+        )
+        self._in_flight: dict[int, InFlight] = {}
+        self._reducing: list[Pending] = []
+        heads = Counter({id(shard.unit): sum(op.kind is Kind.T for op in own)})
+        self.contributions = heads + Counter({id(shard.table.unit): sum(v.what == "take" for v in self._visits)})
+        """How often each unit, by its id, gets gradients in a step."""
+
+    @property
+    def units(self) -> list[Unit]:
+        """The shard's."""
+        return self._shard.units
+
+    def tensors(self) -> Iterator[Tensor]:
+        """What is kept or on its way, as large as activations."""
+        for flight in self._in_flight.values():
+            if flight.scores is not None:
+                yield from flight.scores.tensors()
+            if flight.gradient is not None:
+                yield flight.gradient[0]
+        yield from self._spread.tensors()
+        yield from self._rows.tensors()
+
+    def begin_step(self, play: Play) -> None:
+        """Tokens and labels are there."""
+        batches, head = play.batches, self._shard.head
+        self._rows.begin_step(batches)
+        self._spread.begin_step(lambda m: like_outputs(batches[m].tokens, head.shape[1], head.dtype))
+
+    def end_step(self, play: Play) -> None:
+        """Sum the losses where the last stage is; return when everything has left."""
+        for m in sorted(self._in_flight):
+            totals = self._in_flight[m].totals()
+            if self._ending[m] == self._rank:
+                play.add_loss(totals.loss)
+        for pending in self._reducing:
+            pending.wait()
+        self._in_flight.clear()
+        self._reducing.clear()
+        self._spread.end_step()
+        self._rows.end_step()
+
+    def score(self, microbatch: int, play: Play) -> None:
+        """S: logits and what is summed over the shards; all else that needs no weights follows by itself."""
+        shard, m = self._shard, microbatch
+        x = self._spread.take(m).flatten(0, 1)
+        early, learns = m in self._early, self._schedule.has_backward(self._last[m])
+        with torch.no_grad(), whole(shard.unit):
+            labels = play.batches[m].labels.flatten()
+            scores = Scores(x, labels, shard.head, start=shard.table.start, early=early)
+        if not learns:
+            scores.forget()
+        target = self._ending[m] if early else None
+        promise = self._background.submit(partial(summed, scores, self._groups, target, here=self._rank))
+        self._in_flight[m] = InFlight(scores if learns else None, promise)
+
+    def differentiate(self, microbatch: int, play: Play) -> None:
+        """T: the gradient of the shard, and with algorithm 1 its part of that of the input."""
+        shard, m = self._shard, microbatch
+        flight = self._in_flight[m]
+        totals = flight.totals()
+        scores, flight.scores = flight.scores, None
+        assert scores is not None
+        dlogits = scores.take_logit_gradient(totals, play.seed(totals.top.dtype))
+        if m not in self._early:
+            with torch.no_grad(), whole(shard.unit):
+                dx = (dlogits @ shard.head).to(totals.top.dtype)
+            self._send_gradient(m, dx, flight)
+        gradient = Deferred()
+        gradient.use(scores.x, dlogits)
+        shard.unit.add_gradients([gradient])
+
+    def _send_gradient(self, microbatch: int, dx: Tensor, flight: InFlight) -> None:
+        """Summed where the first backward will run; elsewhere it is let go when it has left."""
+        target = self._ending[microbatch]
+        pending = reduce(dx, target, self._groups.inputs_of_t)
+        if target == self._rank:
+            flight.gradient = dx, pending
+        else:
+            self._reducing = [*(p for p in self._reducing if not p.is_over()), pending]
+
+    def _gradient(self, microbatch: int, play: Play) -> Tensor:
+        """The gradient of the last stage's output, [B, T, D]; waits for it."""
+        flight = self._in_flight[microbatch]
+        totals = flight.totals()
+        assert flight.gradient is not None
+        (dx, pending), flight.gradient = flight.gradient, None
+        pending.wait()
+        if microbatch in self._early:
+            dx.mul_(play.seed(totals.top.dtype))
+        return dx.view(*play.batches[microbatch].labels.shape, -1).to(self._shard.head.dtype)
+
+    def action(self, op: Op) -> Action:
+        """What S or T does."""
+        return partial(self.score if op.kind is Kind.S else self.differentiate, op.microbatch)
+
+    def around(self, ops: Sequence[Op], actions: Sequence[Action]) -> list[Action]:
+        """The actions of a rank's operations, with what comes before and behind them."""
+        before: list[list[Action]] = [[] for _ in range(len(ops) + 1)]
+        visit = {"look up": self._rows.look_up, "await": self._rows.await_gradient, "take": self._rows.take_gradient}
+        for at, what, m in self._visits:
+            before[at].append(partial(_call, partial(visit[what], m)))
+        found: list[Action] = []
+        for op, action, first in zip(ops, actions, before, strict=False):
+            together = (*first, *self._before(op), action, *self._behind(op))
+            found.append(Together(together) if len(together) > 1 else action)
+        return [*found[:-1], Together((found[-1], *before[-1]))]
+
+    def _before(self, op: Op) -> Iterator[Action]:
+        """What an operation at either end of the model gets."""
+        m, stage = op.microbatch, op.stage
+        if op.kind is Kind.F and stage == self._first[m]:
+            yield partial(_put, ("F", stage, m), lambda play: self._rows.take(m))
+        elif op.kind in BACKWARD and stage == self._last[m]:
+            yield partial(_put, ("B", stage, m), partial(self._gradient, m))
+
+    def _behind(self, op: Op) -> Iterator[Action]:
+        """What becomes of the result of an operation at either end of the model."""
+        m, stage = op.microbatch, op.stage
+        if op.kind is Kind.F and stage == self._last[m]:
+            yield partial(_take, (END_F, stage, m), lambda y: self._spread.give(m, y.detach().contiguous()))
+        elif op.kind in BACKWARD and self._schedule.gradient_target(stage, m) is None:
+            learns = stage == self._first[m]  # else the first stage is frozen
+            yield partial(_take, (END_B, stage, m), partial(self._rows.give_back, m) if learns else _drop)
+
+
+@dataclass(frozen=True, slots=True)
+class Together:
+    """Several actions, one after the other."""
+
+    actions: tuple[Action, ...]
+
+    def __call__(self, play: Play) -> None:
+        """Play them."""
+        for action in self.actions:
+            action(play)
+
+
+def _call(visit: Callable[[], None], play: Play) -> None:
+    visit()
+
+
+def _put(slot: Slot, make: Callable[[Play], Tensor], play: Play) -> None:
+    play.values[slot] = make(play)
+
+
+def _drop(value: Tensor) -> None:
+    """Nobody needs it."""
+
+
+def _take(slot: Slot, use: Callable[[Tensor], None], play: Play) -> None:
+    value = play.values.pop(slot)
+    assert isinstance(value, Tensor)
+    use(value)
+
+
+@contextmanager
+def whole(unit: Unit) -> Iterator[None]:
+    """With the unit's parameters gathered."""
+    unit.unshard()
+    unit.ready()
+    yield
+    unit.reshard()
+
+
+def summed(scores: Scores, groups: Groups, target: int | None, *, here: int) -> tuple[Tensor, ...]:
+    """Maximum [N], mass [N] and loss of a micro-batch over the whole vocabulary; on ``target`` also the gradient [N, D]
+    of the input, unscaled.  Communicates, in the order in which all ranks call it."""
+    top = scores.top.clone()
+    all_reduce(top, groups.scores, maximum=True).wait()
+    sums = torch.stack([scores.mass * (scores.top - top).exp_(), scores.label])
+    all_reduce(sums, groups.scores).wait()
+    mass, label = sums
+    loss = torch.where(scores.valid, mass.log() + top - label, torch.zeros_like(top)).sum()
+    if target is None:
+        return top, mass, loss
+    dx = scores.take_input_gradient(top, mass)
+    reduce(dx, target, groups.inputs_of_s).wait()
+    return (top, mass, loss, dx) if target == here else (top, mass, loss)
+
+
+def by_algorithm_2(schedule: Schedule) -> frozenset[int]:
+    """Micro-batches whose first backward doesn't wait for T: the one before the other, on its rank."""
+    import numpy as np
+
+    places = Places(schedule)
+    microbatches = np.arange(schedule.num_microbatches)
+    turn = places.flows.turn[places.flows.of]
+    first = np.where(turn >= 0, places.backward(turn, microbatches), -1)
+    gradient = places.find(Kind.T, places.rank[first], microbatches)
+    return frozenset(np.flatnonzero((first >= 0) & (gradient >= 0) & (gradient > first)).tolist())
