@@ -127,3 +127,17 @@ def heads_of(heads: int, kv_heads: int, parts: int, index: int) -> tuple[Range, 
     start, stop = heads // parts * index, heads // parts * (index + 1)
     group = heads // kv_heads
     return (start, stop), (start // group, -(-stop // group))
+
+
+def uneven_reads(heads: int, kv_heads: int, parts: int, index: int) -> list[int] | None:
+    """Which of a part's key/value heads each of its query heads reads, where groups of unequal size come of the cut.
+
+    None where all its key/value heads serve equally many of its query heads, in order.
+
+    >>> uneven_reads(8, 2, 4, 1), uneven_reads(12, 3, 4, 1)
+    (None, [0, 1, 1])
+    """
+    (start, stop), (first, last) = heads_of(heads, kv_heads, parts, index)
+    reads = [head // (heads // kv_heads) - first for head in range(start, stop)]
+    size, rest = divmod(stop - start, last - first)
+    return None if not rest and reads == [i // size for i in range(stop - start)] else reads

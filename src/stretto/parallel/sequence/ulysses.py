@@ -24,7 +24,7 @@ from torch import Tensor, autograd
 from torch.autograd.function import once_differentiable
 
 from stretto.parallel.wire import Wire
-from stretto.spec.sequence import Range, Ranges, count, heads_of
+from stretto.spec.sequence import Range, Ranges, count, heads_of, uneven_reads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,13 +144,10 @@ def to_heads(exchange: Exchange, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tenso
     parts = len(exchange.members)
     both = [heads_of(q.shape[1], k.shape[1], parts, m) for m in range(parts)]
     heads = [[of_q for of_q, _ in both], *([of_kv for _, of_kv in both],) * 2]
-    group = q.shape[1] // k.shape[1]
+    reads = uneven_reads(q.shape[1], k.shape[1], parts, exchange.index)
     q, k, v = _ToHeads.apply(exchange, heads, q, k, v)
-    (start, stop), (first, _) = both[exchange.index]
-    read = [head // group - first for head in range(start, stop)]
-    if read != [i * k.shape[1] // len(read) for i in range(len(read))]:
-        # The cut runs through a group: its halves differ in size here, so each query head gets its own copy.
-        index = torch.tensor(read, device=k.device)
+    if reads is not None:  # each query head gets a copy of its own
+        index = torch.tensor(reads, device=k.device)
         k, v = k.index_select(1, index), v.index_select(1, index)
     return q, k, v
 

@@ -1,0 +1,133 @@
+"""Bytes that one rank sends for the attention of one layer and micro-batch, for every way to cut it over cp.
+
+With N tokens over n seats, H query and G key/value heads of size K, and e bytes a number, per rank and row:
+
+    way           forward                              backward
+    ring          2GK e N (n-1)/n                      2GK (e + x) N (n-1)/n         keys; keys, and their gradients
+    ulysses       (2H + 2G) K e N/n (n-1)/n            the same                      G at least n, else n/G times its 2G
+    token-ring    H (K e + (K+1) x) N (n-1)/n          H (2K e + 2x + K x) N (n-1)/n
+    all-gather    2GK e N (n-1)/n                      2GK (e + x) N (n-1)/n
+
+x: bytes of a sum, 4 for bfloat16, else e.  A double ring sends what a ring sends, but over the slow links only once
+a round.  A mesh of u ranks a seat sends what Ulysses over u sends, and what a ring with 1/u of the heads and u times
+the tokens sends.  What follows is exact for uneven shares too (S1, S2, S3, S4, S5 of the papers; tests hold the
+runtime to it).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stretto.spec.sequence import Arrangement, Ranges, count, heads_of, uneven_reads
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heads:
+    """Queries, keys and values of one layer on one tp rank."""
+
+    rows: int
+    """Sequences of a micro-batch."""
+    heads: int
+    """Query heads."""
+    kv_heads: int
+    """Key/value heads."""
+    head_size: int
+    """Channels of a head."""
+    element_bytes: int
+    """Bytes of a number."""
+
+    @property
+    def sum_bytes(self) -> int:
+        """Bytes of a number of outputs and gradients that are not complete yet."""
+        return max(4, self.element_bytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Volume:
+    """Bytes sent by one rank."""
+
+    forward: int
+    backward: int
+
+    def __add__(self, other: Volume) -> Volume:
+        """Both."""
+        return Volume(forward=self.forward + other.forward, backward=self.backward + other.backward)
+
+
+def sequence_volume(who: Arrangement, shares: tuple[Ranges, ...], rank: int, heads: Heads) -> Volume:
+    """What ``rank`` of cp sends when the tokens are cut in ``shares``."""
+    found = Volume(forward=0, backward=0)
+    if who.ulysses > 1:
+        members = who.sharers(rank)
+        index = members.index(rank)
+        found = _exchanged([count(shares[m]) for m in members], index, heads)
+        heads = _at_seat(heads, who.ulysses, index)
+    seats = [count(ranges) for ranges in who.seated(shares)]
+    seat = who.place(rank)[0]
+    if len(seats) == 1:
+        return found
+    if who.outside == "token-ring":
+        return found + _token_ring(seats, seat, heads)
+    if who.outside == "all-gather":
+        return found + _gathered(seats, seat, heads)
+    return found + _ring(seats, seat, who.inner_ring if who.inner_ring > 1 else len(seats), heads)
+
+
+def _exchanged(tokens: list[int], index: int, heads: Heads) -> Volume:
+    """Ulysses: q, k, v there and out back; backward the other way round."""
+    cut = [heads_of(heads.heads, heads.kv_heads, len(tokens), m) for m in range(len(tokens))]
+    of_q = [b - a for (a, b), _ in cut]
+    of_kv = [b - a for _, (a, b) in cut]
+    others = [m for m in range(len(tokens)) if m != index]
+    there = sum(tokens[index] * (of_q[m] + 2 * of_kv[m]) for m in others)
+    back = sum(tokens[m] * of_q[index] for m in others)
+    dout = sum(tokens[index] * of_q[m] for m in others)
+    gradients = sum(tokens[m] * (of_q[index] + 2 * of_kv[index]) for m in others)
+    each = heads.rows * heads.head_size * heads.element_bytes
+    return Volume(forward=each * (there + back), backward=each * (dout + gradients))
+
+
+def _at_seat(heads: Heads, parts: int, index: int) -> Heads:
+    """The heads that one of the ranks of a seat has; key/value heads that a cut runs through are one per query head."""
+    (start, stop), (first, last) = heads_of(heads.heads, heads.kv_heads, parts, index)
+    even = uneven_reads(heads.heads, heads.kv_heads, parts, index) is None
+    return Heads(
+        rows=heads.rows,
+        heads=stop - start,
+        kv_heads=last - first if even else stop - start,
+        head_size=heads.head_size,
+        element_bytes=heads.element_bytes,
+    )
+
+
+def _ring(seats: list[int], seat: int, inner: int, heads: Heads) -> Volume:
+    node, index = divmod(seat, inner)
+    rounds = len(seats) // inner
+
+    def column(i: int) -> int:
+        return sum(seats[r * inner + i % inner] for r in range(rounds))
+
+    # Inside a node everything is handed on but what comes home next; between nodes likewise, of one column.
+    inside = sum(seats) - column(index + 1)
+    across = column(index) - seats[(node + 1) % rounds * inner + index]
+    token = 2 * heads.rows * heads.kv_heads * heads.head_size
+    keys = token * (inside + across) * heads.element_bytes
+    gradients = token * (sum(seats) - seats[seat]) * heads.sum_bytes
+    return Volume(forward=keys, backward=keys + gradients)
+
+
+def _token_ring(seats: list[int], seat: int, heads: Heads) -> Volume:
+    on = sum(seats) - seats[(seat + 1) % len(seats)]
+    back = sum(seats) - seats[seat]
+    size, e, x = heads.head_size, heads.element_bytes, heads.sum_bytes
+    each = heads.rows * heads.heads
+    return Volume(
+        forward=each * (on * size * e + back * (size + 1) * x),
+        backward=each * (on * 2 * (size * e + x) + back * size * x),
+    )
+
+
+def _gathered(seats: list[int], seat: int, heads: Heads) -> Volume:
+    token = 2 * heads.rows * heads.kv_heads * heads.head_size
+    keys = token * seats[seat] * (len(seats) - 1) * heads.element_bytes
+    return Volume(forward=keys, backward=keys + token * (sum(seats) - seats[seat]) * heads.sum_bytes)

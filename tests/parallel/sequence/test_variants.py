@@ -1,0 +1,187 @@
+"""Every way to cut attention: output, gradients, and bytes on the wire, against the whole and the closed forms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from ranks import Ranks
+from stretto.parallel.sequence.blockwise import Blockwise
+from stretto.parallel.sequence.opening import ContextAttend
+from stretto.parallel.wire import Wire
+from stretto.planner.sequence_volume import Heads, sequence_volume
+from stretto.spec.contract import SequencePart
+from stretto.spec.plan import PlanSpec
+from stretto.spec.sequence import Arrangement, cut_sequence
+
+HEAD_SIZE, ROWS = 4, 2
+
+# Plan, query heads, key/value heads, tokens, first token of the second document (0: one document).
+CASES: list[tuple[dict[str, Any], int, int, int, int]] = [
+    ({}, 4, 2, 37, 11),
+    ({"context_layout": "contiguous"}, 4, 1, 37, 0),
+    ({"inner_ring": 2}, 4, 2, 37, 11),
+    ({"inner_ring": 4}, 2, 2, 36, 0),
+    ({"context": "ulysses"}, 8, 8, 37, 0),
+    ({"context": "ulysses"}, 8, 2, 37, 11),
+    ({"context": "ulysses", "context_layout": "contiguous"}, 4, 1, 36, 0),
+    ({"context": "ulysses"}, 12, 3, 37, 0),
+    ({"context": "ulysses"}, 12, 2, 37, 0),
+    ({"context": "mesh", "ulysses": 2}, 6, 2, 37, 11),
+    ({"context": "mesh", "ulysses": 2}, 6, 3, 37, 0),
+    ({"context": "mesh", "ulysses": 2, "context_inner": "ring", "context_layout": "contiguous"}, 4, 1, 37, 11),
+    ({"context": "token-ring"}, 4, 2, 37, 11),
+    ({"context": "token-ring", "context_layout": "contiguous"}, 4, 4, 36, 0),
+    ({"context": "all-gather"}, 4, 2, 37, 11),
+    ({"context": "all-gather"}, 4, 1, 36, 0),
+]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What the opening reads of a context."""
+
+    part: SequencePart
+    first: Tensor | None
+
+
+class NoDropout:
+    def weight_dropout(self, context: Any) -> None:
+        return None
+
+
+def tensors(heads: int, kv_heads: int, length: int, dtype: torch.dtype) -> list[Tensor]:
+    """q, k, v and the gradient of the output, whole."""
+    generator = torch.Generator().manual_seed(heads * length + kv_heads)
+    return [
+        torch.randn(ROWS, n, length, HEAD_SIZE, generator=generator, dtype=torch.float64).to(dtype)
+        for n in (heads, kv_heads, kv_heads, heads)
+    ]
+
+
+def first_of(length: int, start: int) -> Tensor | None:
+    if not start:
+        return None
+    first = torch.zeros(ROWS, length, dtype=torch.int64)
+    first[0, start:] = start
+    return first
+
+
+def own(x: Tensor, index: Tensor) -> Tensor:
+    return x[:, :, index].contiguous()
+
+
+def attend_cut(
+    rank: int, world: int, cases: list[Any], dtype: torch.dtype
+) -> list[tuple[list[Tensor], tuple[int, int]]]:
+    """Output, gradients and sent bytes of each case."""
+    wire, found = Wire(dist.group.WORLD), []
+    for plan, heads, kv_heads, length, start in cases:
+        spec = PlanSpec(cp=world, **plan)
+        shares = cut_sequence(length, world, spec.context_layout)
+        index = torch.cat([torch.arange(*part) for part in shares[rank]])
+        *qkv, dout = (own(x, index) for x in tensors(heads, kv_heads, length, dtype))
+        qkv = [x.requires_grad_() for x in qkv]
+        context = Cut(SequencePart(shares=shares, tokens=index, documents=None), first_of(length, start))
+        attend = ContextAttend(wire=wire, arrangement=Arrangement.of(spec), local=NoDropout(), kernel=Blockwise())
+        before = wire.sent
+        out = attend(*qkv, context)
+        middle = wire.sent
+        gradients = torch.autograd.grad(out, qkv, dout)
+        found.append(([out.detach(), *gradients], (middle - before, wire.sent - middle)))
+    return found
+
+
+def whole_of(case: Any, dtype: torch.dtype) -> list[Tensor]:
+    """Output and gradients of one rank."""
+    _, heads, kv_heads, length, start = case
+    *qkv, dout = tensors(heads, kv_heads, length, dtype)
+    qkv = [x.double().requires_grad_() for x in qkv]
+    q, k = torch.arange(length).unsqueeze(1), torch.arange(length)
+    seen = (k <= q).expand(ROWS, length, length)
+    if start:
+        seen = seen & (k >= first_of(length, start).unsqueeze(2))  # type: ignore[union-attr]
+    out = F.scaled_dot_product_attention(*qkv, attn_mask=seen.unsqueeze(1), enable_gqa=True)
+    return [out.detach(), *torch.autograd.grad(out, qkv, dout.double())]
+
+
+def hold(cases: list[Any], found: list[Any], world: int, *, dtype: torch.dtype, error: float) -> None:
+    """Compare what all ranks found with one rank, and their bytes with the closed forms."""
+    for number, case in enumerate(cases):
+        plan, heads, kv_heads, length, _ = case
+        spec = PlanSpec(cp=world, **plan)
+        shares = cut_sequence(length, world, spec.context_layout)
+        whole = whole_of(case, dtype)
+        shape = Heads(rows=ROWS, heads=heads, kv_heads=kv_heads, head_size=HEAD_SIZE, element_bytes=dtype.itemsize)
+        for rank in range(world):
+            index = torch.cat([torch.arange(*part) for part in shares[rank]])
+            parts, sent = found[rank][number]
+            for mine, expected in zip(parts, whole, strict=True):
+                worst = (mine.double() - own(expected, index)).abs().max() / expected.abs().max()
+                assert worst <= error, (case, rank)
+            volume = sequence_volume(Arrangement.of(spec), shares, rank, shape)
+            assert sent == (volume.forward, volume.backward), (case, rank)
+
+
+def test_every_way_equals_the_whole_and_sends_what_its_formula_says(ranks: Ranks) -> None:
+    """Float64 on four ranks: rounding only."""
+    hold(CASES, ranks.run(attend_cut, 4, CASES, torch.float64), 4, dtype=torch.float64, error=1e-13)
+
+
+def test_bfloat16_sums_in_float32_and_pays_for_it(ranks: Ranks) -> None:
+    cases = [case for case in CASES if case[3] == 36]
+    hold(cases, ranks.run(attend_cut, 4, cases, torch.bfloat16), 4, dtype=torch.bfloat16, error=0.02)
+
+
+def test_odd_length_and_eight_ranks(ranks: Ranks) -> None:
+    long = [({}, 1, 1, 2999, 700)]
+    hold(long, ranks.run(attend_cut, 4, long, torch.float64), 4, dtype=torch.float64, error=1e-12)
+    eight: list[Any] = [
+        ({"inner_ring": 4}, 4, 2, 37, 11),
+        ({"context": "mesh", "ulysses": 4, "context_inner": "ring"}, 8, 2, 37, 11),
+        ({"context": "mesh", "ulysses": 2, "inner_ring": 2}, 2, 1, 37, 0),
+        ({"context": "ulysses"}, 8, 2, 37, 11),
+    ]
+    hold(eight, ranks.run(attend_cut, 8, eight, torch.float64), 8, dtype=torch.float64, error=1e-13)
+
+
+def test_even_shares_are_the_formulas_of_the_papers() -> None:
+    """N tokens, n ranks: the closed forms of the module's table."""
+    n, length, h, g, k = 4, 64, 8, 2, 16
+    shares = cut_sequence(length, n, "zigzag")
+    heads = Heads(rows=1, heads=h, kv_heads=g, head_size=k, element_bytes=2)
+    others = length * (n - 1) // n
+
+    def of(**plan: Any) -> tuple[int, int]:
+        volumes = {sequence_volume(Arrangement.of(PlanSpec(cp=n, **plan)), shares, r, heads) for r in range(n)}
+        assert len(volumes) == 1
+        volume = volumes.pop()
+        return volume.forward, volume.backward
+
+    keys = 2 * g * k * others
+    assert of() == of(inner_ring=2) == of(context="all-gather") == (2 * keys, (2 + 4) * keys)
+    replicated = 2 * (2 * h + 2 * g * n // g) * k * others // n
+    assert of(context="ulysses") == (replicated, replicated)
+    assert of(context="token-ring") == (
+        h * (2 * k + 4 * (k + 1)) * others,
+        h * (2 * 2 * k + 2 * 4 + 4 * k) * others,
+    )
+
+
+@pytest.mark.parametrize("ulysses", [1, 2, 4, 8])
+@pytest.mark.parametrize("inner", ["ulysses", "ring"])
+def test_every_rank_has_one_place(ulysses: int, inner: str) -> None:
+    who = Arrangement.of(PlanSpec(cp=8, context="mesh", ulysses=ulysses, context_inner=inner))
+    assert len({who.place(rank) for rank in range(8)}) == 8
+    for rank in range(8):
+        assert who.sharers(rank)[who.place(rank)[1]] == rank and who.ring(rank)[who.place(rank)[0]] == rank
+    if inner == "ulysses":
+        assert who.sharers(0) == tuple(range(ulysses))
+    else:
+        assert who.ring(0) == tuple(range(8 // ulysses))
