@@ -201,18 +201,18 @@ def torch_pipeline(name: str, mesh: Mesh, microbatches: int, seconds: float) -> 
 
     if name in SINGLE:
         return step, without_messages(build(SINGLE[name], ranks=ranks, microbatches=microbatches))
-    orders = [list(_ops(schedule.pipeline_order[r])) for r in range(ranks)]
+    orders = [list(ops_of(schedule.pipeline_order[r])) for r in range(ranks)]
     same = Schedule.from_orders(orders, name=name, num_stages=count, num_microbatches=microbatches, placement=[holders])
     return step, same
 
 
-def _ops(actions: Any) -> Iterator[Op]:
+def ops_of(actions: Any) -> Iterator[Op]:
     """torch's actions as ours; a pair that it overlaps is played one after the other there, too."""
     kinds = {"FORWARD": Kind.F, "BACKWARD_INPUT": Kind.I, "BACKWARD_WEIGHT": Kind.W, "FULL_BACKWARD": Kind.B}
     for action in actions:
         if action is None:
             continue
         if action.sub_actions:
-            yield from _ops(action.sub_actions)
+            yield from ops_of(action.sub_actions)
         elif (kind := kinds.get(action.computation_type.name)) is not None:
             yield Op(kind, stage=action.stage_index, microbatch=action.microbatch_index)
