@@ -145,9 +145,13 @@ class Watchdog:
                 self._judge.hear(rank, value.decode(), now)
 
     def _watch(self) -> None:
+        looked = time.monotonic()
         while not self._leaving.wait(self._interval / 2):
-            now = time.monotonic()
+            before, looked = looked, time.monotonic()
+            now = looked
             with self._lock:
+                if now - before > self._silent_seconds / 2:  # this process slept; the store had no chance to answer
+                    self._contact = now
                 verdict = self._judge.verdict(now) or self._lost(now)
                 if verdict is None:
                     self._note_stall(now)
