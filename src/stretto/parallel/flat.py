@@ -157,6 +157,7 @@ class FlatUnit:
                     stop=high - (at - size),
                     counted=counted,
                     owned=counted and self._mesh.index("dp_replicate") == 0,
+                    trained=parameter.requires_grad,
                 )
             )
 

@@ -36,6 +36,8 @@ class Master:
     """Whether this rank's copy counts in the gradient norm (replicated and tied copies count once)."""
     owned: bool
     """Whether this rank writes it to checkpoints."""
+    trained: bool = True
+    """Whether it gets gradients; a frozen one has no moments."""
 
     @property
     def decays(self) -> bool:

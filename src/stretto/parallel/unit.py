@@ -109,6 +109,7 @@ class LocalUnit:
                     stop=parameter.numel(),
                     counted=counts_here(sharding, mesh),
                     owned=counts_here(sharding, mesh),
+                    trained=parameter.requires_grad,
                 )
             )
         self._all = [p for p, _ in held]

@@ -98,6 +98,8 @@ def check_training(training: TrainingSpec) -> None:
     one_of("training.schedule", training.schedule, capabilities.RATE_SCHEDULES)
     zero_or_more = ("learning_rate", "min_learning_rate", "warmup_steps", "decay_steps", "weight_decay", "clip_norm")
     _at_least_zero("training", training, (*zero_or_more, "eval_every"))
+    if "" in training.freeze:
+        raise ConfigError('training.freeze has an empty pattern; write names such as "inputs.*" or "blocks.0.*".')
     for key in ("beta1", "beta2"):
         _fraction(f"training.{key}", getattr(training, key))
     if training.min_learning_rate > training.learning_rate:

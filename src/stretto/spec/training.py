@@ -41,6 +41,9 @@ class TrainingSpec:
     """Decoupled decay, applied to weights of two or more dims, never to norms and biases."""
     clip_norm: float = 1.0
     """Global gradient norm above which gradients are scaled down; 0: no clipping."""
+    freeze: tuple[str, ...] = ()
+    """Parameters that don't train, by patterns of their names: ``["inputs.*", "blocks.0.*"]``; they get no gradient,
+    have no moments, and are kept in checkpoints like any other."""
     eval_every: int = 0
     """Evaluate on the held-out split each so many steps; 0: never."""
     eval_steps: int = 4

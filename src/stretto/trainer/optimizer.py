@@ -15,7 +15,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def build_optimizer(masters: Sequence[Master], training: TrainingSpec) -> torch.optim.AdamW:
-    """AdamW on ``masters`` with the numbers of ``training``; its state exists from the start."""
+    """AdamW on the ``masters`` that train, with the numbers of ``training``; its state exists from the start."""
+    masters = [master for master in masters if master.trained]
     groups = [
         {"params": [m.tensor for m in masters if m.decays == decays], "weight_decay": training.weight_decay * decays}
         for decays in (True, False)
@@ -36,10 +37,10 @@ def build_optimizer(masters: Sequence[Master], training: TrainingSpec) -> torch.
 
 
 def optimizer_pieces(masters: Sequence[Master], optimizer: torch.optim.AdamW) -> Iterator[Piece]:
-    """Masters and both moments as pieces of global tensors, for checkpoints."""
+    """Masters, and both moments of those that train, as pieces of global tensors, for checkpoints."""
     for master in masters:
         yield from master.pieces("model", master.tensor)
-        for moment in MOMENTS:
+        for moment in MOMENTS if master.trained else ():
             yield from master.pieces(f"optimizer.{moment}", optimizer.state[master.tensor][moment])
 
 

@@ -17,6 +17,7 @@ from stretto.schedule.document import load
 from stretto.schedule.families import FAMILIES, TOLERANCE, build
 from stretto.schedule.op import Kind
 from stretto.schedule.passes import change
+from stretto.schedule.passes.freeze import freeze
 from stretto.schedule.schedule import Schedule
 from stretto.schedule.simulate.costs import Costs
 from stretto.schedule.simulate.memory import peak_activation
@@ -38,6 +39,7 @@ def planned(run: RunSpec) -> Schedule:
     plan = run.plan
     schedule = _of_file(run, plan.schedule_file) if plan.schedule_file is not None else _of_family(run)
     _check_whole(schedule, plan)
+    schedule = _frozen(schedule, run)
     schedule, costs = _changed(schedule, passes_of(plan))
     if passes_of(plan) or plan.schedule_file is not None:
         _check_limit(schedule, costs, plan)
@@ -129,6 +131,25 @@ def _check_whole(schedule: Schedule, plan: PlanSpec) -> None:
                 f"from stage 0 (embedding) to stage {last} (loss) can be trained; let all visit both, "
                 f"for example by plan.options.keep = [0, {last}] of skip-pipe."
             )
+
+
+def _frozen(schedule: Schedule, run: RunSpec) -> Schedule:
+    """Without backward in the first stages where nothing trains; ConfigError where others are frozen."""
+    frozen: set[int] = set()
+    if run.training.freeze:
+        from stretto.trainer.freezing import frozen_stages
+        from stretto.trainer.structure import make_stack
+
+        frozen = set(frozen_stages(run, make_stack(run)))
+    if wrong := sorted(schedule.frozen - frozen):
+        raise ConfigError(
+            f"{_origin(run.plan)} has no backward in the stages {wrong}, but they have parameters that train; "
+            "name them in training.freeze, or take another schedule."
+        )
+    try:
+        return freeze(schedule, stages=sorted(frozen - schedule.frozen)) if frozen - schedule.frozen else schedule
+    except ScheduleError as error:
+        raise ConfigError(f"{_origin(run.plan)} can't have training.freeze: {error}") from error
 
 
 def _changed(schedule: Schedule, passes: tuple[str, ...]) -> tuple[Schedule, Costs]:

@@ -14,7 +14,9 @@ from typing import Any
 
 from stretto.checkpoint import load, read_state, save
 from stretto.spec.contract import Piece
+from stretto.spec.errors import CheckpointError
 from stretto.trainer.fitting import check_fits, checkpoint_folder
+from stretto.trainer.freezing import matches
 from stretto.trainer.optimizer import optimizer_pieces, set_steps_taken
 from stretto.trainer.session import Session
 
@@ -60,8 +62,21 @@ def resume_session(session: Session, path: Path, *, tokenizer: str) -> Mapping[s
         CheckpointError: if it is damaged, or of another model, tokenizer or batch.
     """
     check_fits(session.run, read_state(path), path, tokenizer=tokenizer)
+    _check_moments(session, read_state(path), path)
     state = load(path, session_pieces(session))
     session.step.updates = int(state["optimizer_steps"])
     set_steps_taken(session.optimizer, session.step.updates)
     session.model.publish()
     return state
+
+
+def _check_moments(session: Session, state: Mapping[str, Any], path: Path) -> None:
+    """CheckpointError where a parameter trains now of which the checkpoint, for which it was frozen, has no moments."""
+    frozen = state["training"].get("freeze", ())
+    names = (m.sharding.tied_to or m.sharding.name for m in session.model.masters if m.trained)
+    thawed = next((name for name in names if matches(name, frozen)), None)
+    if thawed is not None:
+        raise CheckpointError(
+            f"checkpoint {path} was written with training.freeze = {list(frozen)}, so it has no moments of {thawed}, "
+            "which trains now. Keep that, or start another run from the weights (stretto convert)."
+        )

@@ -12,7 +12,6 @@ from functools import partial
 import torch
 
 from stretto.assemble.rank_model import Assembler, Precision, RankModel, Reader
-from stretto.models.build import build_model
 from stretto.parallel.mesh import Mesh, build_mesh
 from stretto.parallel.pipeline.channel import Channel, PeerChannel
 from stretto.parallel.pipeline.relay import Relay
@@ -23,24 +22,14 @@ from stretto.schedule.op import Kind
 from stretto.schedule.schedule import Schedule
 from stretto.spec.check import stages_of
 from stretto.spec.contract import Batch, Observer, Silent, Stack
-from stretto.spec.model import ModelSpec
 from stretto.spec.run import RunSpec
+from stretto.trainer.freezing import spare, trained_parts
 from stretto.trainer.optimizer import build_optimizer
 from stretto.trainer.post_validation import PostValidation
 from stretto.trainer.recording import Metered
 from stretto.trainer.schedules import schedules_of
 from stretto.trainer.step import StepResult, TrainStep
-
-
-def make_stack(model: ModelSpec, seed: int) -> Stack:
-    """The structure of the model: without storage, unless it is a foreign one that brings its values."""
-    if model.family != "foreign":
-        with torch.device("meta"):
-            return build_model(model)
-    from stretto.models.foreign import load_foreign
-
-    torch.manual_seed(seed)
-    return load_foreign(model)
+from stretto.trainer.structure import make_stack
 
 
 @dataclass(slots=True, kw_only=True)
@@ -82,7 +71,8 @@ class Session:
         observer = observer or Silent()
         mesh = build_mesh(run.plan, rank)
         training, evaluation = schedules_of(run)
-        stack = stack or make_stack(run.model, run.run.seed)
+        stack = stack or make_stack(run)
+        trained = trained_parts(stack)
         precision = Precision.of(run.training.dtype)
         assembler = Assembler(stack, run.plan, mesh, precision=precision, seed=run.run.seed)
         model = assembler.build(
@@ -100,6 +90,7 @@ class Session:
             channel = Metered(channel, observer)
         play = partial(Runtime, model.stages, rank=pp, channel=channel, observer=observer, vocabulary=vocabulary)
         runtime = play(training)
+        spare(model.stages, training, trained)
         optimizer = build_optimizer(model.masters, run.training)
         step = TrainStep(model, runtime, optimizer, training=run.training, seed=run.run.seed, observer=observer)
         unbarred = mesh.size("pp") > 1 and not run.plan.optimizer_barrier

@@ -19,7 +19,8 @@ from stretto.parallel.mesh import Mesh
 from stretto.parallel.pipeline.segment import Segment, tensors_of
 from stretto.spec.contract import Batch, Piece
 from stretto.spec.run import RunSpec
-from stretto.trainer.session import Session, make_stack
+from stretto.trainer.session import Session
+from stretto.trainer.structure import make_stack
 from stretto.trainer.verify_inputs import lively, micro_batches
 from stretto.trainer.verify_modules import Heard, ModuleWatch
 
@@ -136,7 +137,7 @@ def train_on_rank(
     torch.manual_seed(run.run.seed)
     with around() if around is not None else nullcontext():
         recorder = Recorder()
-        stack = lively(make_stack(run.model, run.run.seed), run)
+        stack = lively(make_stack(run), run)
         session = Session.start(run, rank, device=torch.device("cpu"), observer=recorder, stack=stack)
         recorder.session = session
         stages = session.model.stages.values()

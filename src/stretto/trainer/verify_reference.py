@@ -23,6 +23,7 @@ from stretto.models.build import build_model
 from stretto.spec.contract import IGNORE, Batch, Place, Stack
 from stretto.spec.run import RunSpec
 from stretto.spec.sharding import Sharding
+from stretto.trainer.freezing import freeze
 from stretto.trainer.rate import learning_rate
 from stretto.trainer.verify_inputs import global_batch, lively
 from stretto.trainer.verify_modules import Key, ModuleWatch, whole_values
@@ -102,6 +103,7 @@ def build_whole(run: RunSpec) -> Stack:
             if how is not None:
                 whole = Sharding.whole(name, tuple(parameter.shape))
                 parameter.copy_(draw(run.run.seed, name, whole.shape, whole.slice, how))
+    freeze(stack, run.training.freeze)
     return stack
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 from stretto.spec.check import check
 from stretto.spec.cluster import ClusterSpec
@@ -23,6 +24,7 @@ from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSpec
 from stretto.spec.stages import balanced, stages_of
 from stretto.spec.training import TrainingSpec
+from stretto.trainer.freezing import matches
 
 MAX_RANKS = 16
 """Processes that a verification starts at most."""
@@ -70,6 +72,8 @@ def shrink(run: RunSpec) -> Shrunk:
     plan = replace(plan, stages=stages, micro_batch_size=min(plan.micro_batch_size, 2))
     training = shrink_training(run, plan)
     model = run.model if foreign else shrink_model(run, plan, training)
+    if training.freeze:
+        training = replace(training, freeze=_frozen_still(model, training.freeze))
     small = replace(
         run, run=replace(run.run, device="cpu"), model=model, cluster=ClusterSpec(), plan=plan, training=training
     )
@@ -165,6 +169,21 @@ def shrink_training(run: RunSpec, plan: PlanSpec) -> TrainingSpec:
         clip_norm=0.1 if before.clip_norm else 0.0,
         eval_every=0,
     )
+
+
+def _frozen_still(model: ModelSpec, patterns: tuple[str, ...]) -> tuple[str, ...]:
+    """The patterns of frozen parameters that the small model has, too: it has fewer layers."""
+    if model.family == "foreign":
+        return patterns
+    import torch
+
+    from stretto.models.build import build_model
+
+    with torch.device("meta"):
+        stack: Any = build_model(model)
+    names = [name for name, _ in stack.named_parameters()]
+    fewer = tuple(pattern for pattern in patterns if any(matches(name, (pattern,)) for name in names))
+    return fewer if not all(matches(name, fewer) for name in names) else ()
 
 
 def layers_of(run: RunSpec) -> tuple[int, ...]:

@@ -34,9 +34,9 @@ def tensors_of(value: Value) -> tuple[Tensor, ...]:
     return (value,) if isinstance(value, Tensor) else value
 
 
-def detached(value: Value) -> Value:
-    """The same data as new leaves; floating-point ones require gradients."""
-    leaves = tuple(t.detach().requires_grad_(t.is_floating_point()) for t in tensors_of(value))
+def detached(value: Value, *, needs_gradient: bool = True) -> Value:
+    """The same data as new leaves; floating-point ones require gradients where they are needed."""
+    leaves = tuple(t.detach().requires_grad_(needs_gradient and t.is_floating_point()) for t in tensors_of(value))
     return None if value is None else leaves[0] if isinstance(value, Tensor) else leaves
 
 
@@ -66,11 +66,18 @@ class Segment:
     """Run the forward again in the backward instead of keeping its graph."""
     deferral: Deferral = field(default_factory=Deferral)
     """Reaches its linear layers; where it reaches none, ``I`` is the full backward and ``W`` adds what that gave."""
+    needs_input_gradient: bool = True
+    """False where nothing before it trains: no gradient of its input is computed then."""
     _parameters: list[nn.Parameter] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Look its parameters up once."""
         self._parameters = [p for unit in self.units for p in unit.parameters]
+
+    @property
+    def frozen(self) -> bool:
+        """Whether nothing here is differentiated: it keeps nothing and its backward does nothing."""
+        return not self._parameters and not self.needs_input_gradient
 
     def unshard(self) -> None:
         """Start gathering its parameters."""
@@ -93,7 +100,11 @@ class Segment:
         ``split``: the backward will be ``backward_inputs`` and ``backward_weights``.
         """
         self._ready()
-        kept = Kept(detached(x), None, Stash() if split else None)
+        if self.frozen:
+            with torch.no_grad():
+                return Kept(None, (), Stash() if split else None), self.run(x, context, batch)
+        x = detached(x, needs_gradient=self.needs_input_gradient)
+        kept = Kept(x, None, Stash() if split else None)
         if self.recompute:
             with torch.no_grad():
                 y = self.run(kept.x, context, batch)
@@ -114,6 +125,9 @@ class Segment:
 
     def backward(self, kept: Kept, dy: Value, context: Any, batch: Any) -> Value:
         """Gradient of its input; gradients of its parameters go to the units."""
+        if self.frozen:
+            self._hand_over(())
+            return None
         self._ready()
         parameters = self._parameters
         outputs, seeds, sources = self._ends(kept, dy, context, batch)
@@ -121,23 +135,25 @@ class Segment:
             self._hand_over([None] * len(parameters))
             return None
         gradients = torch.autograd.grad(outputs, [*sources, *parameters], seeds, allow_unused=True)
-        dx = _gradients_of(kept.x, gradients[: len(sources)])
+        dx = _gradients_of(kept.x, gradients[: len(sources)]) if sources else None
         self._hand_over(apart(gradients[len(sources) :], (*seeds, *tensors_of(dx))))
         return dx
 
     def backward_inputs(self, kept: Kept, dy: Value, context: Any, batch: Any) -> Value:
         """Gradient of its input; ``backward_weights`` of the same ``kept`` follows."""
         assert kept.stash is not None, "the forward was not told that its backward would be split"
+        if self.frozen:
+            return None
         self._ready()
         outputs, seeds, sources = self._ends(kept, dy, context, batch)
         if not outputs:
             return None
-        if not sources:
+        if kept.x is None:
             kept.stash.put_off(outputs, seeds)
             return None
         with self.deferral(kept.stash):
             gradients = torch.autograd.grad(outputs, [*sources, *self._parameters], seeds, allow_unused=True)
-        dx = _gradients_of(kept.x, gradients[: len(sources)])
+        dx = _gradients_of(kept.x, gradients[: len(sources)]) if sources else None
         kept.stash.keep(gradients[len(sources) :], (*seeds, *tensors_of(dx)))
         kept.x = kept.y = None
         return dx

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stretto.schedule.passes.fill_bubbles import fill_bubbles, with_frozen
+from stretto.schedule.passes.freeze import freeze
 from stretto.schedule.passes.offload import offload
 from stretto.schedule.passes.recompute import recompute
 from stretto.schedule.passes.sharding import sharding
@@ -62,6 +63,9 @@ PASSES: Mapping[str, Pass] = {
         summary="activations wait in the host's memory: O and L; all that fit, a fraction, or what a limit asks",
         options=("stages", "fraction", "limit"),
         costed=True,
+    ),
+    "freeze": Pass(
+        apply=freeze, summary="the first stages don't train and have no backward; stages=0-1", options=("stages",)
     ),
     "fill-bubbles": Pass(
         apply=fill_bubbles,
