@@ -5,7 +5,7 @@
                                comes (resharded after forward)
 
 2 pipeline ranks x 2 data-parallel ranks, a Llama of 4 layers, float32.  Every gradient of one step is held to the
-same modules in one process; one is wrong from a relative error of 1e-3 on.  A side that doesn't answer in time is ended.
+same modules in one process; one is wrong from a relative error of 1e-3 on.  A side that doesn't answer is ended.
 """
 
 from __future__ import annotations

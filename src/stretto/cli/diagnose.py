@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,19 +12,22 @@ from stretto.spec.errors import ConfigError
 from stretto.spec.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
+    from stretto.resilience.stall import Stall
     from stretto.schedule.measured.diagnosis import Diagnosis
 
 SUMMARY = "say where a run's step time goes, measured over simulated"
 DESCRIPTION = """\
 Read the operations that a run recorded, simulate the same schedule under their median durations, and say where the
 difference is: a slow stage or rank, late messages, idle time that isn't predicted. Of all recorded steps the one of
-median length is looked at. A run records its last 8 steps, or others where run.trace says so (20-30);
---costs-out writes the medians as a costs file for stretto simulate --costs."""
+median length is looked at; where a rank was slow once, that is named in whatever step it was. A run records its last
+8 steps, or others where run.trace says so (20-30); --costs-out writes the medians as a costs file for
+stretto simulate --costs."""
 EXAMPLES = (
     "stretto diagnose runs/tiny",
     "stretto diagnose runs/tiny --step 20 --html measured.html --trace measured.json",
     "stretto diagnose runs/tiny --json --costs-out costs.json",
 )
+_STALLS_SHOWN = 3
 OUTPUTS = ("costs_out", "trace", "html")
 """Options that name a file to write."""
 
@@ -43,13 +47,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> int:
     """Diagnose, write the files that are asked for, and print."""
     _check_outputs(options)
+    from stretto.resilience.stall import read_stalls
     from stretto.schedule.measured.diagnosis import diagnose
 
     found = diagnose(options.run, step=options.step)
     for path, content in _files(options, found).items():
         path.write_text(content, encoding="utf-8")
-    print(json.dumps(found.as_data()) if options.json else _shown(found))
+    stalls = read_stalls(options.run)
+    if options.json:
+        print(json.dumps({**found.as_data(), "stalls": [asdict(stall) for stall in stalls]}))
+    else:
+        print("\n".join([_shown(found), *map(_told, stalls[:_STALLS_SHOWN])]))
     return 0
+
+
+def _told(stall: Stall) -> str:
+    """A moment in which nothing moved."""
+    who = "Rank " if len(stall.ranks) == 1 else "Ranks "
+    who += ", ".join(map(str, stall.ranks)) + (" was" if len(stall.ranks) == 1 else " were")
+    return f"{who} slow: nothing else moved for {format_seconds(stall.seconds)}; {stall.sentence}."
 
 
 def _check_outputs(options: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stretto.schedule.measured.findings import WORTH, differences, outside, slow_ranks, slow_stages
+from stretto.schedule.measured.findings import WORTH, differences, outside, slow_ranks, slow_stages, stragglers
 from stretto.schedule.measured.medians import costs_of, durations
 from stretto.schedule.measured.overlay import Overlay, overlay
 from stretto.schedule.measured.trace import Played, Trace, load
@@ -133,6 +133,7 @@ def _findings(trace: Trace, pipeline: int, played: Played, *, costs: Costs, over
             f"{format_seconds(simulated)} ({measured / simulated:.2f} x)."
         )
     yield from slow_ranks(trace, trace.steps)
+    yield from stragglers(trace, pipeline)
     yield from slow_stages(trace.schedule, costs, ranks)
     yield from differences(over, ranks)
     yield from outside(played)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from stretto.schedule.measured.overlay import Difference, Overlay
-from stretto.schedule.op import COMPUTE
+from stretto.schedule.op import COMPUTE, text
 from stretto.schedule.simulate import Attribution, Costs, run
 from stretto.spec.units import format_seconds as shown
 
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 SLOWER = 1.1
 """Times as long as the others that count as slow."""
+STRAGGLES = 5.0
+"""Times its median from which on an operation counts as a straggler."""
+STRAGGLES_OF_STEP = 0.25
+"""Share of a step that it must have cost besides."""
 WORTH = 0.02
 """Share of the measured step from which on a cause is named."""
 OUTSIDE = 0.1
@@ -56,6 +60,30 @@ def slow_stages(schedule: Schedule, costs: Costs, ranks: Sequence[int]) -> Itera
         f"{shown(weights[slowest])}, {weights[slowest] / typical:.2f} x the others' average; {gain} (plan.stages says "
         "which stage has how many layers)."
     )
+
+
+def stragglers(trace: Trace, pipeline: int) -> Iterator[str]:
+    """Operations that took much longer than the same one of other micro-batches and steps, the worst of each rank."""
+    import numpy as np
+
+    steps = [trace.played(pipeline, step) for step in trace.steps]
+    schedule, taken = trace.schedule, np.array([step.end - step.start for step in steps])
+    makespan = float(np.median([step.makespan for step in steps]))
+    works = np.isin(schedule.kind, list(COMPUTE))
+    worst: dict[int, tuple[float, str]] = {}
+    for kind, stage in sorted(set(zip(schedule.kind[works].tolist(), schedule.stage[works].tolist(), strict=True))):
+        rows = np.flatnonzero((schedule.kind == kind) & (schedule.stage == stage))
+        typical = float(np.median(taken[:, rows]))
+        step, column = np.unravel_index(int(taken[:, rows].argmax()), (len(steps), len(rows)))
+        row, seconds = rows[column], float(taken[step, rows[column]])
+        rank = int(steps[0].ranks()[row])
+        if seconds < STRAGGLES * typical or seconds - typical < STRAGGLES_OF_STEP * makespan:
+            continue
+        name = text(kind, stage, int(schedule.microbatch[row]))
+        told = f"{name} of step {steps[step].step} took {shown(seconds)}, {seconds / typical:.0f} x its median"
+        worst[rank] = max(worst.get(rank, (0.0, "")), (seconds, told))
+    for rank, (_, told) in sorted(worst.items(), key=lambda item: -item[1][0]):
+        yield f"Rank {trace.pipelines[pipeline][rank]} was slow for a moment: {told}."
 
 
 def slow_ranks(trace: Trace, steps: Sequence[int]) -> Iterator[str]:
