@@ -20,16 +20,17 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
-from stretto.parallel.pipeline.header import MAX_TENSORS, Shapes, empty_header, header_of, shapes_in
+from stretto.parallel.pipeline.header import HEADER, MAX_TENSORS, Shapes, header_of, shapes_in
 from stretto.parallel.pipeline.segment import Value, tensors_of
+from stretto.parallel.pipeline.transport import Transport, transport_for
 from stretto.schedule.op import Kind
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup, Work
+    from torch.distributed import ProcessGroup
 
     from stretto.parallel.mesh import Mesh
+    from stretto.parallel.pipeline.transport import Started
     from stretto.schedule.schedule import Schedule
 
 AHEAD = 3
@@ -94,11 +95,11 @@ def routes_of(schedule: Schedule) -> set[Route]:
 class _Outlet:
     """One route from this rank."""
 
-    __slots__ = ("arrived", "group", "left", "sending", "target")
+    __slots__ = ("arrived", "group", "left", "sending", "target", "transport")
 
-    def __init__(self, group: ProcessGroup, target: int) -> None:
-        self.group, self.target = group, target
-        self.sending: deque[list[tuple[Work, Tensor]]] = deque()
+    def __init__(self, group: ProcessGroup, target: int, transport: Transport) -> None:
+        self.group, self.target, self.transport = group, target, transport
+        self.sending: deque[list[Started]] = deque()
         self.left = self.arrived = 0
         """Messages of this step that were let go, and that may be."""
 
@@ -106,8 +107,8 @@ class _Outlet:
         """Let go what has arrived."""
         while self.left < self.arrived:
             self.left += 1
-            for work, _ in self.sending.popleft():
-                work.wait()
+            for started in self.sending.popleft():
+                self.transport.wait(started)
 
     def finish(self) -> None:
         """Wait until everything has left."""
@@ -127,7 +128,7 @@ class _Inlet:
         """What this step brings, in order."""
         self.at = 0
         """How many of them have been received."""
-        self.posted: deque[list[tuple[Work, Tensor]]] = deque()
+        self.posted: deque[Started] = deque()
 
 
 class PeerChannel:
@@ -142,7 +143,7 @@ class PeerChannel:
     """
 
     def __init__(self, mesh: Mesh, device: torch.device, schedules: Sequence[Schedule]) -> None:
-        self._device = device
+        self._device, self._transport = device, transport_for(device)
         self._boundaries = max(schedule.num_stages for schedule in schedules)
         self._outlets: dict[tuple[Direction, int], _Outlet] = {}
         self._inlets: dict[tuple[Direction, int], _Inlet] = {}
@@ -151,10 +152,15 @@ class PeerChannel:
             for column in mesh.columns:
                 ends = sorted((column[source], column[target]))
                 group = dist.new_group(ends)
-                if mesh.rank in ends and here == source:
-                    self._outlets[direction, target] = _Outlet(group, ends.index(column[target]))
-                elif mesh.rank in ends:
-                    self._inlets[direction, source] = _Inlet(group, ends.index(column[source]))
+                if mesh.rank not in ends:
+                    continue
+                sending = here == source
+                peer = ends.index(column[target if sending else source])
+                self._transport.connect(group, peer, sending=sending)
+                if sending:
+                    self._outlets[direction, target] = _Outlet(group, peer, self._transport)
+                else:
+                    self._inlets[direction, source] = _Inlet(group, peer)
         self._shapes: dict[Hashable, Shapes] = {}
         self._batch_shapes: Sequence[Hashable] = ()
 
@@ -184,15 +190,15 @@ class PeerChannel:
     def send(self, message: Message, value: Value) -> None:
         """Send in the background; the tensors are kept until they have left."""
         outlet = self._outlets[message.direction, message.peer]
-        sending: list[tuple[Work, Tensor]] = []
+        sending: list[Started] = []
+        start = self._transport.send
         key = self._key(message, sending=True)
         if key not in self._shapes:
             header = header_of(value, message.boundary, self._device)
             self._shapes[key] = shapes_in(header)
-            sending.append((outlet.group.send([header], outlet.target, self._tag(message, MAX_TENSORS)), header))
-        for part, tensor in enumerate(tensors_of(value)):
-            tensor = tensor.detach().contiguous()
-            sending.append((outlet.group.send([tensor], outlet.target, self._tag(message, part)), tensor))
+            sending.append(start(outlet.group, outlet.target, [header], self._tag(message, MAX_TENSORS)))
+        tensors = [tensor.detach().contiguous() for tensor in tensors_of(value)]
+        sending.append(start(outlet.group, outlet.target, tensors, self._tag(message, 0)))
         outlet.sending.append(sending)
 
     def receive(self, message: Message) -> Value:
@@ -212,16 +218,15 @@ class PeerChannel:
         key = self._key(message, sending=False)
         if not inlet.posted:
             if key not in self._shapes:
-                header = empty_header(self._device)
-                inlet.group.recv([header], inlet.source, self._tag(message, MAX_TENSORS)).wait()
-                self._shapes[key] = shapes_in(header)
+                tag = self._tag(message, MAX_TENSORS)
+                header = self._transport.receive(inlet.group, inlet.source, HEADER, tag)
+                self._transport.wait(header)
+                self._shapes[key] = shapes_in(header[1][0])
             self.tend()
         inlet.at += 1
-        found = []
-        for work, buffer in inlet.posted.popleft():
-            work.wait()
-            found.append(buffer)
-        return self._shapes[key].value_of(found)
+        started = inlet.posted.popleft()
+        self._transport.wait(started)
+        return self._shapes[key].value_of(list(started[1]))
 
     def tend(self) -> None:
         """Post the next receives of every source, as far as their shapes are known; let go what has arrived."""
@@ -240,11 +245,8 @@ class PeerChannel:
         shapes = self._shapes.get(self._key(message, sending=False))
         if shapes is None:
             return False
-        posted = []
-        for part, (shape, dtype) in enumerate(shapes.tensors):
-            buffer = torch.empty(shape, dtype=dtype, device=self._device)
-            posted.append((inlet.group.recv([buffer], inlet.source, self._tag(message, part)), buffer))
-        inlet.posted.append(posted)
+        tag = self._tag(message, 0)
+        inlet.posted.append(self._transport.receive(inlet.group, inlet.source, shapes.tensors, tag))
         return True
 
     def end_step(self) -> None:

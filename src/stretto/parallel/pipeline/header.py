@@ -16,6 +16,8 @@ from stretto.spec.errors import UnsupportedError
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.bool)
 MAX_TENSORS, MAX_DIMS = 6, 6
+HEADER = (((MAX_TENSORS + 1, MAX_DIMS + 2), torch.int64),)
+"""Shape and type of a header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +33,6 @@ class Shapes:
         return tensors[0] if self.single else tuple(tensors)
 
 
-def empty_header(device: torch.device) -> Tensor:
-    """A header to receive into."""
-    return torch.zeros(MAX_TENSORS + 1, MAX_DIMS + 2, dtype=torch.int64, device=device)
-
-
 def header_of(value: Value, stage: int, device: torch.device) -> Tensor:
     """The header of ``value``, the output of ``stage``.  Raises UnsupportedError for what can't travel."""
     tensors = tensors_of(value)
@@ -46,7 +43,7 @@ def header_of(value: Value, stage: int, device: torch.device) -> Tensor:
             f"stage {stage} passes on {len(tensors)} tensors ({found}); what crosses between pipeline "
             f"ranks may be at most {MAX_TENSORS} tensors of at most {MAX_DIMS} dims, in {names}."
         )
-    header = empty_header(torch.device("cpu"))
+    header = torch.zeros(HEADER[0][0], dtype=HEADER[0][1])
     header[0, 0], header[0, 1] = len(tensors), int(isinstance(value, Tensor))
     for row, t in zip(header[1:], tensors, strict=False):
         row[0], row[1] = DTYPES.index(t.dtype), t.ndim
