@@ -2,7 +2,7 @@
 
     stretto/parallel/pipeline/channel.py:241 (receive)
 
-A stack that ends in torch.distributed, in our collectives or in our channel waits for another rank.
+A stack that ends in torch.distributed, or in a function of ours that calls it to wait, waits for another rank.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from typing import NamedTuple
 
 _PYTHON = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib"))
 _PACKAGE = str(Path(__file__).parents[2])
-_WAITING = ("/torch/distributed/", "/stretto/parallel/collectives.py", "/stretto/parallel/pipeline/channel.py")
+_PARALLEL = "/stretto/parallel/"
+_WAITS = ("wait", "all_reduce", "all_gather", "reduce_scatter", "_exchange", "receive", "let_go", "finish")
+"""Functions of ours, there, whose calls end when other ranks have done their part."""
 _LINE = re.compile(r'^  File "(.*)", line (\d+) in (.*)$', re.MULTILINE)
 _THREAD = re.compile(r"^(?:Current thread|Thread) .*$", re.MULTILINE)
 
@@ -45,7 +47,7 @@ def place_of(stack: Iterable[Line]) -> Place:
     waits, first = False, None
     for line in stack:
         first = first or line
-        waits = waits or any(part in line.file for part in _WAITING)
+        waits = waits or "/torch/distributed/" in line.file or (_PARALLEL in line.file and line.function in _WAITS)
         if not _is_library(line.file):
             return Place(text=_shown(line), waits=waits)
     return Place(text=_shown(first) if first else "an unknown place", waits=waits)

@@ -22,7 +22,7 @@ from pathlib import Path
 from stretto.resilience.place import Place, lines_in, place_of
 
 _PATIENCE_SECONDS = 0.5
-_SETTLED_SECONDS = 0.03
+_SETTLED_SECONDS = 0.005
 
 
 def stack_path(log: Path) -> Path:
