@@ -91,6 +91,31 @@ def test_a_gradient_that_is_not_finite_is_left_out_and_said(ranks: Ranks, folder
     assert math.isfinite(records(folder)[3]["loss"])
 
 
+def without_patience(loop: Loop) -> None:
+    """Every update is made before it is validated."""
+    unbarred = loop._session.unbarred
+    assert unbarred is not None
+    unbarred.patience = unbarred._calm = 0
+
+
+def test_without_a_barrier_records_and_checkpoints_are_those_with_one(ranks: Ranks, folder: Path) -> None:
+    barred, free = folder.with_name("barred"), folder.with_name("free")
+    given = {"steps": 5, "eval_every": 2, "eval_steps": 1, "clip_norm": 2.0}
+    ranks.run(train, 2, small_run(barred, {"pp": 2}, **given))
+    run = small_run(free, {"pp": 2, "optimizer_barrier": False}, **given)
+    # A wish to stop is known when its step is validated, in the next one.
+    (last, _), _ = ranks.run(train, 2, run, 3, without_patience)
+    assert last["stopped"] and last["step"] == 4
+    (last, said), _ = ranks.run(train, 2, run, 0, without_patience)
+    assert any("step 4" in line for line in said) and last["step"] == 5
+    for name in ("metrics", "eval"):
+        for mine, theirs in zip(records(free, name), records(barred, name), strict=True):
+            assert mine.keys() == theirs.keys()
+            same = {"step", "loss", "tokens", "lr", "grad_norm"} & mine.keys()
+            assert all(mine[key] == pytest.approx(theirs[key], rel=1e-9) for key in same)
+    assert [r["step"] for r in records(free)] == [1, 2, 3, 4, 5] and all(r["step_s"] > 0 for r in records(free))
+
+
 def test_nothing_to_do_is_said(folder: Path) -> None:
     run = small_run(folder, steps=2)
     train(0, 1, run)

@@ -180,9 +180,9 @@ class Loop:
             meter = ActivationMeter(self._session)
             with meter.watch():
                 results = self._session.advance(step, batches, stop=stop)
-            self._memory = self._largest(
-                persistent_bytes(self._session) + passing_bytes(self._session) + meter.peak_bytes
-            )
+            unbarred = self._session.unbarred
+            passing = passing_bytes(self._session) + (0 if unbarred is None else unbarred.num_bytes)
+            self._memory = self._largest(persistent_bytes(self._session) + passing + meter.peak_bytes)
         else:
             results = self._session.advance(step, batches, stop=stop)
         if self._recorder is not None:

@@ -34,7 +34,7 @@ from stretto.parallel.collectives import Pending, all_reduce
 from stretto.parallel.mesh import SHARDS
 from stretto.parallel.pipeline.relay import Relay
 from stretto.spec.contract import Batch
-from stretto.trainer.rollback import Rollback
+from stretto.trainer.rollback import Rollback, changed_by
 from stretto.trainer.step import StepResult, Totals, TrainStep
 
 PATIENCE = 10
@@ -74,9 +74,8 @@ class PostValidation:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of copies that are alive between the steps, which come on top of what a step keeps at most."""
-        rollback = None if self._pending is None else self._pending.rollback
-        return 0 if rollback is None else rollback.num_bytes
+        """Memory of the copies that live from an update until it is validated."""
+        return sum(t.numel() * t.element_size() for t in changed_by(self._step.optimizer))
 
     def advance(self, step: int, batches: Sequence[Batch], *, stop: bool = False) -> list[StepResult]:
         """Run one step (from 1); returns the steps whose figures are known by now and were not before, in order."""

@@ -32,17 +32,10 @@ class Rollback:
         for tensor, kept in self._kept:
             tensor.copy_(kept)
 
-    @property
-    def num_bytes(self) -> int:
-        """Memory of the copies."""
-        return sum(kept.numel() * kept.element_size() for _, kept in self._kept)
-
 
 def changed_by(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
-    """The tensors that a step changes: those it updates, and its state of them."""
+    """The tensors that a step may change: those it updates, and its state of them."""
     for group in optimizer.param_groups:
         for tensor in group["params"]:
-            if tensor.grad is None:
-                continue
             yield tensor
-            yield from (value for value in optimizer.state[tensor].values() if isinstance(value, Tensor))
+            yield from (value for value in optimizer.state.get(tensor, {}).values() if isinstance(value, Tensor))

@@ -11,7 +11,7 @@ from stretto.schedule.op import Kind, Op
 from stretto.schedule.passes.communication import lower
 from stretto.schedule.schedule import Schedule
 from stretto.schedule.validate import validate
-from stretto.spec.errors import ConfigError, ScheduleError
+from stretto.spec.errors import ConfigError, ScheduleError, UnsupportedError
 from stretto.spec.run import RunSpec
 from stretto.trainer.planned import planned
 
@@ -20,9 +20,15 @@ def schedules_of(run: RunSpec) -> tuple[Schedule, Schedule]:
     """The training schedule of a run and the forward-only one of its evaluation.
 
     Collective over the world where ``plan.schedule = "auto"`` and processes are joined: rank 0 searches, and all get
-    what it found.  Raises ConfigError for a schedule that can't be, or that the plan can't have.
+    what it found.  Raises ConfigError for a schedule that can't be, or that the plan can't have,
+    UnsupportedError for one that can't be played as the plan says.
     """
     found = _found_together(run) if run.plan.schedule == "auto" and run.plan.schedule_file is None else planned(run)
+    if not run.plan.optimizer_barrier and (found.kind == Kind.S).any():
+        raise UnsupportedError(
+            "plan.optimizer_barrier = false begins steps that may have to begin again, which a schedule with "
+            "vocabulary passes can't in this version; set plan.optimizer_barrier = true, or leave that pass out."
+        )
     try:
         return lowered_and_valid(found), lowered_and_valid(forward_of(found))
     except ScheduleError as error:
