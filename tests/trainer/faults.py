@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from stretto.assemble import rank_model, shard
+from stretto.assemble.sequence import SequenceCut
 from stretto.models import decoder, dropout
 from stretto.models.rotary import RotaryTables
 from stretto.parallel import flat, master, tensor, vocab
@@ -26,6 +27,7 @@ from stretto.parallel.master import Master
 from stretto.parallel.pipeline.channel import PeerChannel
 from stretto.parallel.pipeline.segment import Segment
 from stretto.parallel.pipeline.stage import Stage
+from stretto.parallel.sequence.ring import Ring
 from stretto.parallel.tensor import RowParallelLinear
 from stretto.parallel.unit import LocalUnit
 from stretto.parallel.vocab import VocabParallelEmbedding
@@ -326,4 +328,30 @@ def parameters_not_published() -> Iterator[None]:
 def decay_on_norms() -> Iterator[None]:
     """Weight decay reaches norms and biases."""
     with patch.object(Master, "decays", True):
+        yield
+
+
+@contextmanager
+def key_gradients_lost_on_the_ring() -> Iterator[None]:
+    """Gradients of keys and values that other seats found never come home."""
+    whole = Ring.differentiate
+
+    def wrong(self: Ring, task: Any, rows: Any, kv: Any) -> Any:
+        dq, _ = whole(self, task, rows, kv)
+        return dq, task.differentiate(rows, kv, (self.seat, self.seat), torch.zeros_like(dq))
+
+    with patch.object(Ring, "differentiate", wrong):
+        yield
+
+
+@contextmanager
+def positions_as_if_contiguous() -> Iterator[None]:
+    """A share of a zigzag gets the positions of the row's first tokens."""
+    cut = SequenceCut.__call__
+
+    def wrong(self: SequenceCut, batch: Any) -> Any:
+        found = cut(self, batch)
+        return replace(found, positions=batch.positions[:, : found.tokens.shape[1]])
+
+    with patch.object(SequenceCut, "__call__", wrong):
         yield

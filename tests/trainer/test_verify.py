@@ -68,6 +68,8 @@ CASES: list[Case] = [
     (faults.boundary_gradient_halved, LLAMA, {"pp": 2}, "inputs.tokens.weight", None),
     (faults.boundary_gradient_not_finite, LLAMA, {"pp": 2}, "inputs.tokens.weight", None),
     (faults.parameters_not_published, LLAMA, {"dp_shard": 2}, "inputs.tokens.weight", "inputs.tokens"),
+    (faults.key_gradients_lost_on_the_ring, LLAMA, {"cp": 2}, "inputs.tokens.weight", None),
+    (faults.positions_as_if_contiguous, LLAMA, {"cp": 2, "tp": 2}, "blocks.0.attention.", "blocks.0.attention.o"),
     (faults.decay_on_norms, LLAMA, {"pp": 2}, "blocks.0.attention_norm.weight", None),
 ]
 
@@ -83,6 +85,7 @@ HEALTHY: dict[str, tuple[ModelSpec, dict[str, Any]]] = {
         replace(LLAMA, qkv_bias=True, qk_norm=True, sliding_window=20, rope_scaling=RopeScaling(original_positions=64)),
         {"tp": 2, "dp_shard": 2, "recompute": "selective"},
     ),
+    "cp2-tp2-dropout": (DROPOUT, {"cp": 2, "tp": 2, "context": "ulysses"}),
     "foreign": (FOREIGN, {"pp": 2, "tp": 2}),
 }
 

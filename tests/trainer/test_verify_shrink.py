@@ -23,6 +23,8 @@ PLANS: list[dict[str, Any]] = [
     {"pp": 2, "tp": 2, "dp_shard": 2, "zero": 3, "recompute": "full"},
     {"pp": 3, "dp_replicate": 3, "micro_batch_size": 4},
     {"pp": 2, "schedule": "interleaved", "chunks": 3},
+    {"cp": 8, "context": "mesh", "ulysses": 4, "inner_ring": 2, "tp": 2},
+    {"cp": 16, "context": "ulysses", "pp": 4},
     {"tp": 4, "pp": 4, "dp_replicate": 2, "dp_shard": 16, "schedule": "gpipe"},
 ]
 
@@ -36,7 +38,8 @@ def run_of(model: ModelSpec, **plan: Any) -> RunSpec:
 @pytest.mark.parametrize("name", [n for n in MODELS if not n.startswith(("tiny", "demo"))])
 def test_any_preset_under_any_plan(name: str, plan: dict[str, Any]) -> None:
     model = model_preset(name, dropout=0.1)
-    if model.kv_heads % plan.get("tp", 1) or model.num_heads % plan.get("tp", 1):
+    tp, shared = plan.get("tp", 1), plan.get("ulysses", plan["cp"] if plan.get("context") == "ulysses" else 1)
+    if model.kv_heads % tp or model.num_heads % (tp * shared):
         model = replace(model, num_heads=8, num_kv_heads=8 if model.num_kv_heads else None, hidden_size=512)
     run = run_of(model, **plan)
     small = shrink(run).run
@@ -46,10 +49,12 @@ def test_any_preset_under_any_plan(name: str, plan: dict[str, Any]) -> None:
     assert small.model.num_heads / small.model.kv_heads == model.num_heads / model.kv_heads
     for key in ("schedule", "chunks", "recompute", "zero"):
         assert getattr(small.plan, key) == getattr(run.plan, key)
-    for axis in ("pp", "tp", "dp_replicate", "dp_shard"):
+    for axis in ("pp", "tp", "cp", "dp_replicate", "dp_shard"):
         assert (getattr(small.plan, axis) > 1) == (getattr(run.plan, axis) > 1)
     assert small.model.vocab_size % 2 and (small.plan.tp == 1 or small.model.vocab_size % small.plan.tp)
-    assert small.model.hidden_size <= 256 and small.training.sequence_length <= 32
+    assert small.model.hidden_size <= 256 and small.training.sequence_length <= max(
+        32, 4 * small.plan.cp * small.plan.tp
+    )
     assert small.num_microbatches >= 2 and small.model.num_layers <= 4 * small.plan.num_stages
 
 

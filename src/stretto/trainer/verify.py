@@ -28,6 +28,7 @@ from stretto.trainer.verify_modules import Key, first_difference
 from stretto.trainer.verify_processes import run_on_processes
 from stretto.trainer.verify_rank import Around, RankStep, train_on_rank
 from stretto.trainer.verify_reference import build_whole, train_reference
+from stretto.trainer.verify_sequence import tokens_of_ranks
 from stretto.trainer.verify_shrink import STEPS, layers_of, shrink
 
 TOLERANCE = 1e-9
@@ -115,7 +116,8 @@ def verify(
         with one_thread():
             *_, reference = train_reference(small, len(errors), inside=part)
         heard = [rank_steps[-1].modules for rank_steps in again]
-        return first_difference(reference.modules, heard, tp=small.plan.tp, tolerance=tolerance)
+        held = tokens_of_ranks(small)
+        return first_difference(reference.modules, heard, tp=small.plan.tp, tolerance=tolerance, tokens=held)
 
     equal = errors[-1].largest() <= tolerance
     finding = praise(errors, world) if equal else locate(errors[-1], tolerance, look_inside)

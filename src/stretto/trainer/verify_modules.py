@@ -85,18 +85,24 @@ def whole_values(heard: Sequence[Heard], rows: int, length: int) -> dict[Key, np
 
 
 def first_difference(
-    expected: Mapping[Key, np.ndarray], ranks: Sequence[Sequence[Heard]], *, tp: int, tolerance: float
+    expected: Mapping[Key, np.ndarray],
+    ranks: Sequence[Sequence[Heard]],
+    *,
+    tp: int,
+    tolerance: float,
+    tokens: Sequence[np.ndarray] | None = None,
 ) -> Key | None:
     """The first value, in the order of the reference's forward pass, in which a rank differs from it.
 
     ``ranks`` holds what each rank heard, in rank order (tp fastest); ``tp`` slices are told by their size.
+    ``tokens``: which tokens of a row each rank's share holds, where rows are cut over cp.
     """
     wrong, seen = set(), set()
     for rank, heard in enumerate(ranks):
         for part in heard:
             if part.key not in expected:
                 continue
-            whole = expected[part.key]
+            whole = expected[part.key] if tokens is None else expected[part.key][:, tokens[rank]]
             window = tp_window(whole.shape, part, tp, rank % tp)
             seen.add(part.key)
             if whole[window].shape == part.values.shape:

@@ -23,6 +23,7 @@ from stretto.trainer.session import Session
 from stretto.trainer.structure import make_stack
 from stretto.trainer.verify_inputs import lively, micro_batches
 from stretto.trainer.verify_modules import Heard, ModuleWatch
+from stretto.trainer.verify_sequence import runs_of, with_whole_losses
 
 Around = Callable[[], AbstractContextManager[Any]]
 """Entered on each rank around all that it does there; importable, since it travels to the rank."""
@@ -95,7 +96,7 @@ class Outputs:
 
     def __init__(self, segments: Sequence[Segment], mesh: Mesh) -> None:
         self._mesh = mesh
-        self._found: dict[tuple[str, int], Patch] = {}
+        self._found: dict[tuple[str, int], list[Patch]] = {}
         self.first_sample = 0
         self.modules: ModuleWatch | None = None
         for segment in segments:
@@ -109,21 +110,24 @@ class Outputs:
             y = run(x, context, batch)
             # A segment that is recomputed runs again in the backward pass; the first time counts.
             if (name, row) not in self._found:
-                self._found[name, row] = self._patch(name, row, tensors_of(y)[0].detach(), batch)
+                self._found[name, row] = self._patches(name, row, tensors_of(y)[0].detach(), batch)
             return y
 
         return call
 
-    def _patch(self, name: str, row: int, y: Tensor, batch: Batch) -> Patch:
+    def _patches(self, name: str, row: int, y: Tensor, batch: Batch) -> list[Patch]:
         if y.ndim == 0:
-            return Patch(name, (row, len(batch.samples)), y.numpy().copy())
+            return [Patch(name, (row, len(batch.samples)), y.numpy().copy())]
         start = batch.tokens.shape[1] // self._mesh.size("tp") * self._mesh.index("tp")
-        return Patch(name, (row, start, *(0 for _ in y.shape[2:])), y.numpy().copy())
+        rest = (0,) * (y.ndim - 2)
+        return [
+            Patch(name, (row, at, *rest), y[:, part].numpy().copy()) for at, part in runs_of(batch, start, y.shape[1])
+        ]
 
     def take(self) -> list[Patch]:
         """What was recorded since the last time."""
         found, self._found = list(self._found.values()), {}
-        return found
+        return [patch for patches in found for patch in patches]
 
 
 def train_on_rank(
@@ -160,7 +164,7 @@ def record_step(session: Session, step: int, outputs: Outputs, recorder: Recorde
         loss=result.loss,
         grad_norm=result.grad_norm,
         tokens=result.tokens,
-        outputs=outputs.take(),
+        outputs=with_whole_losses(outputs.take(), session.mesh),
         gradients=recorder.gradients,
         weights=patches(p for m in session.model.masters for p in m.pieces("model", m.tensor)),
         modules=outputs.modules.take() if outputs.modules is not None else [],

@@ -22,6 +22,7 @@ from stretto.spec.cluster import ClusterSpec
 from stretto.spec.model import ModelSpec
 from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSpec
+from stretto.spec.sequence import Arrangement
 from stretto.spec.stages import balanced, stages_of
 from stretto.spec.training import TrainingSpec
 from stretto.trainer.freezing import matches
@@ -36,7 +37,7 @@ VOCABULARY = 61
 """Prime, so that no tp degree divides it."""
 LENGTH = 16
 """Tokens of a sequence, about."""
-REDUCIBLE = ("dp_replicate", "dp_shard", "pp", "tp")
+REDUCIBLE = ("dp_replicate", "dp_shard", "pp", "cp", "tp")
 """Axes in the order in which equal degrees are lowered."""
 
 
@@ -86,7 +87,8 @@ def reduce_degrees(plan: PlanSpec) -> PlanSpec:
     while plan.num_ranks > MAX_RANKS:
         axis = max(REDUCIBLE, key=lambda name: getattr(plan, name))
         plan = replace(plan, **{axis: max(2, getattr(plan, axis) // 2)})
-    return plan
+    plan = replace(plan, ulysses=math.gcd(plan.ulysses, plan.cp))
+    return replace(plan, inner_ring=math.gcd(plan.inner_ring, Arrangement.of(plan).seats))
 
 
 def pick_stages(layers: tuple[int, ...], count: int) -> tuple[int, ...]:
@@ -120,6 +122,8 @@ def shrink_model(run: RunSpec, plan: PlanSpec, training: TrainingSpec) -> ModelS
     """Narrow, with the ratio of query to key/value heads and several heads per tp rank where there were."""
     model, length = run.model, training.sequence_length
     kv_heads = plan.tp * min(2, max(1, model.kv_heads // run.plan.tp))
+    shared = Arrangement.of(plan).ulysses
+    kv_heads *= shared // math.gcd(shared, kv_heads // plan.tp * (model.num_heads // model.kv_heads))
     num_heads = kv_heads * (model.num_heads // model.kv_heads)
     head_size = 8 if num_heads <= 8 else 4
     hidden = inner = num_heads * head_size
@@ -151,6 +155,8 @@ def shrink_model(run: RunSpec, plan: PlanSpec, training: TrainingSpec) -> ModelS
 def shrink_training(run: RunSpec, plan: PlanSpec) -> TrainingSpec:
     """Few, short sequences; enough micro-batches to fill the pipeline twice, with the same remainder."""
     before = run.training
+    # Several tokens for each piece of a zigzag, and not equally many.
+    units = max(2, LENGTH // plan.tp, 4 * plan.cp - 1 if plan.cp > 1 else 0)
     most = 2 * plan.pp if plan.pp > 1 else 3
     count = run.num_microbatches
     if count > most:
@@ -159,7 +165,7 @@ def shrink_training(run: RunSpec, plan: PlanSpec) -> TrainingSpec:
         before,
         steps=STEPS,
         global_batch_size=count * plan.micro_batch_size * plan.dp,
-        sequence_length=min(before.sequence_length, plan.tp * max(2, LENGTH // plan.tp)) // plan.tp * plan.tp,
+        sequence_length=min(before.sequence_length, plan.tp * units) // plan.tp * plan.tp,
         dtype="float64",
         learning_rate=LEARNING_RATE,
         min_learning_rate=LEARNING_RATE / 10 if before.min_learning_rate else 0.0,
