@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from itertools import pairwise
 
 from stretto.schedule.op import Kind, Op
 from stretto.schedule.schedule import Schedule
@@ -32,10 +33,12 @@ PLACEMENTS: dict[str, list[tuple[int, ...]]] = {
 """Placements by name; the last character is the number of ranks."""
 
 
-def any_order(name: str, *, microbatches: int, seed: int, recompute: bool = False) -> Schedule:
+def any_order(
+    name: str, *, microbatches: int, seed: int, recompute: bool = False, vocabulary: bool = False
+) -> Schedule:
     """A schedule on a placement, in an order that ``seed`` decides; about half of its backwards are split.
 
-    Where ``recompute``, about half of them have an R.
+    Where ``recompute``, about half of them have an R; where ``vocabulary``, the ranks have S and T.
     """
     placement, choose = PLACEMENTS[name], random.Random(seed)
     stages, ranks = len(placement[0]), int(name[-1])
@@ -53,9 +56,19 @@ def any_order(name: str, *, microbatches: int, seed: int, recompute: bool = Fals
             needs[back, s, m].append((Kind.R, s, m))
         if is_split:
             needs[Kind.W, s, m] = [(Kind.I, s, m)]
+    if vocabulary:
+        for m in range(microbatches):
+            first = (Kind.I if split[stages - 1, m] else Kind.B, stages - 1, m)
+            _score(needs, first, holder=placement[voice[m]][-1], ranks=ranks, early=choose.random() < 0.5)
+        for kind in (Kind.S, Kind.T):  # each in an order of its own that all ranks share
+            order = choose.sample(range(microbatches), microbatches)
+            for before, m in pairwise(order):
+                for rank in range(ranks):
+                    needs[kind, rank, m].append((kind, rank, before))
     orders: list[list[Op]] = [[] for _ in range(ranks)]
     for kind, s, m in _drawn(needs, choose):
-        orders[placement[voice[m]][s]].append(Op(kind, stage=s, microbatch=m))
+        rank = s if kind in (Kind.S, Kind.T) else placement[voice[m]][s]
+        orders[rank].append(Op(kind, stage=s, microbatch=m))
     return Schedule.from_orders(
         orders,
         name=f"{name}, any order {seed}",
@@ -64,6 +77,20 @@ def any_order(name: str, *, microbatches: int, seed: int, recompute: bool = Fals
         placement=placement,
         voice=voice,
     )
+
+
+def _score(needs: dict[Key, list[Key]], first: Key, *, holder: int, ranks: int, early: bool) -> None:
+    """S and T of a micro-batch whose first backward runs on ``holder``; ``early``: by algorithm 2."""
+    _, last, m = first
+    sums = [(Kind.S, rank, m) for rank in range(ranks)]
+    for rank in range(ranks):
+        needs[Kind.S, rank, m] = [(Kind.F, last, m)]
+        needs[Kind.T, rank, m] = list(sums)
+    if early:
+        needs[first] += sums
+        needs[Kind.T, holder, m].append(first)
+    else:
+        needs[first] += [(Kind.T, rank, m) for rank in range(ranks)]
 
 
 def _drawn(needs: dict[Key, list[Key]], choose: random.Random) -> Sequence[Key]:

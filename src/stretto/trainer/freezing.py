@@ -62,11 +62,12 @@ def frozen_stages(run: RunSpec, stack: Stack) -> tuple[int, ...]:
     return tuple(range(first))
 
 
-def spare(stages: Mapping[int, Stage], schedule: Schedule, trained: set[str]) -> None:
+def spare(stages: Mapping[int, Stage], schedule: Schedule, trained: set[str], *, rows: bool = False) -> None:
     """Let segments compute no gradient of inputs that are made of frozen parts alone.
 
     Args:
         trained: the parts of the whole model that train, before other ranks' parts were dropped.
+        rows: whether ``inputs`` begin with rows of an embedding that trains on other ranks.
     """
     if schedule.paths is not None:
         return  # what comes before a part is then another thing for every micro-batch
@@ -74,7 +75,8 @@ def spare(stages: Mapping[int, Stage], schedule: Schedule, trained: set[str]) ->
     for stage in stages.values():
         if schedule.frozen.issuperset(range(stage.index)):  # no rank waits for the gradient of its input
             for segment in stage.segments:
-                segment.needs_input_gradient = _place(segment.name) > first
+                behind = rows and segment.name == "inputs"
+                segment.needs_input_gradient = behind or _place(segment.name) > first
 
 
 def _place(part: str) -> float:

@@ -7,7 +7,7 @@ tensors share count once.  Activations are the same every step, so one step is w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,17 +29,15 @@ class ActivationMeter:
     @contextmanager
     def watch(self) -> Iterator[None]:
         """Count during the block."""
-        offloader = self._session.runtime.offloader
-        with torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack):
-            if offloader is None:
-                yield
-                return
-            # Where activations are offloaded autograd asks the offloader, which says what it keeps on the device.
-            before, offloader.watch = offloader.watch, self._pack
-            try:
-                yield
-            finally:
-                offloader.watch = before
+        runtime = self._session.runtime
+        # Where activations are offloaded autograd asks the offloader, which says what it keeps on the device; S keeps
+        # what autograd never sees.
+        with (
+            torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack),
+            _watching(runtime.offloader, self._pack),
+            _watching(runtime.vocabulary, self._measure),
+        ):
+            yield
 
     def _pack(self, tensor: Tensor) -> _Held:
         key = _key(tensor)
@@ -48,10 +46,16 @@ class ActivationMeter:
             if not self._holders.get(key):
                 self._bytes += tensor.untyped_storage().nbytes()
             self._holders[key] = self._holders.get(key, 0) + 1
-            kept = {_key(t): t for stage in self._session.model.stages.values() for t in stage.kept_tensors()}
-            extra = sum(t.untyped_storage().nbytes() for k, t in kept.items() if not self._holders.get(k))
-            self.peak_bytes = max(self.peak_bytes, self._bytes + extra)
+            self._measure()
         return held
+
+    def _measure(self) -> None:
+        """Compare what is kept now with the peak."""
+        kept = {_key(t): t for stage in self._session.model.stages.values() for t in stage.kept_tensors()}
+        if (passes := self._session.runtime.vocabulary) is not None:
+            kept |= {_key(t): t for t in passes.tensors()}
+        extra = sum(t.untyped_storage().nbytes() for k, t in kept.items() if not self._holders.get(k))
+        self.peak_bytes = max(self.peak_bytes, self._bytes + extra)
 
     def _is_own(self, key: int) -> bool:
         """Whether it is a parameter; looked up each time, since zero 3 gives them new storage with every gathering."""
@@ -63,6 +67,19 @@ class ActivationMeter:
         self._holders[held.key] -= 1
         if not self._holders[held.key]:
             self._bytes -= held.tensor.untyped_storage().nbytes()
+
+
+@contextmanager
+def _watching(whom: Any, call: Callable[..., Any]) -> Iterator[None]:
+    """Let it call when what it keeps is most."""
+    if whom is None:
+        yield
+        return
+    before, whom.watch = whom.watch, call
+    try:
+        yield
+    finally:
+        whom.watch = before
 
 
 class _Held:

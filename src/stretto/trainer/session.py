@@ -90,7 +90,7 @@ class Session:
             channel = Metered(channel, observer)
         play = partial(Runtime, model.stages, rank=pp, channel=channel, observer=observer, vocabulary=vocabulary)
         runtime = play(training)
-        spare(model.stages, training, trained)
+        spare(model.stages, training, trained, rows=model.shard is not None and model.shard.table.trains)
         optimizer = build_optimizer(model.masters, run.training)
         step = TrainStep(model, runtime, optimizer, training=run.training, seed=run.run.seed, observer=observer)
         unbarred = mesh.size("pp") > 1 and not run.plan.optimizer_barrier

@@ -6,7 +6,7 @@ only those that a checkpoint would write, so that a copy that goes its own way i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -108,6 +108,8 @@ class Outputs:
             if self.modules is not None:
                 self.modules.row = row
             y = run(x, context, batch)
+            if name == "outputs" and tensors_of(y)[0].ndim:
+                return y  # the head is elsewhere, and gives the loss (``losses_of``)
             # A segment that is recomputed runs again in the backward pass; the first time counts.
             if (name, row) not in self._found:
                 self._found[name, row] = self._patches(name, row, tensors_of(y)[0].detach(), batch)
@@ -159,13 +161,22 @@ def record_step(session: Session, step: int, outputs: Outputs, recorder: Recorde
     run = session.run
     outputs.first_sample = (step - 1) * run.training.global_batch_size
     recorder.gradients = []
-    result = session.train_step(step, micro_batches(run, step, session.mesh.dp_index))
+    batches = micro_batches(run, step, session.mesh.dp_index)
+    result = session.train_step(step, batches)
     return RankStep(
         loss=result.loss,
         grad_norm=result.grad_norm,
         tokens=result.tokens,
-        outputs=with_whole_losses(outputs.take(), session.mesh),
+        outputs=with_whole_losses([*outputs.take(), *losses_of(session, batches, outputs.first_sample)], session.mesh),
         gradients=recorder.gradients,
         weights=patches(p for m in session.model.masters for p in m.pieces("model", m.tensor)),
         modules=outputs.modules.take() if outputs.modules is not None else [],
     )
+
+
+def losses_of(session: Session, batches: Sequence[Batch], first_sample: int) -> Iterator[Patch]:
+    """The losses of the micro-batches where no segment gives them, since the vocabulary is split over the ranks."""
+    passes = session.runtime.vocabulary
+    for microbatch, loss in (passes.losses if passes is not None else {}).items():
+        samples = batches[microbatch].samples
+        yield Patch("outputs", (int(samples[0]) - first_sample, len(samples)), loss.numpy().copy())

@@ -13,7 +13,7 @@ goes on or lets go of everything and begins again.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -81,8 +81,9 @@ class Runtime:
         self._device = device or Present()
         ops = schedule.ops(rank)
         scored = vocabulary is not None and any(op.kind is Kind.S for op in ops)
-        self._vocabulary = Passes(vocabulary, schedule, rank) if vocabulary is not None and scored else None
-        actions = Actions(schedule, rank, stages=stages, channel=channel, vocabulary=self._vocabulary)
+        self.vocabulary = Passes(vocabulary, schedule, rank) if vocabulary is not None and scored else None
+        """Plays S and T, where there are such."""
+        actions = Actions(schedule, rank, stages=stages, channel=channel, vocabulary=self.vocabulary)
         self.offloader = actions.offloader
         self._program: list[Played] = [
             (str(op), op.peer if op.peer >= 0 else None, action, op if op.kind in COMPUTE else None)
@@ -96,23 +97,19 @@ class Runtime:
         self._contributions: dict[int, int] = Counter(
             id(unit) for op in ops if op.kind in (Kind.B, Kind.W) for unit in stages[op.stage].units
         )
-        if self._vocabulary is not None:
-            self._contributions |= self._vocabulary.contributions
+        if self.vocabulary is not None:
+            self._contributions |= self.vocabulary.contributions
 
     @property
     def units(self) -> list[Unit]:
         """The units of this rank, each once, in model order."""
         found = {id(unit): unit for index in sorted(self._stages) for unit in self._stages[index].units}
-        return [*found.values(), *(() if self._vocabulary is None else self._vocabulary.units)]
-
-    def kept_tensors(self) -> Iterator[Tensor]:
-        """What S keeps for T and what is on its way there and back; what stages keep, they say themselves."""
-        return iter(()) if self._vocabulary is None else self._vocabulary.tensors()
+        return [*found.values(), *(() if self.vocabulary is None else self.vocabulary.units)]
 
     def _actions_of(self, ops: Sequence[Op], actions: Actions) -> list[Action]:
         """What each operation does."""
         found = [actions.action(op) for op in ops]
-        return found if self._vocabulary is None else self._vocabulary.around(ops, found)
+        return found if self.vocabulary is None else self.vocabulary.around(ops, found)
 
     @cached_property
     def _unconfirmed(self) -> Unconfirmed:
@@ -152,11 +149,11 @@ class Runtime:
         shapes = [tuple(batch.tokens.shape) for batch in batches]
         if confirm is None:
             self._begin(self._receives, shapes, differentiated=scale is not None)
-            if self._vocabulary is not None:
-                self._vocabulary.begin_step(play)
+            if self.vocabulary is not None:
+                self.vocabulary.begin_step(play)
             self._play_all(play, self._program)
         else:
-            assert self._vocabulary is None, "embeddings of a step that is given up would stay on their way"
+            assert self.vocabulary is None, "embeddings of a step that is given up would stay on their way"
             ahead = self._unconfirmed
             if self._channel is not None:
                 self._channel.begin_step(ahead.early, shapes)
@@ -168,8 +165,8 @@ class Runtime:
                 self._channel.announce(ahead.late)
             self._begin_units()
             self._play_all(play, self._program[ahead.length :])
-        if self._vocabulary is not None:
-            self._vocabulary.end_step(play)
+        if self.vocabulary is not None:
+            self.vocabulary.end_step(play)
         if self._channel is not None:
             self._channel.end_step()
         assert not play.values, f"values of this step were not used: {sorted(play.values)}"

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from stretto.parallel.collectives import DONE, Pending, all_reduce, reduce
 from stretto.parallel.gradient import Deferred
 from stretto.parallel.mesh import Mesh
 from stretto.parallel.pipeline.play import END_B, END_F, Play, Slot
+from stretto.parallel.pipeline.segment import Value
 from stretto.parallel.pipeline.vocabulary.background import Background, Promise, background
 from stretto.parallel.pipeline.vocabulary.groups import Groups, make_groups
 from stretto.parallel.pipeline.vocabulary.itinerary import itinerary
@@ -119,7 +120,7 @@ class Passes:
         holders = {m: [schedule.rank_of(path[end], schedule.voice[m]) for end in (0, -1)] for m, path in paths.items()}
         self._ending = {m: last for m, (_, last) in holders.items()}
         self._early = by_algorithm_2(schedule)
-        self._visits = itinerary(schedule, rank)
+        self._visits = [v for v in itinerary(schedule, rank) if shard.table.trains or v.what == "look up"]
         order = [op.microbatch for op in own if op.kind is Kind.S]
         self._spread = Spread(groups.outputs, order, self._ending, here=rank)
         self._rows = Rows(
@@ -131,9 +132,13 @@ class Passes:
         )
         self._in_flight: dict[int, InFlight] = {}
         self._reducing: list[Pending] = []
-        heads = Counter({id(shard.unit): sum(op.kind is Kind.T for op in own)})
+        heads = Counter({id(shard.unit): sum(op.kind is Kind.T for op in own) * shard.head.requires_grad})
         self.contributions = heads + Counter({id(shard.table.unit): sum(v.what == "take" for v in self._visits)})
         """How often each unit, by its id, gets gradients in a step."""
+        self.losses: dict[int, Tensor] = {}
+        """Of the last step, by micro-batch, where the last stage is."""
+        self.watch: Callable[[], None] | None = None
+        """Called when memory is at its highest: at the end of each S."""
 
     @property
     def units(self) -> list[Unit]:
@@ -158,10 +163,10 @@ class Passes:
 
     def end_step(self, play: Play) -> None:
         """Sum the losses where the last stage is; return when everything has left."""
-        for m in sorted(self._in_flight):
-            totals = self._in_flight[m].totals()
-            if self._ending[m] == self._rank:
-                play.add_loss(totals.loss)
+        totals = {m: self._in_flight[m].totals() for m in sorted(self._in_flight)}
+        self.losses = {m: found.loss for m, found in totals.items() if self._ending[m] == self._rank}
+        for loss in self.losses.values():
+            play.add_loss(loss)
         for pending in self._reducing:
             pending.wait()
         self._in_flight.clear()
@@ -182,6 +187,8 @@ class Passes:
         target = self._ending[m] if early else None
         promise = self._background.submit(partial(summed, scores, self._groups, target, here=self._rank))
         self._in_flight[m] = InFlight(scores if learns else None, promise)
+        if self.watch is not None:
+            self.watch()
 
     def differentiate(self, microbatch: int, play: Play) -> None:
         """T: the gradient of the shard, and with algorithm 1 its part of that of the input."""
@@ -195,9 +202,10 @@ class Passes:
             with torch.no_grad(), whole(shard.unit):
                 dx = (dlogits @ shard.head).to(totals.top.dtype)
             self._send_gradient(m, dx, flight)
-        gradient = Deferred()
-        gradient.use(scores.x, dlogits)
-        shard.unit.add_gradients([gradient])
+        if shard.head.requires_grad:
+            gradient = Deferred()
+            gradient.use(scores.x, dlogits)
+            shard.unit.add_gradients([gradient if len(shard.head) else None])
 
     def _send_gradient(self, microbatch: int, dx: Tensor, flight: InFlight) -> None:
         """Summed where the first backward will run; elsewhere it is let go when it has left."""
@@ -249,7 +257,7 @@ class Passes:
         if op.kind is Kind.F and stage == self._last[m]:
             yield partial(_take, (END_F, stage, m), lambda y: self._spread.give(m, y.detach().contiguous()))
         elif op.kind in BACKWARD and self._schedule.gradient_target(stage, m) is None:
-            learns = stage == self._first[m]  # else the first stage is frozen
+            learns = stage == self._first[m] and self._shard.table.trains  # else nobody needs it
             yield partial(_take, (END_B, stage, m), partial(self._rows.give_back, m) if learns else _drop)
 
 
@@ -273,14 +281,12 @@ def _put(slot: Slot, make: Callable[[Play], Tensor], play: Play) -> None:
     play.values[slot] = make(play)
 
 
-def _drop(value: Tensor) -> None:
+def _drop(value: Value) -> None:
     """Nobody needs it."""
 
 
-def _take(slot: Slot, use: Callable[[Tensor], None], play: Play) -> None:
-    value = play.values.pop(slot)
-    assert isinstance(value, Tensor)
-    use(value)
+def _take(slot: Slot, use: Callable[[Any], None], play: Play) -> None:
+    use(play.values.pop(slot))
 
 
 @contextmanager

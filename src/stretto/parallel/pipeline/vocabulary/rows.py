@@ -19,7 +19,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stretto.parallel.gradient import Deferred
 from stretto.parallel.pipeline.vocabulary.itinerary import AHEAD
@@ -78,7 +78,7 @@ class Needs:
 class Table:
     """A rank's rows of the embedding."""
 
-    weight: Tensor
+    weight: nn.Parameter
     """[n, D]."""
     unit: Unit
     """What gathers it and takes its gradient."""
@@ -86,6 +86,11 @@ class Table:
     """Rows of every shard but the last ones, which may have fewer."""
     start: int
     """Number of the first row here."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether anybody needs the gradients of its rows."""
+        return self.weight.requires_grad
 
 
 class Rows:
