@@ -52,6 +52,17 @@ def test_a_record_says_what_is_known(folder: Path) -> None:
     assert last["eval_loss"] == records(folder, "eval")[-1]["loss"]
 
 
+def test_offloading_is_told_with_what_it_took(ranks: Ranks, folder: Path) -> None:
+    plan = {"pp": 2, "schedule": "gpipe"}
+    ranks.run(train, 2, small_run(folder, {**plan, "offload": True}))
+    ranks.run(train, 2, small_run(folder.with_name("without"), plan))
+    offloaded, without = records(folder), records(folder.with_name("without"))
+    assert [r["loss"] for r in offloaded] == [r["loss"] for r in without]
+    assert all(r["host_bytes"] == offloaded[0]["host_bytes"] > 0 for r in offloaded)
+    assert all("host_bytes" not in r for r in without)
+    assert offloaded[0]["memory_bytes"] < without[0]["memory_bytes"]
+
+
 def test_evaluation_changes_nothing(folder: Path) -> None:
     train(0, 1, small_run(folder, eval_every=1, eval_steps=2))
     train(0, 1, small_run(folder.with_name("without")))

@@ -20,6 +20,7 @@ from stretto.spec.contract import Observer, Silent, Stack
 from stretto.spec.run import RunSpec
 from stretto.trainer.corpus import prepare_corpus
 from stretto.trainer.fitting import find_checkpoint
+from stretto.trainer.host_memory import host_bytes
 from stretto.trainer.memory import ActivationMeter, passing_bytes, persistent_bytes
 from stretto.trainer.metrics import Board, MetricsFile, step_line
 from stretto.trainer.rate import learning_rate
@@ -107,6 +108,7 @@ class Loop:
         self._done = 0
         self._saved = 0
         self._memory: int | None = None
+        self._host: int | None = None
         self._resume()
         self._last: dict[str, Any] = {"step": self._done}
         self._stopped = False
@@ -183,6 +185,8 @@ class Loop:
             unbarred = self._session.unbarred
             passing = passing_bytes(self._session) + (0 if unbarred is None else unbarred.num_bytes)
             self._memory = self._largest(persistent_bytes(self._session) + passing + meter.peak_bytes)
+            taken = host_bytes(self._session)
+            self._host = None if taken is None else self._maximum(taken)
         else:
             results = self._session.advance(step, batches, stop=stop)
         if self._recorder is not None:
@@ -235,6 +239,7 @@ class Loop:
                 peak_flops=run.cluster.peak_flops_bfloat16 if narrow else run.cluster.peak_flops_float32,
             ),
             "memory_bytes": self._memory,
+            "host_bytes": self._host,
             "skipped": None if result.updated else True,
         }
 
@@ -242,7 +247,11 @@ class Loop:
         """Memory of the fullest rank, in bytes."""
         if torch.cuda.is_available() and self._run.run.device != "cpu":
             num_bytes = torch.cuda.max_memory_allocated()
-        value = torch.tensor(num_bytes, dtype=torch.int64)
+        return self._maximum(num_bytes)
+
+    def _maximum(self, number: int) -> int:
+        """The largest of all ranks' numbers."""
+        value = torch.tensor(number, dtype=torch.int64)
         if self._world.world_size > 1:
             device = "cuda" if dist.get_backend() == "nccl" else "cpu"
             value = value.to(device)

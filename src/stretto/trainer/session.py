@@ -24,6 +24,7 @@ from stretto.spec.check import stages_of
 from stretto.spec.contract import Batch, Observer, Silent, Stack
 from stretto.spec.run import RunSpec
 from stretto.trainer.freezing import spare, trained_parts
+from stretto.trainer.host_memory import limit_host_memory
 from stretto.trainer.optimizer import build_optimizer
 from stretto.trainer.post_validation import PostValidation
 from stretto.trainer.recording import Metered
@@ -90,6 +91,7 @@ class Session:
             channel = Metered(channel, observer)
         play = partial(Runtime, model.stages, rank=pp, channel=channel, observer=observer, vocabulary=vocabulary)
         runtime = play(training)
+        limit_host_memory(runtime, run)
         spare(model.stages, training, trained, rows=model.shard is not None and model.shard.table.trains)
         optimizer = build_optimizer(model.masters, run.training)
         step = TrainStep(model, runtime, optimizer, training=run.training, seed=run.run.seed, observer=observer)

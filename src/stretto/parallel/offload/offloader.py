@@ -6,8 +6,8 @@
     back                              │copy│            L0 takes memory and starts to fill it; B0 waits for it
 
 An offload has the time of one operation before it is waited for (that computes, or of a load behind another): so long
-it is planned where costs don't say, and so what a rank holds depends on its order alone, not on how fast copies are.  (PipeOffload,
-Wan et al. 2025, section 3.)
+it is planned where costs don't say, and so what a rank holds depends on its order alone, not on how fast copies are
+(PipeOffload, Wan et al. 2025).
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Offloader:
         """A forward begins whose activation will be offloaded; ``shared`` holds what must stay."""
         if self._mover is None:
             self._mover = mover_for(device)
-            self.pool = HostPool(self.pool.limit_bytes, pinned=self._mover.pinned)
+            self.pool.pinned = self._mover.pinned
         self._noted[key] = Activation(device, shared, lambda tensor: self.watch(tensor))
         return self._noted[key]
 

@@ -34,7 +34,7 @@ class HostPool:
     """
 
     def __init__(self, limit_bytes: int | None = None, *, pinned: bool = False) -> None:
-        self.limit_bytes, self._pinned = limit_bytes, pinned
+        self.limit_bytes, self.pinned = limit_bytes, pinned
         self._free: dict[int, list[Tensor]] = {}
         self.held_bytes = 0
         """Of all buffers, used or not."""
@@ -51,7 +51,7 @@ class HostPool:
         if self._free.get(size):
             buffer = self._free[size].pop()
         elif self._has_room(size):
-            buffer = torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)
+            buffer = torch.empty(size, dtype=torch.uint8, pin_memory=self.pinned)
             self.held_bytes += size
         else:
             self.refused += 1
