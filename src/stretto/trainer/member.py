@@ -109,17 +109,24 @@ def train_as_member(
             vital.log.begin(GONE)
         return result
     except BaseException as error:
-        vital.heart.stop()
-        vital.log.beat(place_of_error(error))
-        running = vital.log.current
-        failure = RankFailure.of(world.rank, error, doing=running.name if running else "", step=vital.log.step)
-        written = errors.write(failure)
+        failure = leave_word(error, run, membership, vital)
         if watchdog is not None and not failure.noticed:
             watchdog.fail(describe(failure))
-        if not written and membership.supervised:  # the launcher will find nothing to show
-            _complain(describe(failure))
         _raise(failure, error, membership, errors)
         raise AssertionError from error
+
+
+def leave_word(error: BaseException, run: RunSpec, membership: Membership, vital: Vital) -> RankFailure:
+    """Write into the run's directory how this rank failed."""
+    vital.heart.stop()
+    vital.log.beat(place_of_error(error))
+    running = vital.log.current
+    doing = running.name if running else ""
+    failure = RankFailure.of(membership.world.rank, error, doing=doing, step=vital.log.step)
+    written = FirstErrors(Path(run.run.dir), membership.attempt).write(failure)
+    if not written and membership.supervised:  # the launcher will find nothing to show
+        _complain(describe(failure))
+    return failure
 
 
 def _watchdog(run: RunSpec, membership: Membership, log: OpLog, errors: FirstErrors) -> Watchdog:

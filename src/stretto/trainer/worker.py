@@ -49,7 +49,7 @@ def main(argument: str) -> int:
 def _train(assignment: Assignment, stop: StopRequest) -> int:
     from stretto.spec import toml
     from stretto.spec.errors import StrettoError
-    from stretto.trainer.member import STOPPED, Vital, train_as_member
+    from stretto.trainer.member import STOPPED, Vital, leave_word, train_as_member
     from stretto.trainer.placement import find_membership
 
     run = toml.from_text(toml.read(assignment.run_file), assignment.run_file)
@@ -63,6 +63,10 @@ def _train(assignment: Assignment, stop: StopRequest) -> int:
             from stretto.trainer.launch import load_entry
 
             train = load_entry(assignment.entry)
+    except BaseException as error:
+        leave_word(error, run, membership, vital)
+        _leave_now(2 if isinstance(error, StrettoError) else 1)
+    try:
         result = train_as_member(run, membership, train, stop=stop, vital=vital)
     except BaseException as error:
         _leave_now(2 if isinstance(error, StrettoError) else 1)
