@@ -3,11 +3,13 @@
 Nothing here is fitted.  What the sources leave open is assumed once, for every row of a source:
 
 * Llama on A100 (Hagemann et al. 2023): 16-bit gradients (the 13B model on one GPU, tp=1 and pp=1, doesn't fit with
-  float32 ones), summed in float32; ZeRO-1; logits gathered over tp; and a pipeline cut into equal numbers of items,
-  where the embedding, the last norm and the head are items like a layer (what DeepSpeed calls uniform).  An A100-80GB
-  shows 79.15 GiB to a program.
+  float32 ones), summed in float32; ZeRO-1; logits gathered over tp; inputs that sequence parallelism gathers are kept;
+  stages hand over with blocking sends and receives; and a pipeline cut into equal numbers of items, where the
+  embedding, the last norm and the head are items like a layer (what DeepSpeed calls uniform): so does the code that
+  the authors published (Aleph-Alpha/scaling).  One ring uses one adapter of a node: the fitted rows ask for it.  An
+  A100-80GB shows 79.15 GiB to a program.
 * Megatron-LM (Narayanan et al. 2021, table 1): fused scores, fused norms, sharded logits, no sequence parallelism, no
-  ZeRO, full recompute.
+  ZeRO, full recompute, gradients summed in 16 bit, under the backward pass where torch's DDP did it.
 * MegaScale (2024, table 2): flash attention and sequence parallelism for both systems, micro-batches of one;
   only MegaScale overlaps the reduction of gradients (its section 3.2).
 """
@@ -95,6 +97,9 @@ def _llama(line: dict[str, str]) -> Row:
         sequence_parallel=sequence_parallel,
         sharded_messages=False,
         sharded_logits=False,
+        gathers_again=False,
+        blocking_messages=True,
+        adapters_per_ring=1,
         gradient_bytes=2,
     )
     work = Workload(
@@ -145,7 +150,12 @@ def _megatron(line: dict[str, str]) -> Row:
         recompute="full",
     )
     sizes = {"hidden": int(line["hidden"]), "layers": int(line["layers"]), "heads": int(line["heads"])}
-    stack = KernelStack(attention="fused", sequence_parallel=False)
+    stack = KernelStack(
+        attention="fused",
+        sequence_parallel=False,
+        reduction_bytes=2,
+        overlapped_reduction=line["ddp_impl_from_repo"] == "torch",
+    )
     work = _gpt(sizes, plan, stack, batch=int(line["global_batch"]), vocab=int(line["vocab"]))
     return Row(
         work=work,

@@ -9,7 +9,7 @@ import pytest
 
 from stretto.planner.calibration import Calibration
 from stretto.planner.communication import Group, data_seconds, group, tensor_seconds
-from stretto.planner.compute import head_seconds, layer_seconds
+from stretto.planner.compute import head_seconds, kernels, layer_seconds
 from stretto.planner.flops import flops_per_token
 from stretto.planner.profile import profile
 from stretto.planner.stack import KernelStack
@@ -127,11 +127,13 @@ def test_context_parallel_ring_hides_under_attention() -> None:
 
 
 def test_small_micro_batches_cost_latency() -> None:
-    """The same tokens in fewer, larger micro-batches save the latency of every layer that isn't run."""
-    small, large = (work_of(micro_batch_size=size) for size in (1, 2))
+    """The same tokens in fewer, larger micro-batches save the latency of every kernel that isn't run."""
+    cluster = replace(cluster_preset("a100:64"), name="plain")  # of unknown multiprocessors, so that waves don't count
+    small, large = (replace(work_of(micro_batch_size=size), cluster=cluster) for size in (1, 2))
     saved = small.num_microbatches - large.num_microbatches
     times = [step_time(work, SILENT).work for work in (small, large)]
-    assert times[0] - times[1] == pytest.approx(saved * 32 * 3 * SILENT.layer_latency)
+    assert kernels(small) == 24
+    assert times[0] - times[1] == pytest.approx(saved * 32 * 3 * 24 * SILENT.kernel_latency)
 
 
 def test_chunks_divide_the_bubble() -> None:

@@ -4,10 +4,13 @@
                                     tree   2 log2(n) hops,         2 B over the bandwidth
     all-gather or reduce-scatter    half of the ring's
 
-whichever is less (Thakur et al. 2005; NCCL chooses likewise).  A group whose neighbours are ``stride`` ranks
-apart has L = devices per node / stride members in a node.  L = n: only links inside the node count.  Otherwise
-the ring enters and leaves a node once and uses the network adapters of its L members there, while the stride
-other groups of the node use theirs: L x a device's network bandwidth, at most the link's.
+whichever is less (Thakur et al. 2005; NCCL chooses likewise).
+
+Links have levels.  A group whose neighbours are ``stride`` ranks apart has L = devices per node / stride members in a
+node.  L = n: only links inside the node count.  Otherwise the ring enters and leaves a node through the network
+adapters of its L members (or as many as the software gives a ring), while the other groups of the node use theirs.
+Beyond the node flows of all groups share the switches' uplinks, as many as there are adapters where nothing is
+oversubscribed, and the fullest decides (``congestion``).
 """
 
 from __future__ import annotations
@@ -17,10 +20,15 @@ from math import ceil, log2
 
 from stretto.planner.calibration import Calibration
 from stretto.planner.compute import attention_seconds
+from stretto.planner.congestion import slowdown
 from stretto.planner.workload import Workload
 
 ACTIVATION_BYTES = 2
 """Of an activation that is sent, 16-bit."""
+STATIC = ("a100", "mi250x")
+"""Machines whose networks (HDR InfiniBand, first Slingshot) are taken to keep a flow on one path."""
+ADAPTIVE_SPLITS = 8
+"""Parts that others are taken to split a flow into."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +65,18 @@ def group(work: Workload, size: int, stride: int, calibration: Calibration) -> G
     local = max(1, cluster.devices_per_node // stride)
     if size <= local:
         return Group(size=size, bytes_per_second=link, latency=calibration.link_latency)
-    rate = min(link or float("inf"), local * cluster.network_bytes_per_second * calibration.network)
-    return Group(size=size, bytes_per_second=rate, latency=calibration.network_latency)
+    adapters = min(local, work.stack.adapters_per_ring or local)
+    rate = adapters * cluster.network_bytes_per_second * calibration.network
+    nodes = max(1, work.plan.num_ranks // cluster.devices_per_node)
+    flows = nodes * min(cluster.devices_per_node, adapters * stride)
+    rate /= slowdown(flows, nodes * cluster.devices_per_node, flow_splits(work, calibration))
+    return Group(size=size, bytes_per_second=min(link or float("inf"), rate), latency=calibration.network_latency)
+
+
+def flow_splits(work: Workload, calibration: Calibration) -> int:
+    """Parts of a flow that take paths of their own in the network of these machines."""
+    static = work.cluster.name.partition(":")[0] in STATIC
+    return calibration.flow_splits or (1 if static else ADAPTIVE_SPLITS)
 
 
 def tensor_seconds(work: Workload, calibration: Calibration) -> tuple[float, float, float]:
@@ -75,8 +93,15 @@ def tensor_seconds(work: Workload, calibration: Calibration) -> tuple[float, flo
     if not work.stack.sequence_parallel:
         return once, once, once if plan.recompute == "full" else 0.0
     once = 4 * ring.all_gather(moved)
-    again = 2 * ring.all_gather(moved)
+    again = 2 * ring.all_gather(moved) if work.stack.gathers_again else 0.0
     return once, once + again, once if plan.recompute == "full" else 0.0
+
+
+def logits_seconds(work: Workload, calibration: Calibration) -> float:
+    """Gathering the logits of one micro-batch over tp, where the loss wants them whole."""
+    if work.stack.sharded_logits:
+        return 0.0
+    return group(work, work.plan.tp, 1, calibration).all_gather(work.tokens * work.model.vocab_size * ACTIVATION_BYTES)
 
 
 def context_seconds(work: Workload, calibration: Calibration) -> tuple[float, float]:

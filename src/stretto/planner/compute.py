@@ -1,8 +1,9 @@
 """Time of the arithmetic of one layer, and of the head, for one micro-batch on one rank.
 
-Three kinds of work, each over its own rate, and a latency however small they are:
+Three kinds of work, each over its own rate, and a latency for each kernel however small it is:
 
-    matrix products   2 operations per weight and token forward, 4 backward            matmul rate
+    matrix products   2 operations per weight and token forward, 4 backward, in whole  matmul rate
+                      waves of tiles (``matmul``)
     attention         flash: half of the T x T products, at the kernel's own rate;
                       otherwise all of them at the matmul rate                         flash or matmul rate
     moving data       norms, rotary, activation, residuals, scores, logits: bytes read
@@ -18,7 +19,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stretto.planner.calibration import Calibration
-from stretto.planner.flops import BACKWARD, keys_per_query, parameters
+from stretto.planner.flops import BACKWARD, keys_per_query
+from stretto.planner.matmul import processors_of, weight_operations
 from stretto.planner.workload import Workload
 
 FUSED_NORM = (4, 6)
@@ -36,6 +38,14 @@ GELU = (4, 6)
 SCORES = {"unfused": (32, 42), "fused": (12, 18)}
 """Unfused: written 2, scaled 4, masked 4, to float32 6, softmax 8, to 16 bit 6, read 2, and those in reverse; fused:
 written 2, softmax 4, dropout 4, read 2."""
+FUSED_NORM_KERNELS, UNFUSED_NORM_KERNELS = 1, 7
+"""Of one norm: itself, or the chain above."""
+ROTARY_KERNELS = 10
+"""Of queries and keys: turn half (negate, concatenate), two products, one sum."""
+GATED_KERNELS, GELU_KERNELS, RESIDUAL_KERNELS = 2, 1, 2
+"""silu and product; gelu; two additions."""
+ATTENTION_KERNELS = {"unfused": 10, "fused": 6, "flash-1": 3, "flash-2": 3, "flash-3": 3}
+"""Two products, the steps over the scores as above, and two changes of layout."""
 LOGITS = (22, 16)
 """Written 2, to float32 6, maximum 4, exponential 8, sum and pick 2; backward gradient 8, to 16 bit 6, read 2."""
 
@@ -52,16 +62,24 @@ class Passes:
 
 def layer_seconds(work: Workload, calibration: Calibration) -> Passes:
     """One layer, without communication and recompute."""
-    launched = calibration.layer_latency
+    launched = kernels(work) * calibration.kernel_latency
     matmul, memory = _rates(work, calibration)
-    products = 2 * work.tokens * parameters(work.model).layer_matrices / work.model.num_layers / work.plan.tp / matmul
+    forward, backward = _products(work, _shapes(work))
     attention = attention_seconds(work, calibration)
     moved = _moved_bytes(work)
     return Passes(
-        forward=launched + products + attention.forward + moved[0] / memory,
-        backward=BACKWARD * (launched + products) + attention.backward + moved[1] / memory,
-        weights=launched + products,
+        forward=launched + forward / matmul + attention.forward + moved[0] / memory,
+        backward=BACKWARD * (launched + backward / matmul) + attention.backward + moved[1] / memory,
+        weights=launched + backward / matmul,
     )
+
+
+def kernels(work: Workload) -> int:
+    """Kernels of one layer's forward pass."""
+    stack, gpt2 = work.stack, work.model.family == "gpt2"
+    norms = 2 * (FUSED_NORM_KERNELS if stack.fused_norm else UNFUSED_NORM_KERNELS)
+    others = GELU_KERNELS if gpt2 else GATED_KERNELS + ROTARY_KERNELS
+    return len(_shapes(work)) + norms + others + RESIDUAL_KERNELS + ATTENTION_KERNELS[stack.attention]
 
 
 def recompute_seconds(work: Workload, calibration: Calibration) -> float:
@@ -78,10 +96,13 @@ def recompute_seconds(work: Workload, calibration: Calibration) -> float:
 def head_seconds(work: Workload, calibration: Calibration) -> Passes:
     """Logits and loss; without sharding every tp rank works on all of the loss."""
     matmul, memory = _rates(work, calibration)
-    products = 2 * work.tokens * parameters(work.model).head / work.plan.tp / matmul
+    model, share = work.model, work.plan.tp
+    forward, backward = _products(work, ((model.hidden_size, -(-model.vocab_size // share)),))
     logits = work.tokens * work.model.vocab_size / (work.plan.tp if work.stack.sharded_logits else 1) / memory
     return Passes(
-        forward=products + LOGITS[0] * logits, backward=BACKWARD * products + LOGITS[1] * logits, weights=products
+        forward=forward / matmul + LOGITS[0] * logits,
+        backward=BACKWARD * backward / matmul + LOGITS[1] * logits,
+        weights=backward / matmul,
     )
 
 
@@ -91,6 +112,23 @@ def optimizer_seconds(work: Workload, calibration: Calibration) -> float:
     held = work.largest_share / work.shards
     moved = 2 * stack.optimizer_bytes + stack.gradient_bytes + stack.parameter_bytes
     return held * moved / (work.cluster.memory_bytes_per_second * calibration.memory)
+
+
+def _shapes(work: Workload) -> tuple[tuple[int, int], ...]:
+    """Inputs and outputs of a layer's weights on one tp rank; queries, keys and values are one product."""
+    model, tp = work.model, work.plan.tp
+    queries, keys = model.num_heads * model.head_size, model.kv_heads * model.head_size
+    inner = -(-model.intermediate_size // tp)
+    ups = 1 if model.family == "gpt2" else 2
+    width, heads = model.hidden_size, -(-(queries + 2 * keys) // tp)
+    return (width, heads), (-(-queries // tp), width), *(((width, inner),) * ups), (inner, width)
+
+
+def _products(work: Workload, shapes: tuple[tuple[int, int], ...]) -> tuple[float, float]:
+    """Operations of products forward, and half of those backward, unfilled waves counted."""
+    tokens, processors = round(work.tokens), processors_of(work.cluster.name)
+    passes = [weight_operations(tokens, inputs, outputs, processors) for inputs, outputs in shapes]
+    return sum(one[0] for one in passes), sum(one[1] for one in passes)
 
 
 def _rates(work: Workload, calibration: Calibration) -> tuple[float, float]:
@@ -104,7 +142,7 @@ def attention_seconds(work: Workload, calibration: Calibration) -> Passes:
     flash = not work.stack.stores_scores
     keys = keys_per_query(model, length, causal=flash)
     operations = 4 * work.tokens * model.num_heads * model.head_size * keys / work.plan.tp
-    shares = {"flash-1": calibration.flash_1, "flash-2": calibration.flash_2}
+    shares = {"flash-1": calibration.flash_1, "flash-2": calibration.flash_2, "flash-3": calibration.flash_3}
     seconds = operations / (work.cluster.peak_flops_bfloat16 * shares.get(attention, calibration.matmul))
     # Papers count a flash backward as 2.5 forwards and give one rate for both.
     return Passes(forward=seconds, backward=seconds * (2.5 if flash else BACKWARD))

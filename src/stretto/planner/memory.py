@@ -27,7 +27,7 @@ from stretto.planner.stack import KernelStack
 from stretto.planner.workload import Workload
 from stretto.spec.model import ModelSpec
 
-SCORE_BYTES = {"unfused": 9.0, "fused": 5.0, "flash-1": 0.0, "flash-2": 0.0}
+SCORE_BYTES = {"unfused": 9.0, "fused": 5.0, "flash-1": 0.0, "flash-2": 0.0, "flash-3": 0.0}
 """Bytes kept per head, query and key."""
 WAITING_LOGITS = 2
 """Micro-batches whose shard of the logits is alive under vocabulary parallelism, between S and T."""

@@ -4,6 +4,7 @@ attention   unfused   every step over the [T, T] scores is a kernel of its own (
             fused     scale, mask and softmax of the scores are one kernel (Megatron-LM); scores still stored
             flash-1   no scores in memory (Dao et al. 2022, arXiv 2205.14135)
             flash-2   the same with better division of work (Dao 2023, arXiv 2307.08691)
+            flash-3   the same for Hopper (Shah et al. 2024, arXiv 2407.08608)
 fused_norm  whether RMSNorm is one kernel, or a chain over float32 copies of its input
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Attention = Literal["unfused", "fused", "flash-1", "flash-2"]
+Attention = Literal["unfused", "fused", "flash-1", "flash-2", "flash-3"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,11 +26,18 @@ class KernelStack:
     """Whether a norm reads its input once and keeps only that."""
     sequence_parallel: bool = True
     """Whether tp also splits the norms and residuals, over the sequence (Korthikanti et al. 2022)."""
+    gathers_again: bool = True
+    """Whether sequence parallelism keeps a layer's inputs divided and gathers them once more for the gradients of the
+    weights (Korthikanti et al. 2022, section 4.2.2), or keeps them whole."""
     sharded_logits: bool = True
     """Whether every tp rank keeps only its slice of the vocabulary's logits."""
     sharded_messages: bool = True
     """Whether each tp rank sends its slice of a message between stages (Narayanan et al. 2021, section 4.1); under
     sequence parallelism it has no more than that."""
+    blocking_messages: bool = False
+    """Whether a rank that sends or receives a message between stages waits until both ends are done with it."""
+    adapters_per_ring: int | None = None
+    """Network adapters of a node that one ring of a collective uses; None: one for each of its members there."""
     overlapped_reduction: bool = False
     """Whether gradients are summed, and parameters gathered, under the work of one micro-batch."""
     parameter_bytes: float = 2

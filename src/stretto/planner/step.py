@@ -6,10 +6,9 @@ A stage's turn is the forward and backward of its layers (and head) for one micr
            └ one micro-batch there and back ┘
 
 which is the simulator's time for 1F1B where the last stage is the longest and no message takes time, and a little
-more (1% in the tests) where an earlier one is: it fills gaps that this counts.  With messages of c between stages one
-micro-batch's way there and back is R turns and 2(R - 1) messages, and R micro-batches share it: each turn costs
-2(R - 1)/R c more.  With V chunks per rank other chunks fill the way of the first micro-batch, and the bubble is divided
-by V (Narayanan et al. 2021, section 2.2).
+more (1% in the tests) where an earlier one is: it fills gaps that this counts.  Messages of c between stages overlap
+with work, but R - r micro-batches share the way from rank r to the last and back, so that every R - r turns take at
+least as long as that way with its 2(R - 1 - r) messages.
 
 Every other schedule (split backwards, folded or doubled stages, passes, a file) is timed by the chains of operations
 that ``profile`` remembers of its simulation.
@@ -21,14 +20,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stretto.planner.calibration import Calibration
-from stretto.planner.communication import boundary_seconds, context_seconds, data_seconds, tensor_seconds
+from stretto.planner.communication import (
+    boundary_seconds,
+    context_seconds,
+    data_seconds,
+    logits_seconds,
+    tensor_seconds,
+)
 from stretto.planner.compute import head_seconds, layer_seconds, optimizer_seconds, recompute_seconds
 from stretto.planner.memory import layer_activation_bytes
 from stretto.planner.workload import Workload
 from stretto.schedule.op import Kind
 from stretto.spec.errors import UnsupportedError
 
-FAMILIES = ("1f1b", "gpipe", "interleaved", "breadth-first")
+FAMILIES = ("1f1b", "gpipe")
 """Schedules with a closed form here."""
 
 
@@ -98,24 +103,34 @@ def _turns(work: Workload, calibration: Calibration, collectives: float) -> _Tur
     """Each stage's own; ``collectives`` are seconds of a layer forward and backward, a third of them forward."""
     layer, head = layer_seconds(work, calibration), head_seconds(work, calibration)
     repeated = recompute_seconds(work, calibration)
+    gathered = logits_seconds(work, calibration)
     forward = [(layer.forward + collectives / 3) * layers for layers in work.layers]
     backward = [(layer.backward + repeated + collectives * 2 / 3) * layers for layers in work.layers]
     weights = [layer.weights * layers for layers in work.layers]
     if not work.vocabulary:
-        forward[-1] += head.forward
+        forward[-1] += head.forward + gathered
         backward[-1] += head.backward
         weights[-1] += head.weights
     return _Turns(forward=forward, backward=backward, weights=weights, head=(head.forward, head.backward))
 
 
 def _closed(work: Workload, turns: _Turns, message: float) -> tuple[float, float]:
-    """Seconds of the busiest rank's work, and of all until the last backward."""
-    ranks, chunks = work.plan.pp, work.plan.chunks
-    exposed = chunks * 2 * (ranks - 1) / ranks * message
-    both = [there + back for there, back in zip(turns.forward, turns.backward, strict=True)]
-    own = [sum(both[rank::ranks]) + exposed for rank in range(ranks)]
+    """Seconds of the busiest rank's work, and of all until the last backward.
+
+    A rank that blocks in its messages adds them to its turn: two at an end of the pipeline, four in between.
+    """
+    ranks, number = work.plan.pp, work.num_microbatches
+    own = [there + back for there, back in zip(turns.forward, turns.backward, strict=True)]
+    if work.stack.blocking_messages and ranks > 1:
+        own = [turn + (2 if rank in (0, ranks - 1) else 4) * message for rank, turn in enumerate(own)]
+        return number * max(own), (number - 1) * max(own) + sum(own)
     longest = max(own)
-    return work.num_microbatches * longest, work.num_microbatches * longest + (sum(own) - longest) / chunks
+    rounds, waited = 0, 0.0
+    if work.plan.schedule == "1f1b":
+        rounds = (number - 1) // ranks
+        waited = max(sum(own[r:]) + 2 * (ranks - 1 - r) * message - (ranks - r) * longest for r in range(ranks))
+    way = sum(own) + 2 * (ranks - 1) * message
+    return number * longest, way + (number - 1) * longest + rounds * max(0.0, waited)
 
 
 def _profiled(work: Workload, turns: _Turns, message: float) -> tuple[float, float]:
