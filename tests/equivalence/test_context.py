@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from equivalence.plan_run import train_plan
+from equivalence.plan_run import batches_of, train_plan
 from equivalence.reference import Record, error, train_reference, vanishing, worst_gradient, worst_of
 from ranks import Ranks
 from stretto.spec.check import check
@@ -19,6 +19,7 @@ from stretto.spec.model import ModelSpec
 from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSettings, RunSpec
 from stretto.spec.training import TrainingSpec
+from stretto.trainer.session import Session
 
 STEPS = 2
 TOLERANCE = 1e-9
@@ -95,3 +96,14 @@ def test_cut_attention_equals_one_rank(ranks: Ranks, case: tuple[str, int, bool,
     compared = reference.weights.keys() - vanishing(reference.gradients[0])
     weight_errors = {n: error(record.weights[n], reference.weights[n]) for n in compared}
     assert max(weight_errors.values()) <= TOLERANCE, max(weight_errors, key=weight_errors.__getitem__)
+
+
+def evaluate(rank: int, world: int, run: RunSpec) -> tuple[float, int]:
+    session = Session.start(run, rank)
+    return session.evaluate(batches_of(run, 1, session.mesh.dp_index, documents=True))
+
+
+def test_evaluation_sees_all_tokens_once(ranks: Ranks) -> None:
+    ((loss, tokens),) = ranks.run(evaluate, 1, run_of("dropout", 23, {}))
+    for found in ranks.run(evaluate, 4, run_of("dropout", 23, {"cp": 2, "pp": 2, "context": "all-gather"})):
+        assert found[1] == tokens and abs(found[0] - loss) <= 1e-12 * abs(loss)

@@ -34,6 +34,7 @@ PLANS: dict[str, dict[str, Any]] = {
     "zero1": {"dp_shard": 2, "pp": 2},
     "both-ways": {"pp": 2, "schedule": "chimera", "dp_shard": 2, "zero": 3},
     "folded": {"pp": 2, "schedule": "zb-v", "chunks": 2},
+    "cp2-shard2": {"cp": 2, "dp_shard": 2, "zero": 3},
 }
 
 
@@ -116,7 +117,9 @@ def uninterrupted(ranks: Ranks, corpus: Path, tmp_path_factory: pytest.TempPathF
     return records(folder)
 
 
-@pytest.mark.parametrize(("begun", "plan"), [*(("pp2-dp2", plan) for plan in PLANS), ("both-ways", "one")])
+@pytest.mark.parametrize(
+    ("begun", "plan"), [*(("pp2-dp2", plan) for plan in PLANS), ("both-ways", "one"), ("cp2-shard2", "tp2")]
+)
 def test_goes_on_under_any_plan(
     ranks: Ranks, corpus: Path, tmp_path: Path, begun: str, plan: str, uninterrupted: list[dict[str, Any]]
 ) -> None:
@@ -145,7 +148,7 @@ def samples_of(read: list[list[list[int]]], run: RunSpec) -> list[list[int]]:
     plan = run.plan
     by_dp: dict[int, list[list[int]]] = {}
     for rank, steps in enumerate(read):
-        assert by_dp.setdefault(rank // plan.tp % plan.dp, steps) == steps
+        assert by_dp.setdefault(rank // (plan.tp * plan.cp) % plan.dp, steps) == steps
     return [sorted(s for dp in by_dp.values() for s in dp[step]) for step in range(len(read[0]))]
 
 
