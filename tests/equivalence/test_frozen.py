@@ -34,6 +34,9 @@ CASES: list[tuple[str, int, tuple[str, ...], dict[str, Any]]] = [
     ("dense", 4, ENDS, {"pp": 4, "schedule": "zb-h1"}),
     ("dense", 3, PARTS, {"pp": 2, "chunks": 2, "schedule": "zb-v", "dp_shard": 2, "zero": 3}),
     ("tied", 4, PARTS, {"pp": 4, "schedule": "chimera", "passes": ("2bp", "recompute")}),
+    ("dense", 3, ENDS, {"pp": 4, "schedule": "zb-h1", "passes": ("vocabulary:algorithm=1",)}),
+    ("tied", 3, PARTS, {"pp": 2, "passes": ("vocabulary:algorithm=1",)}),
+    ("gpt2", 3, ("inputs.positions.*", "outputs.*"), {"pp": 2, "passes": ("vocabulary:algorithm=2",)}),
     ("gpt2", 4, ENDS, {"pp": 2, "tp": 2, "stages": (3, 5), "schedule": "zb-h2", "recompute": "full"}),
     ("dropout", 4, PARTS, {"pp": 2, "chunks": 2, "schedule": "interleaved", "dp_shard": 2, "zero": 2}),
 ]

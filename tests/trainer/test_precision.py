@@ -67,6 +67,8 @@ PLANS: list[dict[str, Any]] = [
     {"pp": 2},
     {"pp": 2, "schedule": "zb-h1", "dp_shard": 2, "zero": 3},
     {"pp": 2, "schedule": "dualpipe"},
+    {"pp": 2, "passes": ("vocabulary:algorithm=1",)},
+    {"pp": 2, "passes": ("vocabulary:algorithm=2",), "tp": 2},
 ]
 
 
