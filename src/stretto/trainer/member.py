@@ -96,9 +96,9 @@ def train_as_member(
         return train(run, world, hooks)
     watchdog = None if membership.supervised else _watchdog(run, membership, vital.log, errors)
     try:
-        observer.begin("JOIN")
         if watchdog is not None:
             watchdog.start()
+        observer.begin("JOIN")
         with _process_group(run, membership):
             observer.end()
             result = train(run, world, hooks)
