@@ -9,9 +9,11 @@ Nothing here is fitted.  What the sources leave open is assumed once, for every 
   the authors published (Aleph-Alpha/scaling).  One ring uses one adapter of a node: the fitted rows ask for it.  An
   A100-80GB shows 79.15 GiB to a program.
 * Megatron-LM (Narayanan et al. 2021, table 1): fused scores, fused norms, sharded logits, no sequence parallelism, no
-  ZeRO, full recompute, gradients summed in 16 bit, under the backward pass where torch's DDP did it.
+  ZeRO, full recompute, gradients summed in 16 bit, under the backward pass where torch's DDP did it; a network that
+  routes adaptively (Selene), as if flows were split in 8.
 * MegaScale (2024, table 2): flash attention and sequence parallelism for both systems, micro-batches of one;
-  only MegaScale overlaps the reduction of gradients (its section 3.2).
+  only MegaScale overlaps the reduction of gradients (its section 3.2).  Each uplink is as wide as two downlinks
+  (section 3.6), which halves what collisions cost: as if flows were split in 16.
 """
 
 from __future__ import annotations
@@ -51,6 +53,8 @@ class Row:
     """The source's name of the kernel stack."""
     layout: str
     """Micro-batch, tp, pp and what else tells rows of a group apart."""
+    flow_splits: int | None = None
+    """Where the source's network spreads its flows; None: as the calibration says."""
 
     @property
     def fitted(self) -> bool:
@@ -163,6 +167,7 @@ def _megatron(line: dict[str, str]) -> Row:
         model=f"{line['params_b']}B",
         kernels="Megatron-LM 2021",
         layout=f"tp={plan.tp} pp={plan.pp} gpus={plan.num_ranks}",
+        flow_splits=8,
     )
 
 
@@ -181,7 +186,12 @@ def _megascale(line: dict[str, str]) -> Row:
     stack = KernelStack(overlapped_reduction=line["system"] == "MegaScale")
     work = _gpt(sizes, plan, stack, batch=int(line["global_batch"]), vocab=int(line["vocab"]))
     return Row(
-        work=work, seconds=float(line["iter_time_s"]), model="175B", kernels=line["system"], layout=f"gpus={gpus}"
+        work=work,
+        seconds=float(line["iter_time_s"]),
+        model="175B",
+        kernels=line["system"],
+        layout=f"gpus={gpus}",
+        flow_splits=16,
     )
 
 

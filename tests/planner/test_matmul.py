@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from stretto.planner.matmul import processors_of, product_operations
+from stretto.planner.matmul import DRAIN, processors_of, product_operations
 
 
 def test_full_waves_take_what_they_compute() -> None:
     """2048 x 13824 in tiles of 256 x 128 on 108 multiprocessors: 864 tiles, 8 waves to the last place."""
-    assert product_operations(2048, 13824, 5120, 108) == 2 * 2048 * 13824 * 5120
+    assert product_operations(2048, 13824, 5120, 108) == 2 * 2048 * 13824 * (5120 + DRAIN)
 
 
 def test_an_open_wave_takes_as_long_as_a_full_one() -> None:

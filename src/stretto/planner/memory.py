@@ -24,11 +24,14 @@ from dataclasses import dataclass
 
 from stretto.planner.in_flight import CLOSED_FORMS, in_flight
 from stretto.planner.stack import KernelStack
+from stretto.planner.uncertainty import MEMORY
 from stretto.planner.workload import Workload
 from stretto.spec.model import ModelSpec
 
 SCORE_BYTES = {"unfused": 9.0, "fused": 5.0, "flash-1": 0.0, "flash-2": 0.0, "flash-3": 0.0}
 """Bytes kept per head, query and key."""
+INPUT_BYTES = 4
+"""Of the inputs of attention and feed-forward, 2 bytes each, which sequence parallelism divides or keeps whole."""
 WAITING_LOGITS = 2
 """Micro-batches whose shard of the logits is alive under vocabulary parallelism, between S and T."""
 GATHERED_LAYERS = 2
@@ -67,6 +70,11 @@ class RankMemory:
         """Peak bytes."""
         return self.parameters + self.gradients + self.optimizer + self.activations + self.logits + self.reserve
 
+    @property
+    def expected_error(self) -> float:
+        """Of ``total``, relative."""
+        return MEMORY
+
 
 def memory(work: Workload, margin: Margin | None = None) -> tuple[RankMemory, ...]:
     """Peak memory of each pipeline rank, first to last; ScheduleError for an unknown schedule or one that can't be."""
@@ -95,7 +103,8 @@ def layer_activation_bytes(work: Workload, *, recompute: str | None = None) -> f
     lengthwise = tp if stack.sequence_parallel else 1
     if recompute == "full":
         return work.tokens * 2 * model.hidden_size / lengthwise
-    per_token = _whole(model, stack) / lengthwise + _split(model) / tp
+    kept = 0 if stack.gathers_again else INPUT_BYTES * model.hidden_size
+    per_token = (_whole(model, stack) - kept) / lengthwise + kept + _split(model) / tp
     if recompute == "none":
         per_token += SCORE_BYTES[stack.attention] * model.num_heads * work.sequence_length / tp
     return work.tokens * per_token

@@ -17,7 +17,7 @@ that ``profile`` remembers of its simulation.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stretto.planner.calibration import Calibration
 from stretto.planner.communication import (
@@ -29,6 +29,7 @@ from stretto.planner.communication import (
 )
 from stretto.planner.compute import head_seconds, layer_seconds, optimizer_seconds, recompute_seconds
 from stretto.planner.memory import layer_activation_bytes
+from stretto.planner.uncertainty import expected_error
 from stretto.planner.workload import Workload
 from stretto.schedule.op import Kind
 from stretto.spec.errors import UnsupportedError
@@ -54,6 +55,8 @@ class StepTime:
     """Of ``work``, waiting for keys and values of other cp ranks."""
     host_communication: float = 0.0
     """Waiting for activations on their way to the host and back."""
+    expected_error: float = 0.0
+    """Of ``total``, relative, one standard deviation (``uncertainty``)."""
 
     @property
     def total(self) -> float:
@@ -87,16 +90,30 @@ def step_time(work: Workload, calibration: Calibration | None = None) -> StepTim
     data = data_seconds(work, calibration)
     if work.stack.overlapped_reduction:  # only the last backward and the first forward have it beside them
         data = max(0.0, data - longest / work.num_microbatches)
-    layers = max(work.layers_of_rank(rank) for rank in range(plan.pp)) / work.num_replicas
-    return StepTime(
+    layers = work.num_microbatches * max(work.layers_of_rank(rank) for rank in range(plan.pp)) / work.num_replicas
+    time = StepTime(
         work=longest,
-        tensor_communication=work.num_microbatches * layers * sum(between),
+        tensor_communication=layers * sum(between),
         bubble=whole - longest,
         data_communication=data,
         optimizer=optimizer_seconds(work, calibration),
-        context_communication=work.num_microbatches * layers * sum(context),
+        context_communication=layers * sum(context),
         host_communication=_host_seconds(work, whole, calibration),
     )
+    return replace(time, expected_error=expected_error(_causes(time), work.cluster.name))
+
+
+def _causes(time: StepTime) -> dict[str, float]:
+    """Seconds by the causes whose uncertainty is known."""
+    return {
+        "work": time.work - time.tensor_communication - time.context_communication,
+        "tensor": time.tensor_communication,
+        "context": time.context_communication,
+        "bubble": time.bubble,
+        "data": time.data_communication,
+        "host": time.host_communication,
+        "optimizer": time.optimizer,
+    }
 
 
 def _turns(work: Workload, calibration: Calibration, collectives: float) -> _Turns:
