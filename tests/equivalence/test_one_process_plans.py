@@ -18,6 +18,7 @@ from equivalence.plan_run import batches_of
 from equivalence.reference import Record, error, train_reference, vanishing
 from equivalence.test_plans import LLAMA, TOLERANCE
 from stretto.assemble.rank_model import Assembler, Precision, RankModel
+from stretto.models.build import build_model
 from stretto.parallel.mesh import build_mesh
 from stretto.parallel.pipeline.one_process import OneProcess
 from stretto.parallel.unit import settle_all
@@ -31,7 +32,6 @@ from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSettings, RunSpec
 from stretto.spec.training import TrainingSpec
 from stretto.trainer.schedules import schedules_of
-from stretto.trainer.session import make_stack
 
 MODEL = replace(LLAMA, num_layers=16, hidden_size=16, intermediate_size=24, dropout=0.2, tied_embeddings=True)
 MICROBATCHES = 5
@@ -52,7 +52,8 @@ def reference() -> Record:
 def whole_model(run: RunSpec, schedule: Schedule) -> RankModel:
     """All stages, on one rank."""
     alone = PlanSpec(recompute=run.plan.recompute)
-    stack = make_stack(run.model, run.run.seed)
+    with torch.device("meta"):
+        stack = build_model(run.model)
     precision = Precision.of(run.training.dtype)
     assembler = Assembler(stack, alone, build_mesh(alone, 0), precision=precision, seed=run.run.seed)
     placement = [(0,) * schedule.num_stages]
