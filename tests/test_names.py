@@ -13,7 +13,7 @@ import stretto.spec
 NAMES = """
     CheckpointError CheckpointSpec ClusterSpec ConfigError DataError DataSpec ModelSpec PlanSpec RankError RopeScaling
     RunSettings RunSpec ScheduleError SourceSpec StrettoError TrainingSpec UnsupportedError
-    check cluster_preset convert diagnose generate load_run model_preset simulate train verify
+    check cluster_preset convert diagnose generate load_run model_preset plan simulate train verify
 """
 SPEC_NAMES = """
     CheckpointSpec ClusterSpec DataSpec ModelSpec PlanSpec RopeScaling RunSettings RunSpec SourceSpec TrainingSpec

@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stretto.cli.verbs import convert, diagnose, generate, simulate, train, verify
+    from stretto.cli.verbs import convert, diagnose, generate, load_run, plan, simulate, train, verify
     from stretto.spec.check import check
     from stretto.spec.checkpoint import CheckpointSpec
     from stretto.spec.cluster import ClusterSpec
@@ -32,12 +32,11 @@ if TYPE_CHECKING:
     from stretto.spec.plan import PlanSpec
     from stretto.spec.presets_cluster import cluster_preset
     from stretto.spec.presets_model import model_preset
-    from stretto.spec.resolve import load_run
     from stretto.spec.run import RunSettings, RunSpec
     from stretto.spec.training import TrainingSpec
 
 _HOMES = {
-    "stretto.cli.verbs": ("convert", "diagnose", "generate", "simulate", "train", "verify"),
+    "stretto.cli.verbs": ("convert", "diagnose", "generate", "load_run", "plan", "simulate", "train", "verify"),
     "stretto.spec.check": ("check",),
     "stretto.spec.checkpoint": ("CheckpointSpec",),
     "stretto.spec.cluster": ("ClusterSpec",),
@@ -55,7 +54,6 @@ _HOMES = {
     "stretto.spec.plan": ("PlanSpec",),
     "stretto.spec.presets_cluster": ("cluster_preset",),
     "stretto.spec.presets_model": ("model_preset",),
-    "stretto.spec.resolve": ("load_run",),
     "stretto.spec.run": ("RunSettings", "RunSpec"),
     "stretto.spec.training": ("TrainingSpec",),
 }
@@ -86,6 +84,7 @@ __all__ = [
     "generate",
     "load_run",
     "model_preset",
+    "plan",
     "simulate",
     "train",
     "verify",

@@ -82,7 +82,7 @@ def test_examples_of_help_can_be_parsed() -> None:
         (["train", "none.toml"], "The run file none.toml doesn't exist"),
         (["train", "{run}", "--set", "plan.tp=3"], "8 heads can't be split over tp=3; tp may be 1, 2 or 4."),
         (["train", "{run}", "--set", "plan.pq=3"], "--set: unknown key plan.pq"),
-        (["train", "{run}", "--set", "plan.pp=auto"], "the planner, which is not in this version"),
+        (["train", "{run}", "--set", "plan.pp=auto", "plan.tp=3"], "8 heads can't be split over tp=3"),
         (["verify", "{run}", "--set", "plan.stages=[1,2]"], "plan.stages = [1, 2] names 2 stages"),
         (["simulate", "--schedule", "1f1b"], "--schedule 1f1b also needs --pp and --microbatches."),
         (["simulate", "--schedule", "2f2b", "--pp", "2", "--microbatches", "2"], "There is no schedule '2f2b'"),

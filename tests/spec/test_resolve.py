@@ -164,5 +164,5 @@ def test_overrides_that_are_none(override: str, message: str) -> None:
 def test_auto_as_an_override() -> None:
     assert resolve_text("[plan]\nstages = [1, 1]", "r", ["plan.stages=auto"]).plan.stages is None
     for override in ("plan=auto", "plan.pp=auto"):
-        with pytest.raises(UnsupportedError, match="not in this version"):
+        with pytest.raises(UnsupportedError, match="needs the planner"):
             resolve_text("", "r", [override])

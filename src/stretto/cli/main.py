@@ -15,10 +15,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from stretto.cli import convert, diagnose, generate, simulate, train, verify
+from stretto.cli import convert, diagnose, generate, plan, simulate, train, verify
 from stretto.spec.errors import RankError, StrettoError
 
-VERBS = (train, verify, generate, convert, simulate, diagnose)
+VERBS = (train, plan, verify, generate, convert, simulate, diagnose)
 """The verbs in the order in which ``stretto --help`` shows them."""
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from stretto.spec.check import check
+from stretto.spec.plan import PlanSpec
 from stretto.spec.resolve import load_run
 from stretto.spec.run import RunSpec
 
@@ -24,8 +27,15 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def fill_in(run: RunSpec, pins: Mapping[str, Any]) -> PlanSpec:
+    """The planner, loaded where a run file says ``auto``."""
+    from stretto.planner.plan import fill_in as planned
+
+    return planned(run, pins)
+
+
 def read_run(options: argparse.Namespace, *, data: bool = True) -> RunSpec:
     """The run that the arguments name, resolved and checked; ``data`` is False where no corpus is read."""
-    run = load_run(options.run_file, options.overrides)
+    run = load_run(options.run_file, options.overrides, planner=fill_in)
     check(run, data=data)
     return run

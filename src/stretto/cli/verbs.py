@@ -6,16 +6,19 @@ print one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stretto.cli.run_file import fill_in
 from stretto.spec.check import check
 from stretto.spec.errors import ConfigError, RankError
-from stretto.spec.resolve import load_run
+from stretto.spec.resolve import load_run as read_run
 from stretto.spec.run import RunSpec
 
 if TYPE_CHECKING:
+    from stretto.planner.plan import Answer
+    from stretto.planner.request import Objective
     from stretto.schedule.measured.diagnosis import Diagnosis
     from stretto.schedule.schedule import Schedule
     from stretto.schedule.simulate import Costs, Figures
@@ -23,6 +26,37 @@ if TYPE_CHECKING:
 
 STOPPED = 143
 """Exit code of a run that was asked to stop (128 + SIGTERM), as shells count."""
+
+
+def load_run(path: str | Path, overrides: Iterable[str] = ()) -> RunSpec:
+    """Read a run file, write ``overrides`` over it, fill in presets, and have the planner fill in ``auto``."""
+    return read_run(path, overrides, planner=fill_in)
+
+
+def plan(
+    run: RunSpec | str | Path,
+    *,
+    pins: Mapping[str, Any] | None = None,
+    objective: Objective = "time",
+    price: float | None = None,
+    top: int = 5,
+) -> Answer:
+    """The ``top`` best plans of a run's model on its machines, best first, with ``pins`` kept.
+
+    Of a run file, what its [plan] writes is pinned too; the plan of a RunSpec isn't looked at.  ``answer.best`` is an
+    estimate, ``answer.run()`` a RunSpec to train, ``answer.reasons`` why each beats the next.  Raises ConfigError where
+    nothing fits or the pins can't be.
+    """
+    from stretto.planner.plan import answer
+    from stretto.planner.request import Request
+    from stretto.spec import toml
+    from stretto.spec.resolve import resolve_open
+
+    written: Mapping[str, Any] = {}
+    if not isinstance(run, RunSpec):
+        run, written, _ = resolve_open(toml.read(run), str(run))
+    request = Request(run=run, pins={**written, **(pins or {})}, objective=objective, price=price)
+    return answer(request, top=top)
 
 
 def train(run: RunSpec | str | Path, overrides: Iterable[str] = ()) -> Path:

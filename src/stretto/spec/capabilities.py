@@ -51,7 +51,7 @@ DEVICES = ("auto", "cpu", "cuda")
 """Where ranks compute (``run.device``)."""
 OFFLOAD = True
 """Whether activations can be kept in host memory (``plan.offload``)."""
-PLANNER = False
+PLANNER = True
 """Whether ``auto`` in ``[plan]`` can be filled in."""
 EMBEDDED_CORPUS = "stdlib"
 """The value of ``data.path`` that stands for the text every machine has."""

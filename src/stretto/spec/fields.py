@@ -89,7 +89,7 @@ def accept_section(name: str, table: Any, place: str) -> dict[str, Any]:
     cls = find_section(name, place)
     if name == "plan" and table == "auto":
         raise UnsupportedError(
-            f'{place}: plan = "auto" needs the planner, which is not in this version; '
+            f'{place}: plan = "auto" needs the planner, and a resolved run has been through it; '
             "write a [plan] section with the degrees, for example pp = 1, tp = 1, dp_replicate = 2."
         )
     if not isinstance(table, Mapping):
@@ -102,7 +102,7 @@ def accept_section(name: str, table: Any, place: str) -> dict[str, Any]:
                 continue  # None: the balanced split, which needs no planner
             default = getattr(cls(), key)
             raise UnsupportedError(
-                f'{place}: plan.{key} = "auto" needs the planner, which is not in this version; '
+                f'{place}: plan.{key} = "auto" needs the planner, and a resolved run has been through it; '
                 f"write a value, for example plan.{key} = {_toml(default)}."
             )
         given[key] = accept(value, annotation, key=f"{name}.{key}", place=place)

@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Iterable
 from typing import Any
 
+from stretto.spec.automatic import AUTO, every_key_auto
 from stretto.spec.errors import ConfigError
 from stretto.spec.fields import accept_section, find_key, find_section, is_open_table, is_table, strip_none
 
@@ -28,8 +29,11 @@ def apply_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> dict[str, 
         names = [name.strip() for name in dotted.split(".")]
         if not equals or not all(names):
             raise ConfigError(f"{PLACE} {override}: write section.key=value, for example {PLACE} plan.pp=4.")
+        if names == ["plan"] and value_of(text.strip()) == AUTO:
+            result["plan"] = AUTO
+            continue
         if len(names) == 1:
-            accept_section(names[0], _value(text), PLACE)  # plan=auto has an answer of its own
+            find_section(names[0], PLACE)
             raise ConfigError(f"{PLACE} {override}: {names[0]} is a section; name one of its keys.")
         _write(result, names, text.strip())
     return result
@@ -39,7 +43,7 @@ def _write(raw: dict[str, Any], names: list[str], text: str) -> None:
     section, key = names[:2]
     find_section(section, PLACE)
     annotation, _ = strip_none(find_key(section, key, PLACE))
-    value = _value(text)
+    value = value_of(text)
     if annotation is str and not isinstance(value, str):
         value = text  # data.path=2024 is a path, not a number
     if len(names) > 2:
@@ -48,12 +52,19 @@ def _write(raw: dict[str, Any], names: list[str], text: str) -> None:
         accept_section(section, {key: {names[2]: value}}, PLACE)
         before = raw.get(section, {}).get(key, {})
         value = {**(before if isinstance(before, dict) else {}), names[2]: value}
-    else:
+    elif not (section == "plan" and value == AUTO):  # whether there is a planner, resolve knows
         accept_section(section, {key: value}, PLACE)
+    if section == "plan" and raw.get("plan") == AUTO:
+        raw["plan"] = every_key_auto()
     raw[section] = {**raw.get(section, {}), key: value}
 
 
-def _value(text: str) -> Any:
+def value_of(text: str) -> Any:
+    """A value as TOML, or the string that it is otherwise.
+
+    >>> value_of("[3, 5]"), value_of("runs/a")
+    ([3, 5], 'runs/a')
+    """
     try:
         parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:

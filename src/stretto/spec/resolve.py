@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from stretto.spec import toml
+from stretto.spec.automatic import Planner, split_auto
 from stretto.spec.cluster import ClusterSpec
-from stretto.spec.errors import ConfigError
+from stretto.spec.errors import ConfigError, UnsupportedError
 from stretto.spec.fields import Given, build, keys_of, strip_none
 from stretto.spec.model import ModelSpec
 from stretto.spec.overrides import apply_overrides
@@ -31,25 +32,43 @@ SIZES = ("hidden_size", "num_layers", "num_heads", "vocab_size")
 """Keys that a model without preset and directory must write."""
 
 
-def load_run(path: str | Path, overrides: Iterable[str] = ()) -> RunSpec:
-    """Read the run file ``path``, write ``overrides`` over it, and fill in presets.
+def load_run(path: str | Path, overrides: Iterable[str] = (), *, planner: Planner | None = None) -> RunSpec:
+    """Read the run file ``path``, write ``overrides`` over it, fill in presets, and have ``planner`` fill in ``auto``.
 
     Raises ConfigError for a file that is missing or not TOML, an unknown key, a value of the wrong
-    type, an unknown preset; UnsupportedError for ``auto`` where the planner would be needed.  Whether
+    type, an unknown preset; UnsupportedError for ``auto`` where there is no planner.  Whether
     the run can work is ``check``'s to say.
     """
-    return resolve_text(toml.read(path), str(path), overrides)
+    return resolve_text(toml.read(path), str(path), overrides, planner=planner)
 
 
-def resolve_text(text: str, place: str = "run.toml", overrides: Iterable[str] = ()) -> RunSpec:
+def resolve_text(
+    text: str, place: str = "run.toml", overrides: Iterable[str] = (), *, planner: Planner | None = None
+) -> RunSpec:
     """Like load_run, of TOML text; ``place`` names it in errors."""
-    given = toml.accept_file(apply_overrides(toml.parse(text, place), overrides), place)
+    run, pins, automatic = resolve_open(text, place, overrides)
+    if not automatic:
+        return run
+    if planner is None:
+        raise UnsupportedError(
+            f'{place}: "auto" in the plan needs the planner; take the run through stretto plan, stretto train or '
+            "stretto.load_run, which have one, or write the values."
+        )
+    return dataclasses.replace(run, plan=planner(run, pins))
+
+
+def resolve_open(
+    text: str, place: str = "run.toml", overrides: Iterable[str] = ()
+) -> tuple[RunSpec, dict[str, Any], bool]:
+    """The run with whatever of its plan is written, those values, and whether ``auto`` asks for more."""
+    raw, automatic = split_auto(apply_overrides(toml.parse(text, place), overrides))
+    given = toml.accept_file(raw, place)
     run = toml.build_run(given)
     try:
         model, cluster = _model(given), _cluster(given)
     except ConfigError as error:
         raise ConfigError(f"{place}: {error}") from error
-    return dataclasses.replace(run, model=model, cluster=cluster)
+    return dataclasses.replace(run, model=model, cluster=cluster), dict(given.get("plan", {})), automatic
 
 
 def read_model(path: str | Path) -> ModelSpec:

@@ -7,11 +7,14 @@ plan.stages = [2, 4, 2]   2     │    4    │   2        as written
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from stretto.spec.errors import ConfigError
 from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSpec
 
 
+@lru_cache(maxsize=4096)
 def balanced(num_layers: int, num_stages: int) -> tuple[int, ...]:
     """Split ``num_layers`` as evenly as can be; what is left over goes to the middle stages first.
 

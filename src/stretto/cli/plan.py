@@ -1,0 +1,172 @@
+"""``stretto plan``: the fastest plans that fit, and why."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stretto.spec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from stretto.planner.plan import Answer
+    from stretto.planner.request import Request
+
+SUMMARY = "find the fastest plan that fits, and say why"
+DESCRIPTION = """\
+Rank the plans of a model on a cluster: step time, tokens/s, MFU, peak memory, bubble, and why each beats the next.
+Give a model and machines, or a run file: what its [plan] writes stays, all else is filled in. Only what this version
+can run is proposed. --out writes a run file that stretto train runs unchanged."""
+EXAMPLES = (
+    "stretto plan --model llama-3-70b --cluster h100:512 --seq-len 8192 --global-batch 1024",
+    "stretto plan --model llama-3-8b --cluster a100:16 --seq-len 4096 --global-batch 256 --pin pp=2 --out run.toml",
+    "stretto plan --model llama-3-70b --cluster h100:512 --seq-len 8192 --global-batch 1024 --why-not tp=8,pp=2",
+    "stretto plan --model llama-3-8b --cluster h100:64 --seq-len 8192 --global-batch 512 --objective cost --price 2.5",
+    "stretto plan examples/demo.toml --json",
+)
+NEEDED = ("model", "cluster", "seq_len", "global_batch")
+"""Options that stand for a run file."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what plan takes."""
+    parser.add_argument("run_file", metavar="RUN_FILE", type=Path, nargs="?", help="run file whose plan to fill in")
+    asked = parser.add_argument_group("what to plan, without a run file")
+    asked.add_argument("--model", metavar="NAME|DIR", help="preset, or Hugging Face directory")
+    asked.add_argument("--cluster", metavar="NAME:N|FILE", help="preset and number of devices, or a cluster file")
+    asked.add_argument("--seq-len", type=int, metavar="T", help="tokens of a sequence")
+    asked.add_argument("--global-batch", type=int, metavar="B", help="sequences of a step")
+    asked.add_argument("--dtype", help="bfloat16 (float32 on a CPU), float32 or float64")
+    parser.add_argument(
+        "--set", dest="overrides", metavar="KEY=VALUE", nargs="+", action="extend", default=[],
+        help="write over keys of the run",
+    )  # fmt: skip
+    how = parser.add_argument_group("how")
+    how.add_argument(
+        "--pin", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help="keep a value of the plan"
+    )
+    how.add_argument("--objective", default="time", help="time (the default), cost or memory")
+    how.add_argument("--price", type=float, metavar="X", help="price of a device for an hour")
+    how.add_argument("--top", type=int, default=5, metavar="N", help="plans to list (5)")
+    how.add_argument("--thorough", action="store_true", help="simulate more schedules; a minute instead of seconds")
+    how.add_argument(
+        "--critical-batch", type=int, metavar="TOKENS", help="largest useful batch, in tokens; warn beyond"
+    )
+    result = parser.add_argument_group("what to say")
+    result.add_argument(
+        "--why-not", metavar="KEY=VALUE,...", help="explain why the best plan isn't one with these values"
+    )
+    result.add_argument("--out", type=Path, metavar="FILE", help="write the run file of the best plan")
+    result.add_argument("--json", action="store_true", help="print the figures as JSON alone")
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Plan, print, and write the run file."""
+    if options.out is not None and (options.out.is_dir() or not options.out.parent.is_dir()):
+        raise ConfigError(f"--out {options.out} can't be written; name a file in a folder that exists.")
+    request = _request(options)
+    from stretto.planner.plan import answer
+    from stretto.planner.report_data import as_data
+
+    if options.why_not is not None:
+        _print_why_not(request, options)
+        return 0
+    found = answer(request, top=options.top, thorough=options.thorough)
+    if options.json:
+        print(json.dumps(as_data(found)))
+    else:
+        _print(found, options)
+    if options.out is not None:
+        from stretto.spec import toml
+
+        toml.save(found.run(), options.out)
+        if not options.json:
+            print(f"\nwrote {options.out}: stretto train {options.out}")
+    return 0
+
+
+def _print(found: Answer, options: argparse.Namespace) -> None:
+    from stretto.planner.report_text import report
+
+    print(report(found))
+    if options.critical_batch is not None:
+        from stretto.planner.critical_batch import verdict
+
+        training = found.request.run.training
+        print(verdict(training.global_batch_size * training.sequence_length, options.critical_batch))
+
+
+def _print_why_not(request: Request, options: argparse.Namespace) -> None:
+    from stretto.planner.explain import why_not
+    from stretto.planner.pins import read_pins
+
+    why = why_not(request, read_pins([options.why_not], "--why-not"))
+    print(json.dumps({"why_not": why}) if options.json else why)
+
+
+def _request(options: argparse.Namespace) -> Request:
+    from stretto.planner.pins import read_pins
+    from stretto.planner.request import Request
+
+    run, pins, price = _of_file(options) if options.run_file is not None else _of_options(options)
+    pins = {**pins, **read_pins(options.pin)}
+    price = options.price if options.price is not None else price
+    if price is not None and not price > 0:
+        raise ConfigError(f"--price {price:g} must be above 0.")
+    return Request(run=run, pins=pins, objective=options.objective, price=price)
+
+
+def _of_file(options: argparse.Namespace) -> tuple[Any, dict[str, Any], float | None]:
+    from stretto.spec import toml
+    from stretto.spec.resolve import resolve_open
+
+    run, pins, _ = resolve_open(toml.read(options.run_file), str(options.run_file), options.overrides)
+    training, price = run.training, None
+    if options.model is not None:
+        run = replace(run, model=_model(options.model))
+    if options.cluster is not None:
+        cluster, price = _cluster(options.cluster)
+        run = replace(run, cluster=cluster)
+    if options.seq_len is not None:
+        training = replace(training, sequence_length=options.seq_len)
+    if options.global_batch is not None:
+        training = replace(training, global_batch_size=options.global_batch)
+    return replace(run, training=training), pins, price
+
+
+def _of_options(options: argparse.Namespace) -> tuple[Any, dict[str, Any], float | None]:
+    from stretto.spec.resolve import resolve_open
+
+    missing = [f"--{name.replace('_', '-')}" for name in NEEDED if getattr(options, name) is None]
+    if missing:
+        raise ConfigError(f"Without a run file plan also needs {', '.join(missing)}.")
+    cluster, price = _cluster(options.cluster)
+    cpu = cluster.name.partition(":")[0] == "local-cpu"
+    run, pins, _ = resolve_open("", "--set", options.overrides)
+    training = replace(
+        run.training,
+        sequence_length=options.seq_len,
+        global_batch_size=options.global_batch,
+        dtype=options.dtype or ("float32" if cpu else "bfloat16"),
+    )
+    data = run.data if run.data.path or run.data.sources else replace(run.data, path="stdlib")
+    return replace(run, model=_model(options.model), cluster=cluster, training=training, data=data), pins, price
+
+
+def _model(name: str) -> Any:
+    from stretto.spec.presets_model import MODELS, model_preset
+    from stretto.spec.resolve import read_model
+
+    return read_model(name) if name not in MODELS and Path(name).is_dir() else model_preset(name)
+
+
+def _cluster(name: str) -> tuple[Any, float | None]:
+    from stretto.planner.cluster_file import read_cluster
+    from stretto.spec.presets_cluster import cluster_preset
+
+    if name.endswith(".toml"):
+        found = read_cluster(Path(name))
+        return found.cluster, found.price
+    return cluster_preset(name), None

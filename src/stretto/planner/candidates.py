@@ -1,0 +1,119 @@
+"""Which plans there are, from the widest choice to the narrowest.
+
+    core        pp x tp x cp x data ranks = devices, micro-batch, recompute, offload    what a rank computes
+    sharding    dp_replicate x dp_shard = data ranks, zero                              who keeps which states
+    order       schedule family and chunks                                              when it is computed
+    stages      balanced by number, by cost, within each rank's memory                  (``search``)
+
+A core already bounds the time from below, so that most of them are never opened.  ``dp_shard`` is every divisor of the
+data ranks: shards inside a node and replicas across nodes are among them.  Degrees that can't be (heads that tp doesn't
+divide, a batch that the data ranks don't) aren't made; what is made passes ``spec.check``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import gcd
+
+from stretto.planner.request import DEGREES, Request
+from stretto.spec import capabilities
+from stretto.spec.plan import PlanSpec
+
+FEW_CHUNKS = 8
+"""Chunks that are always tried; above it only those that divide the layers evenly."""
+UNPROPOSED = ("skip-pipe", "auto")
+"""Schedules that aren't tried for every plan: one leaves out parts of the model, the other searches for long."""
+
+
+def worlds(request: Request) -> list[int]:
+    """Numbers of ranks that a plan may have, most first.
+
+    All devices, but for ``cost`` also every divisor of the nodes or of one node: fewer devices may be cheaper.
+    """
+    devices = request.devices
+    if request.objective != "cost":
+        return [devices]
+    per_node = request.cluster.devices_per_node
+    nodes = devices // per_node
+    parts = {per_node * count for count in divisors(nodes)} if nodes else set()
+    return sorted(parts | set(divisors(min(per_node, devices))), reverse=True)
+
+
+def cores(request: Request, ranks: int) -> Iterator[PlanSpec]:
+    """Plans of ``ranks`` ranks that differ in what a rank computes; states are sharded over all data ranks."""
+    model, batch = request.model, request.run.training.global_batch_size
+    for pp, tp, cp in meshes(request, ranks):
+        data = ranks // (pp * tp * cp)
+        if batch % data or pp > model.num_layers:
+            continue
+        for micro in request.values("micro_batch_size", divisors(batch // data)):
+            for recompute in request.values("recompute", capabilities.RECOMPUTE):
+                for offload in request.values("offload", (False, True) if capabilities.OFFLOAD else (False,)):
+                    yield request.plan(
+                        pp=pp, tp=tp, cp=cp, dp_replicate=1, dp_shard=data,
+                        micro_batch_size=micro, recompute=recompute, offload=offload,
+                    )  # fmt: skip
+
+
+def meshes(request: Request, ranks: int) -> Iterator[tuple[int, int, int]]:
+    """Degrees pp, tp and cp that divide ``ranks`` and what they cut."""
+    model, length = request.model, request.run.training.sequence_length
+    split = gcd(model.num_heads, model.kv_heads, model.intermediate_size, length)
+    for pp in request.values("pp", divisors(ranks)):
+        for tp in request.values("tp", divisors(gcd(split, ranks // pp))):
+            for cp in request.values("cp", _context_degrees(request, ranks // (pp * tp), tp)):
+                yield pp, tp, cp
+
+
+def shardings(request: Request, core: PlanSpec) -> Iterator[PlanSpec]:
+    """The ways to keep the core's states; one rank per shard has nothing to split, and zero 1 stands for all."""
+    data = core.dp
+    for shard in request.values("dp_shard", divisors(data)):
+        if request.pins.get("dp_replicate", data // shard) != data // shard:
+            continue
+        stages = capabilities.ZERO_STAGES if shard > 1 or "zero" in request.pins else (1,)
+        for zero in request.values("zero", stages):
+            yield request.plan(**{**_chosen(core), "dp_shard": shard, "dp_replicate": data // shard, "zero": zero})
+
+
+def orders(request: Request, plan: PlanSpec) -> Iterator[PlanSpec]:
+    """The schedules that ``plan`` can have; without a pipeline there is nothing to order."""
+    layers = request.model.num_layers
+    if "schedule_file" in request.pins:
+        yield plan
+        return
+    families = [name for name in capabilities.SCHEDULES if name not in UNPROPOSED]
+    pinned = request.pins.get("schedule")
+    if pinned in UNPROPOSED:
+        families = [pinned]
+    elif plan.pp == 1 and pinned is None and request.pins.get("chunks", 1) == 1:
+        families = ["1f1b"]
+    for family in request.values("schedule", families):
+        most = layers // plan.pp
+        few = [count for count in capabilities.SCHEDULES[family] if count <= most]
+        kept = [count for count in few if count <= FEW_CHUNKS or layers % (plan.pp * count) == 0]
+        for chunks in request.values("chunks", few if "chunks" in request.pins else kept):
+            yield request.plan(**{**_chosen(plan), "schedule": family, "chunks": chunks})
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors, least first.
+
+    >>> divisors(12)
+    [1, 2, 3, 4, 6, 12]
+    """
+    small = [n for n in range(1, int(number**0.5) + 1) if number % n == 0]
+    return small + [number // n for n in reversed(small) if n * n != number]
+
+
+def _context_degrees(request: Request, ranks: int, tp: int) -> list[int]:
+    """Context-parallel degrees: two pieces of the sequence per rank, each divided over tp."""
+    if "cp" not in capabilities.AXES:
+        return [1]
+    length = request.run.training.sequence_length
+    return [cp for cp in divisors(ranks) if cp == 1 or length % (2 * cp * tp) == 0]
+
+
+def _chosen(plan: PlanSpec) -> dict[str, object]:
+    keys = (*DEGREES, "micro_batch_size", "recompute", "offload", "zero")
+    return {key: getattr(plan, key) for key in keys}

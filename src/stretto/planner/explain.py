@@ -1,0 +1,158 @@
+"""Why one plan and not another, in words and seconds.
+
+Two plans are compared part by part, the parts of a step: arithmetic, waiting for each axis, filling the pipeline, the
+optimizer.  A plan that doesn't fit is told apart by the kind of bytes that is too much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+from stretto.planner.estimate import Estimate
+from stretto.planner.memory import RankMemory
+from stretto.planner.pins import check_pins
+from stretto.planner.request import CHOSEN, Request
+from stretto.planner.search import search
+from stretto.spec.errors import StrettoError
+from stretto.spec.plan import PlanSpec
+from stretto.spec.units import format_bytes, format_seconds
+
+WORTH_SAYING = 0.003
+"""Share of a step below which a difference isn't named."""
+
+
+def parts(estimate: Estimate) -> dict[str, float]:
+    """Seconds of a step by what they are spent on; their sum is the step."""
+    time = estimate.time
+    return {
+        "arithmetic": time.work - time.tensor_communication - time.context_communication,
+        "tp communication": time.tensor_communication,
+        "cp communication": time.context_communication,
+        "bubble": time.bubble,
+        "dp communication": time.data_communication,
+        "offloading": time.host_communication,
+        "optimizer": time.optimizer,
+    }
+
+
+def kinds(memory: RankMemory) -> dict[str, float]:
+    """Bytes of a rank by kind."""
+    return {field.name: getattr(memory, field.name) for field in fields(memory)}
+
+
+def described(plan: PlanSpec) -> str:
+    """A plan in a few words: its degrees above 1, its schedule, and what differs from the plainest choice.
+
+    >>> described(PlanSpec(pp=4, dp_shard=8, zero=2, schedule="interleaved", chunks=2, micro_batch_size=4))
+    'pp 4 x dp_shard 8, zero 2, interleaved with 2 chunks, micro-batch 4'
+    """
+    axes = ("pp", "tp", "cp", "dp_replicate", "dp_shard")
+    words = [" x ".join(f"{axis} {getattr(plan, axis)}" for axis in axes if getattr(plan, axis) > 1) or "one rank"]
+    if plan.dp_shard > 1:
+        words.append(f"zero {plan.zero}")
+    if plan.pp > 1:
+        words.append(plan.schedule + (f" with {plan.chunks} chunks" if plan.chunks > 1 else ""))
+    words.append(f"micro-batch {plan.micro_batch_size}")
+    if plan.recompute != "none":
+        words.append(f"{plan.recompute} recompute")
+    words += ["offload"] if plan.offload else []
+    words += [f"pass {text}" for text in plan.passes]
+    if plan.stages is not None:
+        words.append(f"stages of {_runs(plan.stages)} layers")
+    return ", ".join(words)
+
+
+def compared(better: Estimate, other: Estimate) -> str:
+    """Why ``better`` beats ``other``: which parts of a step differ by how much.
+
+    Said of the objective's winner, which may be slower where money or memory counts.
+    """
+    gap = other.seconds - better.seconds
+    ours, theirs = parts(better), parts(other)
+    differences = {name: theirs[name] - ours[name] for name in ours}
+    named = sorted(differences.items(), key=lambda pair: -abs(pair[1]))
+    least = WORTH_SAYING * better.seconds
+    less = [f"{name} {format_seconds(value)} less" for name, value in named if value > least]
+    more = [f"{name} {format_seconds(-value)} more" for name, value in named if -value > least]
+    why = ", ".join(less or ["no part differs by much"]) + (f"; but {', '.join(more)}" if more else "")
+    if abs(gap) <= 1e-9 * better.seconds:
+        lighter = other.peak_bytes - better.peak_bytes
+        if lighter > 0:
+            return f"as fast, with {format_bytes(lighter)} less memory"
+        return "as fast and as large, with a simpler plan"
+    return f"{format_seconds(abs(gap))} ({abs(gap) / better.seconds:.1%}) {'faster' if gap > 0 else 'slower'}: {why}"
+
+
+def why_not(request: Request, pins: Mapping[str, Any], best: Estimate | None = None) -> str:
+    """Why the best plan isn't one with these pins: what they break, by how much, or what makes them slower."""
+    pinned = request.pinned(**pins)
+    asked = ", ".join(f"{name}={value}" for name, value in pins.items())
+    try:
+        check_pins(pinned)
+    except StrettoError as error:
+        return f"{asked} can't be: {error}"
+    found = search(pinned, top=1).plans
+    if found:
+        if best is None:
+            best = search(request, top=1).plans[0]
+        if found[0].plan == best.plan:
+            return f"{asked} is the best plan: {described(best.plan)}."
+        return (
+            f"{asked} can be, at best as {described(found[0].plan)} ({format_seconds(found[0].seconds)} a step, "
+            f"{format_bytes(found[0].peak_bytes)}). {described(best.plan)} is {compared(best, found[0])}."
+        )
+    least = search(replace(pinned, objective="memory"), top=1, any_size=True).plans
+    if not least:
+        return f"{asked} can't be: {undivided(pinned)}"
+    return f"{asked} doesn't fit. {too_large(least[0])}"
+
+
+def too_large(least: Estimate) -> str:
+    """What the plan that needs least memory needs, against what there is."""
+    limit, rank = least.work.cluster.memory_bytes, least.memory[least.fullest]
+    inside = sorted(kinds(rank).items(), key=lambda pair: -pair[1])
+    listed = ", ".join(f"{name} {format_bytes(value)}" for name, value in inside if value > 0.01 * rank.total)
+    return (
+        f"The least that any plan needs is {format_bytes(rank.total)} on pipeline rank {least.fullest}, "
+        f"{format_bytes(rank.total - limit)} more than a device's {format_bytes(limit)} ({listed}), "
+        f"by {described(least.plan)}."
+    )
+
+
+def undivided(request: Request) -> str:
+    """Why there is no plan at all: no degrees divide the devices, the batch and the model together."""
+    batch, devices = request.run.training.global_batch_size, request.devices
+    pinned = ", ".join(f"{name}={request.pins[name]}" for name in CHOSEN if name in request.pins)
+    near = _batches(request)
+    return (
+        f"No plan divides a global batch of {batch} sequences over {devices} devices"
+        f"{f' with {pinned}' if pinned else ''}: what pp, tp and cp leave of the devices must divide the batch; take "
+        f"{near}."
+    )
+
+
+def _batches(request: Request) -> str:
+    from stretto.planner.candidates import meshes
+
+    devices, batch = request.devices, request.run.training.global_batch_size
+    layers = request.model.num_layers
+    data = {devices // (pp * tp * cp) for pp, tp, cp in meshes(request, devices) if pp <= layers}
+    micro = request.pins.get("micro_batch_size", 1)
+    units = sorted(count * micro for count in data)
+    if not units:
+        return "another number of devices"
+    near = sorted({max(unit, round(batch / unit) * unit) for unit in units}, key=lambda size: (abs(size - batch), size))
+    return f"a batch of {' or '.join(map(str, sorted(near[:2])))}"
+
+
+def _runs(stages: tuple[int, ...]) -> str:
+    """``8 + 3 x 9 + 8`` of (8, 9, 9, 9, 8)."""
+    runs: list[list[int]] = []
+    for layers in stages:
+        if runs and runs[-1][1] == layers:
+            runs[-1][0] += 1
+        else:
+            runs.append([1, layers])
+    return " + ".join(f"{count} x {layers}" if count > 1 else str(layers) for count, layers in runs)

@@ -1,0 +1,96 @@
+"""Pins as they are written (``pp=8 tp=4``), and why some can't be.
+
+What is wrong with a pin alone is said before any search: what the machines can't give (``pp=3`` of 8 devices), and all
+that ``spec.check`` refuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+from stretto.planner.candidates import divisors
+from stretto.planner.request import DEGREES, Request
+from stretto.spec import capabilities
+from stretto.spec.check import check
+from stretto.spec.errors import ConfigError, nearest
+from stretto.spec.fields import accept, keys_of
+from stretto.spec.overrides import value_of
+from stretto.spec.plan import PlanSpec
+
+
+def read_pins(words: Iterable[str], place: str = "--pin") -> dict[str, Any]:
+    """Keys of the plan and their values, from ``pp=8,tp=4`` or one word each; ``auto`` pins nothing.
+
+    >>> read_pins(["pp=8,tp=4", "schedule=zb-h1"])
+    {'pp': 8, 'tp': 4, 'schedule': 'zb-h1'}
+    """
+    pins: dict[str, Any] = {}
+    known = keys_of(PlanSpec)
+    for word in _split(words):
+        name, equals, text = word.partition("=")
+        name = name.strip().removeprefix("plan.")
+        if not equals:
+            raise ConfigError(f"{place} {word}: write KEY=VALUE, for example {place} pp=8.")
+        if name not in known:
+            raise ConfigError(
+                f"{place}: unknown key plan.{name}{nearest(name, known) or '; keys: ' + ', '.join(known)}"
+            )
+        if name in pins:
+            raise ConfigError(f"{place}: {name} is pinned twice.")
+        value = value_of(text.strip())
+        if value == "auto":
+            continue
+        pins[name] = accept(value, known[name], key=f"plan.{name}", place=place)
+    return pins
+
+
+def check_pins(request: Request) -> None:
+    """ConfigError or UnsupportedError where no plan can have these pins together, or the machines can't be."""
+    pins, devices = dict(request.pins), request.devices
+    plan = replace(_plain_plan(pins), pp=1, tp=1, cp=1, dp_replicate=1, dp_shard=1, stages=None)
+    check(replace(request.run, plan=plan), data=False)
+    for axis in DEGREES:
+        degree = pins.get(axis, 1)
+        if degree >= 1 and devices % degree:
+            may = [str(choice) for choice in divisors(devices) if axis != "pp" or choice <= request.model.num_layers]
+            raise ConfigError(f"plan.{axis} = {degree} can't divide {devices} devices; {axis} may be {', '.join(may)}.")
+    check(replace(request.run, plan=_plain_plan(pins)), data=False)
+    product = prod(pins.get(axis, 1) for axis in DEGREES)
+    if devices % product:
+        written = " x ".join(f"{axis} {pins[axis]}" for axis in DEGREES if pins.get(axis, 1) > 1)
+        raise ConfigError(
+            f"{written} = {product} ranks can't divide {devices} devices; their product may be "
+            f"{', '.join(map(str, divisors(devices)))}."
+        )
+
+
+def _plain_plan(pins: dict[str, Any]) -> PlanSpec:
+    """The pins with what they need besides: a schedule that can have the chunks, stages' own number of ranks."""
+    given = dict(pins)
+    chunks = given.get("chunks", 1)
+    if "schedule" not in given:
+        fitting = [name for name, counts in capabilities.SCHEDULES.items() if chunks in counts]
+        if fitting and chunks > 1:
+            given["schedule"] = fitting[0]
+    elif "chunks" not in given and given["schedule"] in capabilities.SCHEDULES:
+        given["chunks"] = capabilities.SCHEDULES[given["schedule"]][0]
+    if "stages" in given and "pp" not in given:
+        given["pp"] = max(1, len(given["stages"]) // given.get("chunks", 1))
+    return PlanSpec(**given)
+
+
+def _split(words: Iterable[str]) -> list[str]:
+    """Words at their commas, but for those inside brackets: ``stages=[3,5],pp=2``."""
+    found: list[str] = []
+    for word in words:
+        depth, start = 0, 0
+        for at, letter in enumerate(word):
+            depth += (letter in "[{") - (letter in "]}")
+            if letter == "," and depth == 0:
+                found.append(word[start:at])
+                start = at + 1
+        found.append(word[start:])
+    return [word for word in found if word.strip()]
