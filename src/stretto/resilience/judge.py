@@ -65,10 +65,10 @@ class Judge:
         told = next((b.verdict for b in self._beats.values() if b.verdict), None)
         if told is not None:
             return told
-        asleep, self._looked = now - self._looked > self._silent_seconds / 2, now
-        if asleep:  # it was this process that didn't run; what it missed says nothing of the others
-            self._heard = dict.fromkeys(self._heard, now)
-            self._progress = now
+        gap, self._looked = now - self._looked, now
+        if gap > self._silent_seconds / 4:  # this process didn't run; time that it missed says nothing of the others
+            self._heard = {rank: min(now, heard + gap) for rank, heard in self._heard.items()}
+            self._progress = min(now, self._progress + gap)
             return None
         silent = {rank: seconds for rank in self._present() if (seconds := self._silence(rank, now))}
         if silent:
