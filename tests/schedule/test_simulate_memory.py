@@ -6,6 +6,7 @@ from stretto.schedule import Op, Schedule
 from stretto.schedule.families import build
 from stretto.schedule.passes.split_backward import split_backward
 from stretto.schedule.simulate import Costs, memory_curve, peak_activation, run, simulate
+from stretto.spec.errors import ScheduleError
 
 
 def one_rank(tokens: str, stages: int = 1, **flow: object) -> Schedule:
@@ -74,3 +75,18 @@ def test_the_curves_peak_is_the_peak(name: str) -> None:
     assert [round(max(curve.values), 9) for curve in curves] == list(peaks)
     assert peaks == simulate(schedule, costs).peak_activation
     assert all(curve.values[-1] == 0 and (curve.times[1:] >= curve.times[:-1]).all() for curve in curves)
+
+
+def test_what_runs_again_is_held_while_it_runs_and_leaves_what_w_needs() -> None:
+    """One rank, one stage of 10 bytes: F keeps 10, I holds 6 more while it runs and leaves 25, W ends it."""
+    schedule = one_rank("0F0 0F1 0I0 0W0 0I1 0W1")
+    costs = Costs(activation_bytes=[10.0], rerun_bytes=[6.0])
+    assert peak_activation(schedule, costs) == (2.6,)
+    assert peak_activation(schedule, Costs(activation_bytes=[10.0], rerun_bytes=[6.0], stash_bytes=[25.0])) == (3.5,)
+
+
+def test_a_stage_that_recomputes_keeps_its_input() -> None:
+    schedule = one_rank("0F0 0F1 0R0 0B0 0R1 0B1")
+    assert peak_activation(schedule, Costs(activation_bytes=[10.0], input_bytes=[2.0])) == (1.2,)
+    with pytest.raises(ScheduleError, match="input_bytes says nothing without activation_bytes"):
+        Costs(input_bytes=[2.0])

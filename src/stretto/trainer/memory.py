@@ -49,13 +49,17 @@ class ActivationMeter:
             self._measure()
         return held
 
-    def _measure(self) -> None:
-        """Compare what is kept now with the peak."""
+    @property
+    def held_bytes(self) -> int:
+        """What is kept now."""
         kept = {_key(t): t for stage in self._session.model.stages.values() for t in stage.kept_tensors()}
         if (passes := self._session.runtime.vocabulary) is not None:
             kept |= {_key(t): t for t in passes.tensors()}
-        extra = sum(t.untyped_storage().nbytes() for k, t in kept.items() if not self._holders.get(k))
-        self.peak_bytes = max(self.peak_bytes, self._bytes + extra)
+        return self._bytes + sum(t.untyped_storage().nbytes() for k, t in kept.items() if not self._holders.get(k))
+
+    def _measure(self) -> None:
+        """Compare what is kept now with the peak."""
+        self.peak_bytes = max(self.peak_bytes, self.held_bytes)
 
     def _is_own(self, key: int) -> bool:
         """Whether it is a parameter; looked up each time, since zero 3 gives them new storage with every gathering."""

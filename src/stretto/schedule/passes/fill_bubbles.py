@@ -86,7 +86,7 @@ def with_frozen(costs: Costs, schedule: Schedule, *, frozen: Frozen = "0.25", **
     before, nothing = costs.of(schedule), [0.0] * len(layers)
     lists = {
         name: [*getattr(before, name).tolist(), *(layers if name in ("F", "I", "W", "R") else nothing)]
-        for name in (*PASSES, "S", "T", "act_w")
+        for name in (*PASSES, "S", "T")
     }
     unit = 1.0 if before.unit_bytes is None else before.unit_bytes
     return Costs(
@@ -94,6 +94,9 @@ def with_frozen(costs: Costs, schedule: Schedule, *, frozen: Frozen = "0.25", **
         comm=[*before.comm.tolist(), *nothing],
         OPT=before.OPT.tolist(),
         activation_bytes=[*(before.activation * unit).tolist(), *nothing],
+        input_bytes=[*(before.input * unit).tolist(), *nothing],
+        rerun_bytes=[*(before.rerun * unit).tolist(), *nothing],
+        stash_bytes=[*(before.act_w * before.activation * unit).tolist(), *nothing],
     )
 
 

@@ -39,7 +39,9 @@ POSITIVE = ("F", "I", "W", "R")
 """Work that always takes time."""
 PASSES = ("F", "I", "W", "R", "O", "L", "UNSHARD", "RESHARD", "REDUCE_GRAD")
 """Costs of a rank's whole share that its chunks divide among them; S, T and OPT happen per rank instead."""
-PER_STAGE = (*PASSES, "S", "T", "activation_bytes", "act_w")
+BYTES = ("activation_bytes", "input_bytes", "rerun_bytes", "stash_bytes")
+"""What is in bytes."""
+PER_STAGE = (*PASSES, "S", "T", *BYTES, "act_w")
 """What has one entry per stage where it is a sequence."""
 MOST = 1e100
 """Largest cost: sums over any number of operations stay far from what a float can hold."""
@@ -98,6 +100,14 @@ class Costs:
     activation_bytes: Sequence[float] | None = None
     """What one micro-batch keeps alive on each stage; None: the same everywhere."""
 
+    input_bytes: Sequence[float] | None = None
+    """Of that, what each stage keeps where R runs its forward again: its input; None: nothing that counts."""
+    rerun_bytes: Sequence[float] | None = None
+    """What B and I hold besides while they run, where they run layers again; None: nothing that counts."""
+    stash_bytes: Sequence[float] | None = None
+    """What each stage keeps between I and W, where that isn't ``act_w`` of its activation: it may be more than F
+    kept, where I runs layers again."""
+
     def __post_init__(self) -> None:
         """Make sequences tuples of floats and refuse what would make times meaningless."""
         for field in fields(self):
@@ -118,6 +128,9 @@ class Costs:
             raise ScheduleError(
                 f"Cost comm has {len(self.comm)} entries, but {stages} stages have {stages - 1} boundaries."
             )
+        for name in BYTES[1:]:
+            if getattr(self, name) is not None and self.activation_bytes is None:
+                raise ScheduleError(f"Cost {name} says nothing without activation_bytes; give both.")
         if isinstance(self.activation_bytes, tuple) and sum(self.activation_bytes) == 0:
             raise ScheduleError("Cost activation_bytes is 0 on every stage; leave it out where memory doesn't matter.")
 
@@ -128,7 +141,7 @@ class Costs:
         >>> Costs.parse("F=2,comm=0.5").F
         2.0
         """
-        names = [field.name for field in fields(cls) if field.name != "activation_bytes"]
+        names = [field.name for field in fields(cls) if field.name not in BYTES]
         values: dict[str, float] = {}
         for item in filter(None, (part.strip() for part in text.split(","))):
             name, equals, value = item.partition("=")
@@ -187,12 +200,16 @@ class Costs:
             crossing |= np.diff(replica) != 0
         chunks = stages / ranks
         costs = {name: self._column(name, stages, chunks if name in PASSES else 1.0) for name in PER_STAGE}
-        weight = costs.pop("activation_bytes")
+        weight, kept, rerun, stash = (costs.pop(name) for name in BYTES)
+        if self.stash_bytes is not None:
+            costs["act_w"] = np.divide(stash, weight, out=np.zeros(stages), where=weight > 0)
         return StageCosts(
             **costs,
             OPT=self._column("OPT", ranks, 1.0),
             comm=self._column("comm", stages - 1, 1.0) * crossing,
             activation=weight * (ranks / weight.sum()),
+            input=kept * (ranks / weight.sum()),
+            rerun=rerun * (ranks / weight.sum()),
             unit_bytes=None if self.activation_bytes is None else float(weight.sum()) / ranks,
         )
 
@@ -201,8 +218,10 @@ class Costs:
         import numpy as np
 
         value = getattr(self, name)
+        if value is None and name in BYTES:
+            return np.full(length, float(name == "activation_bytes"))
         if value is None:
-            return np.ones(length) if name == "activation_bytes" else self._column("F", length, parts)
+            return self._column("F", length, parts)
         if not isinstance(value, tuple):
             return np.full(length, value / parts)
         if len(value) != length:

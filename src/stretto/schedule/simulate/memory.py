@@ -7,8 +7,10 @@ One rank's curve for ``0F0 0F1 0I0 0W0 0B1`` with act_w = 1/4:
     0 ┤─┘            └─      the end of W; all of it at the end of B
 
 Besides: where a stage has no backward, or recomputes (R), F gives back at its end what it took; R takes it
-again at its start.  O gives back at its end what F took, and L takes it again at its start; where the
-stage recomputes there is nothing of that to move.  The vocabulary passes keep nothing that counts.
+again at its start, both but for the stage's input where the costs say what that is (``input_bytes``).  B and I
+hold ``rerun_bytes`` besides, from their start to their end.  O gives back at its end what F took, and L takes it
+again at its start; where the stage recomputes there is nothing of that to move.  The vocabulary passes keep
+nothing that counts.
 
 Unit: what one micro-batch keeps alive over one rank's whole share of the layers, so that a chunk of V
 counts 1/V (``costs`` says what a unit is where stages differ).
@@ -105,13 +107,18 @@ def _changes(places: Places, costs: StageCosts) -> Values:
     taken, given = np.zeros((2, len(Kind), schedule.num_stages))
     taken[[Kind.F, Kind.R, Kind.L]] = whole
     given[Kind.F] = whole * ~places.flows.backward
-    given[[Kind.B, Kind.O]] = whole
-    given[Kind.I], given[Kind.W] = whole * (1 - kept), whole * kept
+    given[Kind.O] = whole
+    taken[[Kind.B, Kind.I]] = costs.rerun
+    given[Kind.B] = whole + costs.rerun
+    given[Kind.I], given[Kind.W] = whole * (1 - kept) + costs.rerun, whole * kept
     stage = stages_of(schedule)
     changes = np.column_stack([taken[schedule.kind, stage], -given[schedule.kind, stage]])
     if places.has(Kind.R):
         rows = np.flatnonzero(np.isin(schedule.kind, (Kind.F, Kind.O, Kind.L)))
         rows = rows[places.find(Kind.R, stage[rows], schedule.microbatch[rows]) >= 0]
         forward = schedule.kind[rows] == Kind.F
-        changes[rows] = np.outer(forward * whole[stage[rows]], (1, -1))
+        taken_again, held = whole[stage[rows]], np.minimum(costs.input, whole)[stage[rows]]
+        changes[rows] = forward[:, None] * np.column_stack([taken_again, held - taken_again])
+        again = schedule.kind == Kind.R
+        changes[again, 0] -= np.minimum(costs.input, whole)[stage[again]]
     return changes

@@ -48,6 +48,10 @@ class StageCosts:
     """Latency between stages s and s + 1 (S - 1,); 0 where no replica crosses ranks there."""
     activation: Values
     """What one micro-batch keeps alive (S,), in micro-batches over the average rank's share; sums to R."""
+    input: Values
+    """What is kept of it where R runs the forward again (S,), in the same unit."""
+    rerun: Values
+    """What B and I hold besides while they run (S,), in the same unit."""
     act_w: Values
     """Fraction of it kept between I and W (S,)."""
     unit_bytes: float | None
