@@ -80,46 +80,75 @@ class Ring:
     def differentiate(self, task: Task, rows: Rows, kv: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of q, and of kv once it has been round."""
         dq = torch.zeros(rows.q.shape, dtype=rows.lse.dtype, device=kv.device)
-        outer: Transfer | None = None
-        gradient: Transfer | None = None
-        home: Tensor | None = None
+        journey = _Journey(self, task)
         for r in range(self.rounds):
-            if r + 1 < self.rounds:
-                outer = self.pass_on(kv, task, self.owner(r + 1, 0), outside=True)
-            node = self._differentiate_round(task, rows, kv, (r, dq))
-            if r == 0:
-                home = node
-            else:
-                if gradient is not None:
-                    node += gradient.wait()[0]
-                gradient = self.pass_on(node, task, self.owner((r + 1) % self.rounds, 0), outside=True)
-            if outer is not None and r + 1 < self.rounds:
+            outer = self.pass_on(kv, task, self.owner(r + 1, 0), outside=True) if r + 1 < self.rounds else None
+            here = kv
+            for s in range(self.inner):
+                last = s + 1 == self.inner
+                coming = None if last else self.pass_on(here, task, self.owner(r, s + 1), outside=False)
+                journey.add(task.differentiate(rows, here, (self.seat, self.owner(r, s)), dq), r, s)
+                if coming is not None:
+                    (here,) = coming.wait()
+            if outer is not None:
                 (kv,) = outer.wait()
-        assert home is not None
-        if gradient is not None:
-            home += gradient.wait()[0]
+        dkv = journey.end()
         self.wire.flush()
-        return dq, home
+        return dq, dkv
 
-    def _differentiate_round(self, task: Task, rows: Rows, kv: Tensor, at: tuple[int, Tensor]) -> Tensor:
-        """Send ``kv`` round the inner ring; return its gradient from all seats of this node."""
-        (r, dq), here = at, kv
-        gradient: Transfer | None = None
-        home: Tensor | None = None
-        for s in range(self.inner):
-            coming = None
-            if s + 1 < self.inner:
-                coming = self.pass_on(here, task, self.owner(r, s + 1), outside=False)
-            share = task.differentiate(rows, here, (self.seat, self.owner(r, s)), dq)
-            if s == 0:
-                home = share
-            else:
-                if gradient is not None:
-                    share += gradient.wait()[0]
-                gradient = self.pass_on(share, task, self.owner(r, s + 1), outside=False)
-            if coming is not None:
-                (here,) = coming.wait()
-        assert home is not None
-        if gradient is not None:
-            home += gradient.wait()[0]
-        return home
+
+class _Journey:
+    """Gradients of keys and values on their way home.
+
+    Inside a node each seat adds its share and hands the sum on, until the node's sum is at the seat that brought the
+    keys into the node; from there it goes on to the next node, which adds its own.  Each is waited for only when there
+    is something to add it to, one block of work after it was sent.
+    """
+
+    def __init__(self, ring: Ring, task: Task) -> None:
+        self._ring, self._task = ring, task
+        self._mine: Tensor | None = None
+        """What this seat found for the keys that it brought into the node this round."""
+        self._inside: Transfer | None = None
+        self._across: Transfer | None = None
+        self._home: Tensor | None = None
+
+    def add(self, share: Tensor, round_: int, step: int) -> None:
+        """The seat's share of the gradient of the keys that are here at ``step`` of ``round_``."""
+        if step == 0:
+            if round_:
+                self._finish(round_ - 1)
+            self._mine = share
+            return
+        if step > 1:
+            share += _arrived(self._inside)
+        owner = self._ring.owner(round_, step + 1)
+        self._inside = self._ring.pass_on(share, self._task, owner, outside=False)
+
+    def _finish(self, round_: int) -> None:
+        """The node's sum of a round is complete: keep it if it is of our own keys, else send it on."""
+        ring, node = self._ring, self._mine
+        assert node is not None
+        if ring.inner > 1:
+            node += _arrived(self._inside)
+        if round_ == 0:
+            self._home = node
+            return
+        if round_ > 1:
+            node += _arrived(self._across)
+        owner = ring.owner((round_ + 1) % ring.rounds, 0)
+        self._across = ring.pass_on(node, self._task, owner, outside=True)
+
+    def end(self) -> Tensor:
+        """The whole gradient of this seat's keys and values."""
+        rounds = self._ring.rounds
+        self._finish(rounds - 1)
+        assert self._home is not None
+        if rounds > 1:
+            self._home += _arrived(self._across)
+        return self._home
+
+
+def _arrived(transfer: Transfer | None) -> Tensor:
+    assert transfer is not None
+    return transfer.wait()[0]
