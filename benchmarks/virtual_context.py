@@ -1,0 +1,113 @@
+"""Virtual devices and links for context parallelism: compute is a wait in proportion to its work, so are messages.
+
+    block of w (query, key) pairs ──► wait until its start + w x seconds per pair          (backward: 2.5 times that)
+    message of b bytes            ──► arrives when its link has carried it: links carry one message after the other
+
+Everything else is real: processes, gloo, what is sent when, the merge.  A rank has a link to the other ranks of its
+node and a slower one to other nodes, each in its own direction, as devices with a network card each have.  A message
+travels with the moment at which its link has carried it, and its receiver waits until then; all processes read the
+same clock.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from stretto.parallel.pipeline.virtual import wait_until
+from stretto.parallel.sequence.blockwise import Block, Rows, sum_dtype
+from stretto.parallel.wire import Transfer, Wire
+
+BACKWARD = 2.5
+"""Work of the backward in forwards: five matrix products instead of two."""
+
+
+class VirtualKernel:
+    """A backend that takes time and computes nothing."""
+
+    def __init__(self, seconds_per_pair: float) -> None:
+        self.seconds_per_pair = seconds_per_pair
+        """Of one query head and row."""
+        self.pairs = 0
+        """Pairs of forward blocks so far, over all heads and rows."""
+
+    def forward(self, q: Tensor, kv: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+        """Zeros, after as long as the block takes."""
+        start = time.perf_counter()
+        pairs = q.shape[0] * q.shape[1] * block.sight.pairs(block.queries, block.keys)
+        self.pairs += pairs
+        found = torch.zeros(q.shape, dtype=sum_dtype(q.dtype)), torch.zeros(q.shape[:3], dtype=sum_dtype(q.dtype))
+        wait_until(start + self.seconds_per_pair * pairs)
+        return found
+
+    def backward(self, rows: Rows, kv: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+        """Zeros likewise."""
+        start = time.perf_counter()
+        pairs = rows.q.shape[0] * rows.q.shape[1] * block.sight.pairs(block.queries, block.keys)
+        found = torch.zeros_like(rows.q), torch.zeros(kv.shape, dtype=rows.lse.dtype)
+        wait_until(start + BACKWARD * self.seconds_per_pair * pairs)
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Links:
+    """How fast messages are."""
+
+    node: int
+    """Ranks of a node."""
+    inside: float
+    """Bytes a second of a rank's link inside its node."""
+    between: float
+    """Bytes a second of a rank's link to other nodes."""
+
+
+class VirtualWire(Wire):
+    """A wire whose messages take as long as the links say."""
+
+    def __init__(self, group: ProcessGroup | None, links: Links) -> None:
+        super().__init__(group)
+        self.links = links
+        self.carried = 0.0
+        """Seconds that the links needed for what this rank received."""
+        self._free = {True: 0.0, False: 0.0}
+
+    def start(self, sends: Sequence[tuple[Tensor, int]], receives: Sequence[tuple[Tensor, int]]) -> Transfer:
+        """Send each message with the moment of its arrival and the seconds that its link needs."""
+        stamped: list[tuple[Tensor, int]] = []
+        for tensor, to in sends:
+            stamped += [(tensor, to), (self._stamp(tensor, to), to)]
+        expected: list[tuple[Tensor, int]] = []
+        for tensor, source in receives:
+            expected += [(tensor, source), (torch.zeros(2, dtype=torch.float64), source)]
+        return _Stamped(self, super().start(stamped, expected))
+
+    def _stamp(self, tensor: Tensor, to: int) -> Tensor:
+        inside = to // self.links.node == self.index // self.links.node
+        seconds = tensor.numel() * tensor.element_size() / (self.links.inside if inside else self.links.between)
+        self._free[inside] = max(self._free[inside], time.perf_counter()) + seconds
+        return torch.tensor([self._free[inside], seconds], dtype=torch.float64)
+
+
+class _Stamped(Transfer):
+    """Messages that have arrived when their links have carried them."""
+
+    __slots__ = ("_inner", "_virtual")
+
+    def __init__(self, wire: VirtualWire, inner: Transfer) -> None:
+        self._virtual, self._inner = wire, inner
+
+    def wait(self) -> list[Tensor]:
+        """Wait for the latest."""
+        both = self._inner.wait()
+        start = time.perf_counter()
+        for stamp in both[1::2]:
+            moment, seconds = stamp.tolist()
+            self._virtual.carried += seconds
+            wait_until(moment)
+        self._virtual.waited += time.perf_counter() - start
+        return both[::2]
