@@ -73,7 +73,7 @@ def waits_for_peer(beat: Beat) -> bool:
 
 def waits(beat: Beat) -> bool:
     """Whether it waits for another rank."""
-    return waits_for_peer(beat) or beat.waits or (beat.operation == "JOIN" and beat.is_there and not beat.place)
+    return waits_for_peer(beat) or beat.waits
 
 
 def causes(ranks: Mapping[int, Beat]) -> list[int]:
