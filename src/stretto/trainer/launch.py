@@ -94,6 +94,8 @@ def _say_plan(run: RunSpec, run_file: Path | None) -> None:
     product = " x ".join(f"{axis} {degree}" for axis, degree in degrees.items() if degree > 1)
     ranks = f"{run.plan.num_ranks} ranks ({product})" if product else "1 rank"
     print(f"{run_file or 'run'}: {ranks}, in {run.run.dir}", flush=True)
+    if run.plan.schedule == "skip-pipe":
+        print("skip-pipe: micro-batches leave out layers, so losses differ from those of other schedules", flush=True)
 
 
 def _prepare_data(run: RunSpec) -> None:

@@ -47,6 +47,11 @@ def planned(run: RunSpec) -> Schedule:
     return schedule
 
 
+def skips(schedule: Schedule) -> bool:
+    """Whether micro-batches leave out stages or visit them in another order, which changes the mathematics."""
+    return any(tuple(path) != tuple(range(schedule.num_stages)) for path in schedule.paths or ())
+
+
 def passes_of(plan: PlanSpec) -> tuple[str, ...]:
     """What changes the schedule, in order; ``plan.offload`` is the pass with its defaults, before sharding."""
     names = [read_named(text, "plan.passes")[0] for text in plan.passes]
@@ -184,6 +189,12 @@ def _check_played(schedule: Schedule, plan: PlanSpec) -> None:
         raise ConfigError(
             f"{_origin(plan)} has {', '.join(kind.name for kind in alien)}, which training can't play; "
             f"it plays {', '.join(kind.name for kind in PLAYED if kind not in MESSAGES)}."
+        )
+    if schedule.num_stages != plan.num_stages:
+        raise ConfigError(
+            f"{_origin(plan)} has {schedule.num_stages - plan.num_stages} frozen stages besides the model's "
+            f"{plan.num_stages}, which training has no encoder for; leave out fill-bubbles, "
+            "and freeze parts of the model itself by training.freeze."
         )
 
 

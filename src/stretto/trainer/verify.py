@@ -21,7 +21,9 @@ from typing import Any
 import torch
 
 from stretto.spec.check import check
+from stretto.spec.errors import UnsupportedError
 from stretto.spec.run import RunSpec
+from stretto.trainer.planned import skips
 from stretto.trainer.schedules import schedules_of
 from stretto.trainer.verify_compare import Finding, StepErrors, compare_step, locate
 from stretto.trainer.verify_modules import Key, first_difference
@@ -99,7 +101,11 @@ def verify(
         RankError: a rank raised, died or didn't finish.
     """
     check(run, data=False)
-    schedules_of(run)
+    if skips(schedules_of(run)[0]):
+        raise UnsupportedError(
+            "The schedule leaves out layers for some micro-batches or reorders them, so it is meant to differ from one "
+            "plain rank, which is all that verify compares with; verify another plan.schedule."
+        )
     shrunk = shrink(run)
     small, foreign = shrunk.run, run.model.family == "foreign"
     world = small.plan.num_ranks

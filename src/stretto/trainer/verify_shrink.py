@@ -33,6 +33,8 @@ STEPS = 3
 """Optimizer steps."""
 LEARNING_RATE = 0.01
 """Of the shrunk run: large enough that each step's weights differ visibly from the last's."""
+SEARCH_SECONDS = 1
+"""What the search for the shrunk run's schedule may take, where the plan asks for one."""
 VOCABULARY = 61
 """Prime, so that no tp degree divides it."""
 LENGTH = 16
@@ -70,6 +72,8 @@ def shrink(run: RunSpec) -> Shrunk:
         stages = run.plan.stages if plan.pp == run.plan.pp else None
     else:
         stages = shrink_stages(pick_stages(stages_of(run), plan.num_stages))
+    if plan.schedule == "auto" and plan.schedule_file is None:
+        plan = replace(plan, options={**plan.options, "time_budget": SEARCH_SECONDS})
     plan = replace(plan, stages=stages, micro_batch_size=min(plan.micro_batch_size, 2))
     training = shrink_training(run, plan)
     model = run.model if foreign else shrink_model(run, plan, training)
@@ -84,8 +88,10 @@ def shrink(run: RunSpec) -> Shrunk:
 
 def reduce_degrees(plan: PlanSpec) -> PlanSpec:
     """Halve the largest degree until at most MAX_RANKS ranks are needed; none that is above 1 falls below 2."""
-    while plan.num_ranks > MAX_RANKS:
-        axis = max(REDUCIBLE, key=lambda name: getattr(plan, name))
+    # The order in a schedule file is for as many pipeline ranks as there are.
+    reducible = [axis for axis in REDUCIBLE if axis != "pp" or plan.schedule_file is None]
+    while plan.num_ranks > MAX_RANKS and any(getattr(plan, axis) > 2 for axis in reducible):
+        axis = max(reducible, key=lambda name: getattr(plan, name))
         plan = replace(plan, **{axis: max(2, getattr(plan, axis) // 2)})
     plan = replace(plan, ulysses=math.gcd(plan.ulysses, plan.cp))
     return replace(plan, inner_ring=math.gcd(plan.inner_ring, Arrangement.of(plan).seats))
@@ -159,7 +165,7 @@ def shrink_training(run: RunSpec, plan: PlanSpec) -> TrainingSpec:
     units = max(2, LENGTH // plan.tp, 4 * plan.cp - 1 if plan.cp > 1 else 0)
     most = 2 * plan.pp if plan.pp > 1 else 3
     count = run.num_microbatches
-    if count > most:
+    if count > most and plan.schedule_file is None:
         count = most + count % plan.pp
     return replace(
         before,
