@@ -37,7 +37,8 @@ They keep no activation that counts: the shard's logits live from S to T only.
 forwards of as many more micro-batches as there are barriers, which all ranks then keep alive (1F1B: R + 2 and R + 1
 in place of R).  ``weave`` tries how many forwards, and takes the fastest.
 
-The input layer is cut likewise, but looking up rows takes next to no time: it belongs to stage 0's F and B.
+The input layer is cut likewise, but looking up rows takes next to no time: no operation stands for it, and the runtime
+reads off the order when rows travel (parallel/pipeline/vocabulary/itinerary.py).
 """
 
 from __future__ import annotations
