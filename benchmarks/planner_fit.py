@@ -20,7 +20,9 @@ from stretto.planner.step import step_time
 
 KEPT = 0.75
 """Share of the rows that the fit of times is judged by."""
-GRID = tuple(percent / 100 for percent in range(0, 51, 2))
+START = Calibration(matmul=0.8, memory=0.9, link=0.45, kernel_latency=2e-5)
+"""Where the descent begins."""
+GRID = tuple(percent / 100 for percent in range(0, 51, 5))
 """Shares of activations that fragmentation may cost."""
 
 
@@ -32,11 +34,11 @@ def log_error(row: Row, calibration: Calibration) -> float:
     return math.log(step_time(row.work, calibration).total / row.seconds)
 
 
-def fit_time(rows: Sequence[Row], start: Calibration | None = None) -> Calibration:
+def fit_time(rows: Sequence[Row]) -> Calibration:
     """Coordinate descent with shrinking steps; shares of a rate stay below 1."""
-    best, step = start or Calibration(), 0.3
+    best, step = START, 0.1
     least = _loss(rows, best)
-    while step > 0.004:
+    while step > 0.002:
         moved = False
         for name in FITTED:
             for factor in (1 + step, 1 / (1 + step)):

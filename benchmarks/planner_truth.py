@@ -1,16 +1,18 @@
 """The planner's estimates against published training runs, rows that the calibration saw and others apart.
 
-    python -m benchmarks.planner_truth --truth DIR [--worst N]
+    python -m benchmarks.planner_truth --truth DIR [--worst N] [--json FILE]
 
-DIR holds llama_a100_layouts.csv, megatron_sc21_table1.csv and megascale_175b_530b.csv.  The calibration is fitted on
-the 13B rows of the first alone; ``planner_rows`` states what is assumed of each source, ``planner_fit`` how it is
-fitted.  "Not fitted" isn't "not seen": what is assumed and which figures are cited was settled with all of these rows
-in view, so only rows that were kept back can confirm it.  Each line says what is asked and whether it is reached.
+DIR holds llama_a100_layouts.csv, megatron_sc21_table1.csv, megascale_175b_530b.csv and bigscience_v100_layouts.csv.
+The calibration is fitted on the 13B rows of the first alone; ``planner_rows`` and ``planner_v100`` state what is assumed of
+each source, ``planner_fit`` how it is fitted.  "Not fitted" isn't "not seen": what is assumed and which figures are
+cited was settled with all of these rows in view, so only rows that were kept back can confirm it.  Each line says what
+is asked and whether it is reached.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import statistics
 import time
@@ -18,19 +20,22 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.planner_fit import fit_margin, fit_time, log_error
+from benchmarks.planner_fit import cross_validated, fit_margin, fit_time, log_error
 from benchmarks.planner_rows import Row, llama_rows, megascale_rows, megatron_rows
+from benchmarks.planner_v100 import v100_rows
 from stretto.planner.calibration import FITTED, Calibration
 from stretto.planner.memory import Margin, fits, memory
 from stretto.planner.step import step_time
 
-NEEDS = ("llama_a100_layouts.csv", "megatron_sc21_table1.csv", "megascale_175b_530b.csv")
+NEEDS = (
+    "llama_a100_layouts.csv", "megatron_sc21_table1.csv", "megascale_175b_530b.csv", "bigscience_v100_layouts.csv",
+)  # fmt: skip
 ONE_STACK = "flash_attention2 + RMS kernel"
 """The kernel stack of the line "one kernel stack": the only one of which both models have many rows."""
-SHARES = (0.12, 0.22, 0.46)
-"""What fits the 30B rows best, Galvatron's profile (the default), ml-engineering's all-reduce over 4 x 8 GPUs."""
 LEAST = 4
 """Rows that a group must have for a rank correlation."""
+LINES: list[dict[str, object]] = []
+"""What was reported, for the file."""
 
 
 def main() -> None:
@@ -38,6 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--truth", type=Path, required=True, help="folder with the published figures")
     parser.add_argument("--worst", type=int, default=5, help="how many of the worst rows to list")
+    parser.add_argument("--json", type=Path, help="write the table here too")
     options = parser.parse_args()
     missing = [name for name in NEEDS if not (options.truth / name).is_file()]
     if missing:
@@ -50,21 +56,33 @@ def main() -> None:
     print(f"fitted on {len(seen)} rows of 13B, {len(FITTED)} + 1 numbers: {fitted}, ", end="")
     print(f"fragmentation {margin.fragmentation:.2f}")
     for name, some in (("fitted (13B)", seen), ("not fitted (30B)", [row for row in rows if not row.fitted])):
-        print(f"\n{name}")
+        section(name)
         print_times(some, calibration)
         print_memory(some, margin)
         print_choice(some, calibration, margin)
     print_speed(rows, calibration, margin)
     print_worst([row for row in rows if not row.fitted], calibration, margin, options.worst)
-    print_network(rows)
+    print_validation(seen)
+    print_expected([row for row in rows if row.seconds and not row.fitted], calibration)
     print_megatron(megatron_rows(options.truth), calibration)
     print_megascale(megascale_rows(options.truth), calibration)
+    print_v100(v100_rows(options.truth), margin)
+    if options.json:
+        found = {name: getattr(calibration, name) for name in FITTED} | {"fragmentation": margin.fragmentation}
+        options.json.write_text(json.dumps({"fitted": found, "figures": LINES}, indent=1) + "\n")
+
+
+def section(title: str) -> None:
+    """What the following lines are of."""
+    print(f"\n{title}")
+    LINES.append({"section": title})
 
 
 def report(what: str, figure: str, asked: str = "", reached: bool | None = None) -> None:
     """One line of the table."""
     verdict = "" if reached is None else "reached" if reached else "MISSED"
     print(f"  {what:<46}{figure:<36}{asked:<20}{verdict}")
+    LINES.append({"what": what.strip(), "figure": figure, "asked": asked, "reached": reached})
 
 
 def errors(rows: Sequence[Row], calibration: Calibration) -> list[float]:
@@ -159,15 +177,38 @@ def print_worst(rows: Sequence[Row], calibration: Calibration, margin: Margin, n
             print(f"  {peak:.1f} GiB, {true}: {row.work.plan.num_ranks} GPUs {row.kernels}: {row.layout}")
 
 
-def print_network(rows: Sequence[Row]) -> None:
-    """Why large errors are where data ranks exchange most: no fitted row tells the network's share, which is cited."""
-    print("\nanother share of the network's rate, the rest fitted again (an analysis; the figures above don't use it)")
-    for share in SHARES:
-        seen, other = ([row for row in rows if row.seconds and row.fitted == fitted] for fitted in (True, False))
-        calibration = fit_time(seen, start=Calibration(network=share))
-        medians = [f"{statistics.median(errors(some, calibration)):.1%}" for some in (seen, other)]
-        highs = [f"{percentile_90(errors(some, calibration)):.1%}" for some in (seen, other)]
-        print(f"  {share:.2f}  fitted {medians[0]} / {highs[0]}, not fitted {medians[1]} / {highs[1]}")
+def print_validation(rows: Sequence[Row]) -> None:
+    """Errors inside the fitted rows, each group under a fit that hasn't seen it."""
+    section("cross-validation inside the fitted rows, a group (kernels and sequence length) left out at a time")
+    found = cross_validated(rows)
+    values = sorted(abs(error) for _, error in found)
+    report("all groups, median / p90", f"{statistics.median(values):.1%} / {percentile_90(values):.1%}")
+    for group in dict.fromkeys(row.group for row, _ in found):
+        values = sorted(abs(error) for row, error in found if row.group == group)
+        figure = f"{statistics.median(values):.1%} / {percentile_90(values):.1%}  ({len(values)} rows)"
+        report(f"    {group[3]}, {group[1]}", figure)
+
+
+def print_expected(rows: Sequence[Row], calibration: Calibration) -> None:
+    """How often a row lies within what its estimate expects; two thirds would be one standard deviation."""
+    section("expected error, rows not fitted")
+    inside = [abs(log_error(row, calibration)) <= step_time(row.work, calibration).expected_error for row in rows]
+    twice = [abs(log_error(row, calibration)) <= 2 * step_time(row.work, calibration).expected_error for row in rows]
+    report("within the expected error, within twice", f"{sum(inside) / len(rows):.0%}, {sum(twice) / len(rows):.0%}")
+
+
+def print_v100(rows: Sequence[Row], margin: Margin) -> None:
+    """BigScience's V100s, those whose activations ZeRO-3 divided or kept on the host apart."""
+    section("BigScience V100, nothing fitted")
+    plain = [row for row in rows if row.work.plan.zero != 3]
+    out = [row for row in rows if not row.seconds]
+    right = sum(not fits(row.work, margin) for row in out)
+    report("out-of-memory rows judged right", f"{right} of {len(out)}", "all", right == len(out))
+    good = sum(fits(row.work, margin) == (row.seconds is not None) for row in plain)
+    report("accuracy without ZeRO-3", f"{good / len(plain):.1%}  ({len(plain)} rows)")
+    divided = [row for row in rows if row.work.plan.zero == 3]
+    good = sum(fits(row.work, margin) == (row.seconds is not None) for row in divided)
+    report("accuracy with ZeRO-3", f"{good / len(divided):.1%}  ({len(divided)} rows)")
 
 
 def print_megatron(rows: Sequence[Row], calibration: Calibration) -> None:
@@ -175,14 +216,14 @@ def print_megatron(rows: Sequence[Row], calibration: Calibration) -> None:
     scale = math.exp(-statistics.median(log_error(row, calibration) for row in rows))
     found = [(math.exp(log_error(row, calibration)) * scale - 1, row) for row in rows]
     middle = statistics.median(abs(error) for error, _ in found)
-    print(f"\nSC21 table 1, A100 calibration above, one scalar {scale:.3f}")
+    section(f"SC21 table 1, A100 calibration above, one scalar {scale:.3f}")
     report("step time, median error", f"{middle:.1%}", "<= 4%", middle <= 0.04)
     print("  " + ", ".join(f"{row.model} {error:+.1%}" for error, row in found))
 
 
 def print_megascale(rows: Sequence[Row], calibration: Calibration) -> None:
     """Each system's scalar from its row at 256 GPUs; the others follow."""
-    print("\nMegaScale 175B, one scalar per system from its row at 256 GPUs")
+    section("MegaScale 175B, one scalar per system from its row at 256 GPUs")
     for system in dict.fromkeys(row.kernels for row in rows):
         own = [row for row in rows if row.kernels == system]
         scale = math.exp(-log_error(own[0], calibration))

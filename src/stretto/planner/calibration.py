@@ -19,11 +19,11 @@ class Calibration:
 
     matmul: float = 0.815
     """Of the 16-bit peak, matrix products whose waves are full (``matmul`` counts those that aren't)."""
-    memory: float = 0.92
+    memory: float = 0.925
     """Of the memory bandwidth, kernels that only move data."""
-    link: float = 0.466
+    link: float = 0.467
     """Of the bandwidth inside a node, collectives."""
-    kernel_latency: float = 1.87e-5
+    kernel_latency: float = 1.89e-5
     """Seconds that each kernel takes however little there is to compute: its launch, and filling and draining the
     device."""
     network: float = 0.95

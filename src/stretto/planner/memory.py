@@ -30,6 +30,8 @@ from stretto.spec.model import ModelSpec
 
 SCORE_BYTES = {"unfused": 9.0, "fused": 5.0, "flash-1": 0.0, "flash-2": 0.0, "flash-3": 0.0}
 """Bytes kept per head, query and key."""
+TEMPORARY = 0.5
+"""Of one layer's activations, their gradients that are alive at once: each is let go when its own input's is made."""
 INPUT_BYTES = 4
 """Of the inputs of attention and feed-forward, 2 bytes each, which sequence parallelism divides or keeps whole."""
 WAITING_LOGITS = 2
@@ -46,10 +48,10 @@ GATHER_BYTES = 8.0
 class Margin:
     """What no tensor that is counted here accounts for."""
 
-    context_bytes: float = 2e9
+    context_bytes: float = 1e9
     """CUDA context, libraries' workspaces and the communicators' buffers; assumed, published runs don't tell it."""
-    fragmentation: float = 0.34
-    """Lost between the allocator's blocks or held by passing tensors, as a share of activations and logits; what
+    fragmentation: float = 0.3
+    """Lost between the allocator's blocks, as a share of activations and logits, which come and go; what
     ``benchmarks/planner_truth.py`` finds on 201 published runs of a 13B model that did or didn't fit."""
 
 
@@ -64,11 +66,14 @@ class RankMemory:
     logits: float
     reserve: float
     """Context, communicators and fragmentation."""
+    temporaries: float = 0.0
+    """Gradients of activations inside the layer that is in its backward pass."""
 
     @property
     def total(self) -> float:
         """Peak bytes."""
-        return self.parameters + self.gradients + self.optimizer + self.activations + self.logits + self.reserve
+        states = self.parameters + self.gradients + self.optimizer
+        return states + self.activations + self.logits + self.temporaries + self.reserve
 
     @property
     def expected_error(self) -> float:
@@ -156,4 +161,5 @@ def _rank(work: Workload, rank: int, layers: float, margin: Margin) -> RankMemor
         activations=activations,
         logits=logits,
         reserve=margin.context_bytes + margin.fragmentation * (activations + logits),
+        temporaries=TEMPORARY * layer_activation_bytes(work, recompute="none"),
     )
