@@ -3,10 +3,10 @@
     python -m benchmarks.planner_truth --truth DIR [--worst N] [--json FILE]
 
 DIR holds llama_a100_layouts.csv, megatron_sc21_table1.csv, megascale_175b_530b.csv and bigscience_v100_layouts.csv.
-The calibration is fitted on the 13B rows of the first alone; ``planner_rows`` and ``planner_v100`` state what is assumed of
-each source, ``planner_fit`` how it is fitted.  "Not fitted" isn't "not seen": what is assumed and which figures are
-cited was settled with all of these rows in view, so only rows that were kept back can confirm it.  Each line says what
-is asked and whether it is reached.
+The calibration is fitted on the 13B rows of the first alone; ``planner_rows`` and ``planner_v100`` state what is
+assumed of each source, ``planner_fit`` how it is fitted.  "Not fitted" isn't "not seen": what is assumed and which
+figures are cited was settled with all of these rows in view, so only rows that were kept back can confirm it.  Each
+line says what is asked and whether it is reached.
 """
 
 from __future__ import annotations
