@@ -107,3 +107,18 @@ def test_evaluation_sees_all_tokens_once(ranks: Ranks) -> None:
     ((loss, tokens),) = ranks.run(evaluate, 1, run_of("dropout", 23, {}))
     for found in ranks.run(evaluate, 4, run_of("dropout", 23, {"cp": 2, "pp": 2, "context": "all-gather"})):
         assert found[1] == tokens and abs(found[0] - loss) <= 1e-12 * abs(loss)
+
+
+def sent_bytes(rank: int, world: int, run: RunSpec) -> tuple[int, float]:
+    """Bytes that this rank sends for attention in one step, and its loss."""
+    session = Session.start(run, rank)
+    result = session.train_step(1, batches_of(run, 1, session.mesh.dp_index, documents=True))
+    attention: Any = session.model.stack.blocks[0]
+    return attention.attention.attend.wire.sent, result.loss
+
+
+def test_a_recomputed_block_sends_no_keys_again(ranks: Ranks) -> None:
+    once = ranks.run(sent_bytes, 2, run_of("dropout", 23, {"cp": 2}))
+    assert ranks.run(sent_bytes, 2, run_of("dropout", 23, {"cp": 2, "recompute": "full"})) == once
+    again = ranks.run(sent_bytes, 2, run_of("dropout", 23, {"cp": 2, "recompute": "selective"}))
+    assert all(a[0] > b[0] > 0 and a[1] == b[1] for a, b in zip(again, once, strict=True))

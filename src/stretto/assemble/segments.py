@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from stretto.assemble.sequence import results_in
 from stretto.assemble.split import rule_of
 from stretto.parallel.collectives import size_of
 from stretto.parallel.pipeline.backward import Deferral
@@ -46,7 +47,8 @@ def make_segment(
     def block(x: Value, context: Any, batch: Batch) -> Value:
         return call(x, context)
 
-    return Segment(name=part, run=block, units=units, recompute=plan.recompute == "full", deferral=deferral)
+    full, results = plan.recompute == "full", results_in(module)
+    return Segment(name=part, run=block, units=units, recompute=full, deferral=deferral, results=results)
 
 
 def _recompute_attention(block: nn.Module, part: str) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from stretto.parallel.mesh import Mesh
 from stretto.parallel.sequence.opening import ContextAttend, kernel_for
+from stretto.parallel.sequence.results import Results
 from stretto.parallel.wire import Wire
 from stretto.spec.contract import Batch, SequencePart
 from stretto.spec.plan import PlanSpec
@@ -63,6 +64,7 @@ class ContextFiller:
     def __init__(self, plan: PlanSpec, mesh: Mesh) -> None:
         self._arrangement = Arrangement.of(plan)
         self.wire = Wire(mesh.group("cp"))
+        self._results = Results() if plan.recompute == "full" else None
 
     def __call__(self, part: nn.Module, device: torch.device) -> None:
         """Fill what of ``part`` has the opening."""
@@ -70,5 +72,15 @@ class ContextFiller:
             if hasattr(module, "attend"):
                 opening = cast(Any, module)
                 opening.attend = ContextAttend(
-                    wire=self.wire, arrangement=self._arrangement, local=opening.attend, kernel=kernel_for(device)
+                    wire=self.wire,
+                    arrangement=self._arrangement,
+                    local=opening.attend,
+                    kernel=kernel_for(device),
+                    results=self._results,
                 )
+
+
+def results_in(block: nn.Module) -> Results | None:
+    """What keeps the results of a block's attention, if anything does."""
+    openings = (getattr(module, "attend", None) for module in block.modules())
+    return next((o.results for o in openings if isinstance(o, ContextAttend)), None)

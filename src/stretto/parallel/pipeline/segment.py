@@ -12,6 +12,7 @@ while the next segment is differentiated.  Full recompute is the same cut withou
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from stretto.parallel.gradient import Gradient, apart
 from stretto.parallel.pipeline.backward import Deferral, Stash
+from stretto.parallel.sequence.results import Results
 from stretto.parallel.unit import Unit
 
 Value = Tensor | tuple[Tensor, ...] | None
@@ -50,6 +52,8 @@ class Kept:
     """Where its graph ends (the output itself need not live on), or None where it will be recomputed."""
     stash: Stash | None = None
     """Where its linear layers leave their weight gradients, where the backward is split."""
+    results: list[Tensor] = field(default_factory=list)
+    """What of its forward isn't computed again, where it is recomputed."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -66,6 +70,8 @@ class Segment:
     """Run the forward again in the backward instead of keeping its graph."""
     deferral: Deferral = field(default_factory=Deferral)
     """Reaches its linear layers; where it reaches none, ``I`` is the full backward and ``W`` adds what that gave."""
+    results: Results | None = None
+    """Hands results of attention from the forward to its recomputation; None: all is computed again."""
     needs_input_gradient: bool = True
     """False where nothing before it trains: no gradient of its input is computed then."""
     _parameters: list[nn.Parameter] = field(init=False, repr=False)
@@ -106,14 +112,16 @@ class Segment:
         x = detached(x, needs_gradient=self.needs_input_gradient)
         kept = Kept(x, None, Stash() if split else None)
         if self.recompute:
-            with torch.no_grad():
+            keeping = nullcontext() if self.results is None else self.results.keep(kept.results)
+            with torch.no_grad(), keeping:
                 y = self.run(kept.x, context, batch)
             return kept, y
         return kept, self._run(kept, context, batch)
 
     def _run(self, kept: Kept, context: Any, batch: Any) -> Value:
         """Run it with a graph, of which ``kept`` remembers the ends."""
-        with self.deferral(kept.stash):
+        reusing = nullcontext() if self.results is None else self.results.reuse(kept.results)
+        with self.deferral(kept.stash), reusing:
             y: Value = self.run(kept.x, context, batch)
         kept.y = _edges(y)
         return y

@@ -55,6 +55,7 @@ class Stage:
         for kept in self._kept.values():
             for record in kept:
                 yield from tensors_of(record.x)
+                yield from record.results
         yield from self.stashed_tensors()
 
     def stashed_tensors(self) -> Iterator[Tensor]:

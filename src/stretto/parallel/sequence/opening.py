@@ -17,6 +17,7 @@ from torch import Tensor
 from stretto.parallel.sequence.all_gather import AllGather
 from stretto.parallel.sequence.blockwise import Blockwise, Drop
 from stretto.parallel.sequence.pieces import Kernel, Scheme, Task, attend_over
+from stretto.parallel.sequence.results import Results
 from stretto.parallel.sequence.ring import Ring
 from stretto.parallel.sequence.sight import Sight
 from stretto.parallel.sequence.token_ring import TokenRing
@@ -53,6 +54,8 @@ class ContextAttend:
     arrangement: Arrangement
     local: Local
     kernel: Kernel
+    results: Results | None = None
+    """Keeps results for blocks that are recomputed."""
 
     @torch.compiler.disable
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, context: Cut, /) -> Tensor:
@@ -70,6 +73,7 @@ class ContextAttend:
             sight=Sight(context.first),
             drop=self.local.weight_dropout(context),
             first_head=first_head,
+            results=self.results,
         )
         out = attend_over(self.scheme(), task, q, k, v)
         return out if exchange is None else to_tokens(exchange, out, heads)
