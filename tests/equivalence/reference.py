@@ -1,4 +1,4 @@
-"""The one-rank reference that every plan is held to: plain autograd, plain AdamW, nothing of the runtime.
+"""The one-rank reference that every plan is held to: plain autograd, torch's own optimizer, nothing of the runtime.
 
 It shares with the system under test only the model's modules and the way values are drawn.
 """
@@ -85,7 +85,11 @@ def train_reference(run: RunSpec, steps: int, *, documents: bool = True, model: 
         {"params": [p for p in named.values() if p.ndim >= 2], "weight_decay": t.weight_decay},
         {"params": [p for p in named.values() if p.ndim < 2], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=t.learning_rate, betas=(t.beta1, t.beta2), eps=t.eps)
+    optimizer: torch.optim.Optimizer
+    if t.optimizer == "sgd":
+        optimizer = torch.optim.SGD(groups, lr=t.learning_rate, momentum=t.momentum)
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=t.learning_rate, betas=(t.beta1, t.beta2), eps=t.eps)
     record = Record()
     for step in range(1, steps + 1):
         batch = global_batch(run, step, documents=documents)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from equivalence.plan_run import batches_of, plain, together
+from equivalence.plan_run import batches_of, plain, together, train_plan
+from equivalence.reference import error, train_reference, worst_of
 from ranks import Ranks
 from stretto.parallel.master import Master
 from stretto.spec.plan import PlanSpec
@@ -111,3 +113,22 @@ def test_moments_are_the_same_under_every_plan(ranks: Ranks, plan: PlanSpec) -> 
         assert found[kind].keys() == expected[kind].keys()
         for name, value in expected[kind].items():
             torch.testing.assert_close(found[kind][name], value, rtol=1e-8, atol=1e-14, msg=f"{kind} {name}")
+
+
+@pytest.mark.parametrize("plan", [{}, {"pp": 2, "schedule": "zb-h1"}, {"dp_shard": 2, "zero": 3}], ids=str)
+def test_sgd_under_every_plan_is_torchs_own(ranks: Ranks, plan: dict[str, Any]) -> None:
+    training = TrainingSpec(
+        global_batch_size=4, sequence_length=8, dtype="float64", learning_rate=0.1, optimizer="sgd", clip_norm=0.5
+    )
+    run = RunSpec(model=MODEL, plan=PlanSpec(**plan), training=training)
+    record, reference = train_plan(ranks, run, 3), train_reference(run, 3)
+    assert worst_of(record.losses, reference.losses) <= 1e-9
+    assert max(error(record.weights[n], reference.weights[n]) for n in reference.weights) <= 1e-9
+
+
+def test_the_velocity_is_what_a_checkpoint_of_sgd_holds() -> None:
+    masters = [master_of("w", 2, 2)]
+    optimizer = build_optimizer(masters, replace(TRAINING, optimizer="sgd"))
+    names = [p.name for p in optimizer_pieces(masters, optimizer)]
+    assert names == ["model.w", "optimizer.momentum_buffer.w"]
+    set_steps_taken(optimizer, 7)

@@ -11,6 +11,7 @@ import math
 from pathlib import Path
 
 from stretto.spec import capabilities
+from stretto.spec.check_asynchronous import check_asynchronous
 from stretto.spec.check_context import check_context
 from stretto.spec.check_values import check_data, check_model, check_settings, check_training, one_of
 from stretto.spec.errors import ConfigError, UnsupportedError
@@ -34,6 +35,7 @@ def check(run: RunSpec, *, world_size: int | None = None, data: bool = True) -> 
     _degrees(run.plan)
     _choices(run.plan)
     _schedule(run.plan)
+    check_asynchronous(run)
     if run.model.family != "foreign":  # a foreign model's sizes are known once its module is loaded
         _positions(run)
         _tensor_parallel(run)

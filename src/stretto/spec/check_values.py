@@ -100,7 +100,7 @@ def check_training(training: TrainingSpec) -> None:
     _at_least_zero("training", training, (*zero_or_more, "eval_every"))
     if "" in training.freeze:
         raise ConfigError('training.freeze has an empty pattern; write names such as "inputs.*" or "blocks.0.*".')
-    for key in ("beta1", "beta2"):
+    for key in ("beta1", "beta2", "momentum"):
         _fraction(f"training.{key}", getattr(training, key))
     if training.min_learning_rate > training.learning_rate:
         raise ConfigError(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Recompute = Literal["none", "selective", "full"]
+Asynchronous = Literal["none", "plain", "stash", "spike", "predict", "predict-spike"]
 Option = bool | int | float | str | tuple[int | float | str, ...]
 """What an option of a schedule family may be."""
 
@@ -65,6 +66,9 @@ class PlanSpec:
     optimizer_barrier: bool = True
     """Whether all pipeline ranks wait for the gradient norm before they update; false: they update at once and take it
     back in the next step's warm-up where clipping or a non-finite gradient demands it.  The results are the same."""
+    asynchronous: Asynchronous = "none"
+    """Anything but none changes the mathematics: each stage updates after every micro-batch, with gradients of older
+    weights (pipelined backpropagation), met by nothing, stashed weights, spike compensation, weight prediction."""
 
     @property
     def num_ranks(self) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 DType = Literal["float64", "float32", "bfloat16"]
+Optimizer = Literal["adamw", "sgd"]
 RateSchedule = Literal["constant", "cosine", "wsd"]
 
 
@@ -31,6 +32,10 @@ class TrainingSpec:
     """Steps of the final linear decay of wsd; 0: a tenth of all steps."""
     min_learning_rate: float = 0.0
     """Where cosine and wsd end."""
+    optimizer: Optimizer = "adamw"
+    """What updates the weights: adamw, or sgd with momentum (its decay is added to the gradient, as in torch)."""
+    momentum: float = 0.9
+    """SGD's decay of the velocity."""
     beta1: float = 0.9
     """AdamW's decay of the first moment."""
     beta2: float = 0.95

@@ -151,6 +151,11 @@ class Loop:
     def run(self) -> dict[str, Any]:
         """Steps until the end or until asked to stop; a checkpoint is written either way."""
         training, every = self._run.training, self._run.checkpoint.every
+        if (method := self._run.plan.asynchronous) != "none":
+            self._say(
+                f'plan.asynchronous = "{method}": this is not the training of one rank; each stage updates after every '
+                "micro-batch, with gradients of older weights"
+            )
         if self._done >= training.steps:
             self._say(f"nothing to do: the checkpoint is of step {self._done}, training.steps is {training.steps}")
         while self._done < training.steps and not self._stopped:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from stretto.schedule.document import from_json, save, to_json
 from stretto.schedule.op import Kind, Op
+from stretto.schedule.passes.asynchronous import asynchronous
 from stretto.schedule.passes.communication import lower
 from stretto.schedule.schedule import Schedule
 from stretto.schedule.validate import validate
 from stretto.spec.errors import ConfigError, ScheduleError, UnsupportedError
+from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSpec
 from stretto.trainer.planned import planned
 
@@ -24,15 +26,27 @@ def schedules_of(run: RunSpec) -> tuple[Schedule, Schedule]:
     UnsupportedError for one that can't be played as the plan says.
     """
     found = _found_together(run) if run.plan.schedule == "auto" and run.plan.schedule_file is None else planned(run)
-    if not run.plan.optimizer_barrier and (found.kind == Kind.S).any():
+    if (found.kind == Kind.S).any():
+        _check_vocabulary(run.plan)
+    try:
+        training = found if run.plan.asynchronous == "none" else asynchronous(found)
+        return lowered_and_valid(training), lowered_and_valid(forward_of(found))
+    except ScheduleError as error:
+        raise ConfigError(f"The schedule of the plan can't be played: {error}") from error
+
+
+def _check_vocabulary(plan: PlanSpec) -> None:
+    """UnsupportedError for what a schedule with S and T can't be combined with."""
+    if not plan.optimizer_barrier:
         raise UnsupportedError(
             "plan.optimizer_barrier = false begins steps that may have to begin again, which a schedule with "
             "vocabulary passes can't in this version; set plan.optimizer_barrier = true, or leave that pass out."
         )
-    try:
-        return lowered_and_valid(found), lowered_and_valid(forward_of(found))
-    except ScheduleError as error:
-        raise ConfigError(f"The schedule of the plan can't be played: {error}") from error
+    if plan.asynchronous != "none":
+        raise UnsupportedError(
+            f"plan.asynchronous = {plan.asynchronous!r} gives each stage weights of its own age, and a vocabulary "
+            'that lies on all ranks has no stage; set plan.asynchronous = "none", or leave the vocabulary pass out.'
+        )
 
 
 def searched(run: RunSpec) -> RunSpec:

@@ -19,10 +19,12 @@ from stretto.parallel.pipeline.runtime import Runtime
 from stretto.parallel.pipeline.vocabulary.passes import Vocabulary
 from stretto.resilience.recorder import Recorder
 from stretto.schedule.op import Kind
+from stretto.schedule.passes.asynchronous import delays
 from stretto.schedule.schedule import Schedule
 from stretto.spec.check import stages_of
 from stretto.spec.contract import Batch, Observer, Silent, Stack
 from stretto.spec.run import RunSpec
+from stretto.trainer.asynchronous import AsynchronousStep, DelayedWeights
 from stretto.trainer.freezing import spare, trained_parts
 from stretto.trainer.host_memory import limit_host_memory
 from stretto.trainer.optimizer import build_optimizer
@@ -46,10 +48,12 @@ class Session:
     runtime: Runtime
     evaluation: Runtime
     """Plays the forward-only schedule."""
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     step: TrainStep
     unbarred: PostValidation | None = None
     """Runs the steps where the plan has no barrier at the update."""
+    asynchronous: AsynchronousStep | None = None
+    """Runs the steps where every micro-batch updates."""
 
     @classmethod
     def start(
@@ -89,11 +93,15 @@ class Session:
         channel: Channel | None = PeerChannel(mesh, device, [training, evaluation]) if mesh.size("pp") > 1 else None
         if channel is not None and isinstance(observer, Recorder):
             channel = Metered(channel, observer)
+        optimizer = build_optimizer(model.masters, run.training)
+        delayed = None
+        if run.plan.asynchronous != "none":
+            delay = max(delays(training, pp))
+            delayed = DelayedWeights(model, optimizer, method=run.plan.asynchronous, delay=delay)
         play = partial(Runtime, model.stages, rank=pp, channel=channel, observer=observer, vocabulary=vocabulary)
         runtime = play(training)
         limit_host_memory(runtime, run)
         spare(model.stages, training, trained, rows=model.shard is not None and model.shard.table.trains)
-        optimizer = build_optimizer(model.masters, run.training)
         step = TrainStep(model, runtime, optimizer, training=run.training, seed=run.run.seed, observer=observer)
         unbarred = mesh.size("pp") > 1 and not run.plan.optimizer_barrier
         return cls(
@@ -107,6 +115,7 @@ class Session:
             optimizer=optimizer,
             step=step,
             unbarred=PostValidation(step, Relay(mesh)) if unbarred else None,
+            asynchronous=AsynchronousStep(step, delayed) if delayed else None,
         )
 
     def train_step(self, step: int, batches: Sequence[Batch], *, stop: bool = False) -> StepResult:
@@ -121,6 +130,8 @@ class Session:
         """
         if self.unbarred is not None:
             return self.unbarred.advance(step, batches, stop=stop)
+        if self.asynchronous is not None:
+            return [self.asynchronous.run(step, batches, stop=stop)]
         return [self.step.run(step, batches, stop=stop)]
 
     def settle(self) -> list[StepResult]:

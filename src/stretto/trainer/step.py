@@ -87,45 +87,51 @@ class TrainStep:
         loss, tokens = self.play(step, batches)
         self.observer.begin("REDUCE_GRAD")
         held = self.held(loss, stop=stop, tokens=tokens)
-        totals = self._sum(held, tokens=tokens)
+        totals = self.sum_up(held, tokens=tokens)
         self.observer.end()
         return totals
 
     def play(
-        self, step: int, batches: Sequence[Batch], *, confirm: Callable[[], bool] | None = None
+        self,
+        step: int,
+        batches: Sequence[Batch],
+        *,
+        confirm: Callable[[], bool] | None = None,
+        scale: Callable[[], Tensor] | None = None,
     ) -> tuple[Tensor | None, Tensor]:
         """Play the schedule: this rank's loss, if it has one, and the valid tokens of the global batch.
 
-        ``confirm``: see Runtime.step.
+        ``confirm``, ``scale``: see Runtime.step; without ``scale`` it is one over the number of tokens.
         """
         mesh = self.model.mesh
         batches = self.model.share(batches)
         tokens, pending = count_tokens(batches, mesh)
 
-        def scale() -> Tensor:
+        def mean() -> Tensor:
             pending.wait()
             return tokens.clamp(min=1).to(torch.float64).reciprocal()
 
         def context(batch: Batch) -> Any:
             return self.model.context(batch, seed=self._seed, step=step, training=True)
 
-        loss = self._runtime.step(batches, context, scale, confirm=confirm)
+        loss = self._runtime.step(batches, context, scale or mean, confirm=confirm)
         pending.wait()
         return loss, tokens
 
     def held(self, loss: Tensor | None, *, stop: bool, tokens: Tensor) -> Tensor:
         """Finish the reduction of gradients; then what this rank adds to the sums: loss, wish to stop, squared norm."""
         settle_all(self.model.units)
-        return self._own(loss, squared_norm_held(self._masters, device=tokens.device), stop=stop)
+        return self.own(loss, squared_norm_held(self._masters, device=tokens.device), stop=stop)
 
-    def _own(self, loss: Tensor | None, squared: Tensor, *, stop: bool) -> Tensor:
+    def own(self, loss: Tensor | None, squared: Tensor, *, stop: bool) -> Tensor:
+        """What this rank adds to the sums, as a vector of three."""
         own = torch.zeros(3, dtype=torch.float64, device=squared.device)
         if loss is not None and self.model.mesh.index("tp") == 0:
             own[0] = loss
         own[1], own[2] = float(stop), squared
         return own
 
-    def _sum(self, sums: Tensor, *, tokens: Tensor) -> Totals:
+    def sum_up(self, sums: Tensor, *, tokens: Tensor) -> Totals:
         """One all-reduce: the loss and the wish to stop over all ranks, the norm over one whole copy of the model."""
         mesh = self.model.mesh
         all_reduce(sums, mesh.group(*COPY)).wait()
@@ -179,7 +185,7 @@ class TrainStep:
         loss = runtime.step(batches, context, None)
         pending.wait()
         nothing = torch.zeros((), dtype=torch.float64, device=tokens.device)
-        totals = self._sum(self._own(loss, nothing, stop=False), tokens=tokens)
+        totals = self.sum_up(self.own(loss, nothing, stop=False), tokens=tokens)
         return totals.loss, totals.tokens
 
 

@@ -1,4 +1,4 @@
-"""The one-rank reference that a plan is held to: plain autograd, plain AdamW, nothing of the runtime.
+"""The one-rank reference that a plan is held to: plain autograd, torch's own optimizer, nothing of the runtime.
 
 It shares with the plan only the model's modules, how values are drawn, and the learning rate.  Rows go through
 the model one at a time, and where nothing is dropped one *document* at a time, without any mask: so it
@@ -61,9 +61,12 @@ def train_reference(run: RunSpec, steps: int, *, inside: str | None = None) -> I
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": t.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(
-        [g for g in groups if g["params"]], lr=t.learning_rate, betas=(t.beta1, t.beta2), eps=t.eps
-    )
+    groups = [g for g in groups if g["params"]]
+    optimizer: torch.optim.Optimizer
+    if t.optimizer == "sgd":
+        optimizer = torch.optim.SGD(groups, lr=t.learning_rate, momentum=t.momentum)
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=t.learning_rate, betas=(t.beta1, t.beta2), eps=t.eps)
     for step in range(1, steps + 1):
         optimizer.zero_grad()
         batch = global_batch(run, step)

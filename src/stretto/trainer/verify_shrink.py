@@ -67,6 +67,14 @@ def shrink(run: RunSpec) -> Shrunk:
     if plan.compile:
         notes.append("blocks are not compiled")
         plan = replace(plan, compile=False)
+    if plan.asynchronous != "none":
+        notes.append(
+            f'plan.asynchronous = "none" instead of "{plan.asynchronous}": gradients of older weights equal no '
+            "one rank's; compared is the same pipeline with one update a step"
+        )
+        plan = replace(plan, asynchronous="none")
+    if not plan.optimizer_barrier:
+        notes.append("each update is validated at the end of its step, not in the next one's warm-up")
     foreign = run.model.family == "foreign"
     if foreign:
         stages = run.plan.stages if plan.pp == run.plan.pp else None

@@ -10,6 +10,7 @@ import pytest
 from stretto.schedule import Schedule
 from stretto.schedule.families import build
 from stretto.schedule.passes import change
+from stretto.schedule.passes.asynchronous import asynchronous
 from stretto.schedule.render.text import draw
 from stretto.schedule.simulate import Costs, run
 
@@ -26,6 +27,7 @@ CHANGED: dict[str, tuple[Schedule, Costs]] = {
         build("1f1b", ranks=3, microbatches=3), "fill-bubbles", options={"frozen": "0.5+0.5", "units": 6}
     ),
     "sharding-interleaved-2x4x2": change(CHUNKED, "sharding", options={"blocks": 2}, costs=COSTS),
+    "asynchronous-1f1b-4x8": (asynchronous(PLAIN), Costs(OPT=0.5)),
     "skip-pipe-4x6": (build("skip-pipe", ranks=4, microbatches=6), Costs()),
 }
 FOLDER = Path(__file__).parent

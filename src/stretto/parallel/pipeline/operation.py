@@ -258,8 +258,8 @@ class Actions:
         return OnUnits(tuple(_call_of(op.kind, unit) for unit in units.values()))
 
     def _optimize(self, op: Op) -> Action:
-        """The update needs the norm of all ranks: the step that the schedule is part of does it (trainer)."""
-        return OnUnits(())
+        """What the stages say of it: nothing, where the step that the schedule is part of updates (trainer)."""
+        return OnUnits(tuple(stage.update for stage in self._stages.values()))
 
     def _send(self, op: Op) -> Action:
         assert self._channel is not None

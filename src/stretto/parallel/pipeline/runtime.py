@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 from torch import Tensor
@@ -94,8 +95,9 @@ class Runtime:
         self._uses = Counter(op.microbatch for op in ops if op.kind in (Kind.F, Kind.B, Kind.I, Kind.R))
         told = {op.stage for op in ops if op.kind is Kind.REDUCE_GRAD}
         self._told = {id(unit) for index in told for unit in stages[index].units}
+        first = takewhile(lambda op: op.kind is not Kind.OPT, ops)
         self._contributions: dict[int, int] = Counter(
-            id(unit) for op in ops if op.kind in (Kind.B, Kind.W) for unit in stages[op.stage].units
+            id(unit) for op in first if op.kind in (Kind.B, Kind.W) for unit in stages[op.stage].units
         )
         if self.vocabulary is not None:
             self._contributions |= self.vocabulary.contributions
@@ -168,7 +170,9 @@ class Runtime:
         if self.vocabulary is not None:
             self.vocabulary.end_step(play)
         if self._channel is not None:
+            self._observer.begin("FLUSH")
             self._channel.end_step()
+            self._observer.end()
         assert not play.values, f"values of this step were not used: {sorted(play.values)}"
         return play.loss
 

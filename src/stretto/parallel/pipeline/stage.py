@@ -142,6 +142,9 @@ class Stage:
                 self.segments[position - 1].unshard()
             yield position
 
+    def update(self) -> None:
+        """OPT: nothing, because the update needs the norm of all ranks; VersionedStage (versions.py) needs none."""
+
     def forget(self) -> None:
         """Let all activations go (a step was given up)."""
         self._inputs.clear()

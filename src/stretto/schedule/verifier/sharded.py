@@ -41,12 +41,15 @@ def check_sharded(places: Places) -> None:
 
 
 def check_optimizer(places: Places) -> None:
-    """Raise ScheduleError where a rank steps twice, before its work is over, or not while others do."""
+    """Raise ScheduleError where a rank steps twice, before its work is over, or not while others do.
+
+    An asynchronous schedule steps behind every B, on every rank: that is allowed as a whole or not at all.
+    """
     import numpy as np
 
     schedule = places.schedule
     steps = np.flatnonzero(schedule.kind == Kind.OPT)
-    if not len(steps):
+    if not len(steps) or _steps_each(places):
         return
     twice = np.flatnonzero(np.diff(places.rank[steps]) == 0)
     if len(twice):
@@ -59,6 +62,17 @@ def check_optimizer(places: Places) -> None:
         if not len(step) and np.isin(schedule.kind[own], GIVES_GRADIENTS).any():
             sentence = f"OPT is missing from rank {rank}, which has gradients as the ranks that run it."
             raise fault_at(schedule, rank, int(np.diff(schedule.offsets)[rank]), sentence)
+
+
+def _steps_each(places: Places) -> bool:
+    """Whether every rank runs B OPT B OPT ... and no other backward: each update is of the one gradient before it."""
+    import numpy as np
+
+    schedule = places.schedule
+    rows = np.flatnonzero(np.isin(schedule.kind, (*GIVES_GRADIENTS, Kind.I, Kind.REDUCE_GRAD, Kind.OPT)))
+    kinds, ranks = schedule.kind[rows], places.rank[rows]
+    pairs = len(rows) % 2 == 0 and (kinds[::2] == Kind.B).all() and (kinds[1::2] == Kind.OPT).all()
+    return bool(pairs and (ranks[::2] == ranks[1::2]).all())
 
 
 def _by_stage(places: Places, kinds: tuple[Kind, ...]) -> dict[tuple[int, int], Rows]:
