@@ -6,11 +6,11 @@
 
 whichever is less (Thakur et al. 2005; NCCL chooses likewise).
 
-Links have levels.  A group whose neighbours are ``stride`` ranks apart has L = devices per node / stride members in a
-node.  L = n: only links inside the node count.  Otherwise the ring enters and leaves a node through the network
-adapters of its L members (or as many as the software gives a ring), while the other groups of the node use theirs.
-Beyond the node flows of all groups share the switches' uplinks, as many as there are adapters where nothing is
-oversubscribed, and the fullest decides (``congestion``).
+Links have levels: modules of a node (``INNER_LEVELS``), the node, the network.  A group whose neighbours are ``stride``
+ranks apart has L = devices per node / stride members in a node.  L = n: only links inside the node count.  Otherwise
+the ring enters and leaves a node through the network adapters of its L members (or as many as the software gives a
+ring), while the other groups of the node use theirs.  Beyond the node flows of all groups share the switches' uplinks,
+as many as there are adapters where nothing is oversubscribed, and the fullest decides (``congestion``).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from stretto.planner.calibration import Calibration
 from stretto.planner.compute import attention_seconds
 from stretto.planner.congestion import slowdown
 from stretto.planner.workload import Workload
+from stretto.spec.cluster import ClusterSpec
 
 ACTIVATION_BYTES = 2
 """Of an activation that is sent, 16-bit."""
@@ -29,6 +30,10 @@ STATIC = ("a100", "mi250x")
 """Machines whose networks (HDR InfiniBand, first Slingshot) are taken to keep a flow on one path."""
 ADAPTIVE_SPLITS = 8
 """Parts that others are taken to split a flow into."""
+
+INNER_LEVELS = {"mi250x": ((2, 200e9),)}
+"""Levels of links inside a node that are faster than what the cluster states for the whole node: devices, bytes a
+second one way.  Frontier: the two dies of a module (OLCF's user guide)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +66,7 @@ class Group:
 def group(work: Workload, size: int, stride: int, calibration: Calibration) -> Group:
     """The group of ``size`` ranks that lie ``stride`` apart."""
     cluster = work.cluster
-    link = cluster.link_bytes_per_second * calibration.link
+    link = inner_rate(cluster, size * stride) * calibration.link
     local = max(1, cluster.devices_per_node // stride)
     if size <= local:
         return Group(size=size, bytes_per_second=link, latency=calibration.link_latency)
@@ -71,6 +76,14 @@ def group(work: Workload, size: int, stride: int, calibration: Calibration) -> G
     flows = nodes * min(cluster.devices_per_node, adapters * stride)
     rate /= slowdown(flows, nodes * cluster.devices_per_node, flow_splits(work, calibration))
     return Group(size=size, bytes_per_second=min(link or float("inf"), rate), latency=calibration.network_latency)
+
+
+def inner_rate(cluster: ClusterSpec, span: int) -> float:
+    """Bytes a second of a device to others of its node, the nearest ``span`` of them."""
+    for devices, rate in INNER_LEVELS.get(cluster.name.partition(":")[0], ()):
+        if span <= devices:
+            return rate
+    return cluster.link_bytes_per_second
 
 
 def flow_splits(work: Workload, calibration: Calibration) -> int:
@@ -147,21 +160,24 @@ def boundary_seconds(work: Workload, calibration: Calibration) -> float:
 def data_seconds(work: Workload, calibration: Calibration) -> float:
     """Reduction of gradients and gathering of parameters of the fullest pipeline rank, hidden or not.
 
-    ZeRO-1 sums whole gradients once a step and gathers the parameters that each rank has stepped; ZeRO-2 keeps
-    only a shard of the sum.  ZeRO-3 gathers for the forward and for the backward pass of every micro-batch and
-    reduces after each (Rajbhandari et al. 2020, section 7).
+    Whole parameters (ZeRO-1 and 2): gradients are summed once a step and scattered over those who keep shards of them,
+    and what each rank has stepped is gathered.  Divided ones (ZeRO-3) are gathered for the forward and for the backward
+    pass of every micro-batch, and their gradients reduced after each (Rajbhandari et al. 2020, section 7).
     """
-    plan, stack = work.plan, work.stack
-    copies = work.num_replicas  # of a bidirectional pipeline, summed over together with the data ranks
-    whole = group(work, plan.dp * plan.cp * copies, plan.tp, calibration)
-    shard = group(work, work.shards, plan.tp, calibration)
-    replicas = group(work, plan.dp_replicate * copies, plan.tp * work.shards, calibration)
+    plan, stack, states = work.plan, work.stack, work.states
+    ranks = plan.dp * plan.cp * work.num_replicas  # those of a bidirectional pipeline hold the same parameters
     held = work.largest_share
+
+    def over(size: int, inner: int) -> Group:
+        """Ranks with the same shard of ``inner``, ``size`` of them."""
+        return group(work, size, plan.tp * inner, calibration)
+
+    gathered = over(states.parameters, 1).all_gather(held * stack.parameter_bytes)
     gradients = held * stack.reduction_bytes
-    gather = shard.all_gather(held * stack.parameter_bytes)
-    if plan.zero == 1:
-        return gather + whole.all_reduce(gradients)
-    scatter, rest = shard.all_gather(gradients), replicas.all_reduce(gradients / work.shards)
-    if plan.zero == 2:
-        return gather + scatter + rest
-    return work.num_microbatches * (2 * gather + scatter) + rest
+    scattered = over(states.gradients, 1).all_gather(gradients)
+    summed = over(ranks // states.gradients, states.gradients).all_reduce(gradients / states.gradients)
+    stepped = over(states.optimizer // states.parameters, states.parameters)
+    rest = summed + stepped.all_gather(held / states.parameters * stack.parameter_bytes)
+    if states.parameters == 1:
+        return scattered + rest
+    return work.num_microbatches * (2 * gathered + scattered) + rest

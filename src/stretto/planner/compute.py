@@ -109,7 +109,7 @@ def head_seconds(work: Workload, calibration: Calibration) -> Passes:
 def optimizer_seconds(work: Workload, calibration: Calibration) -> float:
     """Adam on the fullest rank's share: states read and written, gradient read, parameter written."""
     stack = work.stack
-    held = work.largest_share / work.shards
+    held = work.largest_share / work.states.optimizer
     moved = 2 * stack.optimizer_bytes + stack.gradient_bytes + stack.parameter_bytes
     return held * moved / (work.cluster.memory_bytes_per_second * calibration.memory)
 

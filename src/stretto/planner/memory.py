@@ -151,13 +151,14 @@ def _rank(work: Workload, rank: int, layers: float, margin: Margin) -> RankMemor
     if plan.recompute != "none":
         activations += layer_activation_bytes(work, recompute="none")
     logits = _logits(work, rank)
+    states = work.states
     whole = held
-    if plan.zero >= 3:
-        whole = held / work.shards + GATHERED_LAYERS * held / work.layers_of_rank(rank)
+    if states.parameters > 1:
+        whole = held / states.parameters + GATHERED_LAYERS * held / work.layers_of_rank(rank)
     return RankMemory(
         parameters=min(whole, held) * stack.parameter_bytes,
-        gradients=held * stack.gradient_bytes / (work.shards if plan.zero >= 2 else 1),
-        optimizer=held * stack.optimizer_bytes / work.shards,
+        gradients=held * stack.gradient_bytes / states.gradients,
+        optimizer=held * stack.optimizer_bytes / states.optimizer,
         activations=activations,
         logits=logits,
         reserve=margin.context_bytes + margin.fragmentation * (activations + logits),

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from stretto.planner.flops import parameters
 from stretto.planner.profile import Profile, profile
 from stretto.planner.stack import KernelStack
+from stretto.planner.states import StateSharding, of_plan
 from stretto.spec.cluster import ClusterSpec
 from stretto.spec.errors import ConfigError
 from stretto.spec.model import ModelSpec
@@ -37,6 +38,8 @@ class Workload:
     global_batch_size: int
     """Sequences of a step, over all ranks."""
     stack: KernelStack = field(default_factory=KernelStack)
+    sharding: StateSharding | None = None
+    """Over how many data ranks each kind of state is divided; None: as ``plan.zero`` says."""
 
     def __post_init__(self) -> None:
         """Refuse a batch that the plan doesn't divide."""
@@ -81,6 +84,11 @@ class Workload:
     def shards(self) -> int:
         """Ranks that ZeRO divides states over: those of cp hold equal parameters, like those of dp_shard."""
         return self.plan.dp_shard * self.plan.cp
+
+    @property
+    def states(self) -> StateSharding:
+        """Over how many data ranks each kind of state is divided."""
+        return self.sharding or of_plan(self.plan)
 
     def stages_of_rank(self, rank: int) -> tuple[int, ...]:
         """Stages that a pipeline rank holds; of a bidirectional pipeline those of both replicas."""
