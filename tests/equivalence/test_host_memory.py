@@ -31,6 +31,11 @@ STEPS = 2
 Case = tuple[str, str, dict[str, Any]]
 CASES: list[Case] = [
     ("float64", "llama", {"pp": 4, "schedule": "1f1b"}),
+    (
+        "float64",
+        "tied",
+        {"pp": 2, "schedule": "interleaved", "chunks": 2, "passes": ("vocabulary:algorithm=2",), "cp": 2},
+    ),
     ("float64", "tied", {"pp": 2, "schedule": "interleaved", "chunks": 2, "recompute": "selective"}),
     ("float64", "tied", {"pp": 2, "schedule": "v-half", "chunks": 2, "dp_shard": 2, "zero": 3}),
     ("float64", "dropout", {"pp": 2, "schedule": "gpipe", "recompute": "full"}),
@@ -80,5 +85,6 @@ def test_offload_changes_no_bit_and_frees_what_it_should(ranks: Ranks, case: Cas
         if run.plan.recompute == "full":  # what the backward makes again is measured besides, with and without
             assert measured < 0.8 and simulated < 0.8
         else:
-            assert measured == pytest.approx(simulated, rel=0.06)
+            # What S keeps for T is measured, and doesn't count in the simulator.
+            assert measured == pytest.approx(simulated, rel=0.1 if run.plan.passes else 0.06)
         assert (with_it[3] > 0) == any(op.kind is Kind.O for op in moved.ops(pp))

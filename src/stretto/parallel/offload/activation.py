@@ -7,7 +7,8 @@ moves: once each, however many views of it were saved.
                               └────┬──────┘         │
     Storage                        A                B          device: its bytes, or None while it is away
 
-What others hold too (parameters, the batch, what the blocks of a micro-batch share) stays where it is.
+What others hold too (parameters, the batch, what the blocks of a micro-batch share) stays where it is.  autograd can't
+check what it didn't save itself: a saved tensor that is changed in place afterwards goes unnoticed here.
 """
 
 from __future__ import annotations
