@@ -59,6 +59,36 @@ def test_pipeline_is_the_simulators(stages: tuple[int, ...], tolerance: float) -
     assert estimate.work + estimate.bubble == pytest.approx(true, rel=tolerance)
 
 
+@pytest.mark.parametrize("stages", [(8, 8, 8, 8), (9, 8, 8, 7), (7, 9, 9, 7)])
+def test_messages_are_the_simulators(stages: tuple[int, ...]) -> None:
+    """1F1B whose messages take a twentieth of a stage's turn."""
+    work = work_of(pp=4, stages=stages)
+    layer, head = layer_seconds(work, SILENT), head_seconds(work, SILENT)
+    turns = [(layer.forward + layer.backward) * layers for layers in stages]
+    turns[-1] += head.forward + head.backward
+    third = tuple(turn / 3 for turn in turns)
+    calibration = replace(SILENT, network_latency=turns[0] / 20)
+    schedule = build("1f1b", ranks=4, microbatches=work.num_microbatches)
+    true = simulate(schedule, Costs(F=third, I=third, W=third, comm=turns[0] / 20)).makespan
+    estimate = step_time(work, calibration)
+    assert estimate.work + estimate.bubble == pytest.approx(true, rel=0.04)
+
+
+def test_blocking_messages_add_to_each_turn() -> None:
+    """Four messages a micro-batch for a stage between two others."""
+    free, blocked = (work_of(KernelStack(blocking_messages=flag), pp=4) for flag in (False, True))
+    calibration = replace(SILENT, network_latency=0.01)
+    more = step_time(blocked, calibration).work - step_time(free, calibration).work
+    assert more <= 4 * 0.01 * free.num_microbatches * (1 + 1e-9) and more > 2 * 0.01 * free.num_microbatches
+
+
+@pytest.mark.parametrize("context", ["ring", "ulysses", "mesh", "token-ring", "all-gather"])
+def test_every_way_to_cut_attention_has_a_time(context: str) -> None:
+    plan = PlanSpec(cp=8, context=context, ulysses=2 if context == "mesh" else 1)
+    work = replace(work_of(gpus=8), plan=plan, global_batch_size=8)
+    assert step_time(work).context_communication > 0
+
+
 def test_work_is_at_least_the_models() -> None:
     """One rank at the full peak can't be beaten."""
     work = work_of(gpus=8)

@@ -26,6 +26,8 @@ from stretto.spec.cluster import ClusterSpec
 
 ACTIVATION_BYTES = 2
 """Of an activation that is sent, 16-bit."""
+SUM_SHARE = 2.0
+"""Bytes of a sum that isn't complete (float32) over those of an activation."""
 STATIC = ("a100", "mi250x")
 """Machines whose networks (HDR InfiniBand, first Slingshot) are taken to keep a flow on one path."""
 ADAPTIVE_SPLITS = 8
@@ -120,26 +122,36 @@ def logits_seconds(work: Workload, calibration: Calibration) -> float:
 def context_seconds(work: Workload, calibration: Calibration) -> tuple[float, float]:
     """What one layer and micro-batch waits for the sequence of other cp ranks: forward, backward.
 
-    ``ring`` hands keys and values from rank to rank under the attention of those at hand, so that only what takes
-    longer than attention is waited for; backward their gradients travel with them (Liu et al. 2023).  ``all-gather``
-    brings all keys and values first, ``ulysses`` exchanges heads for sequence before and after attention (Jacobs et
-    al. 2023): queries, keys, values and the output.
+    A ring hands keys and values (a token ring queries and outputs) from rank to rank under the attention of those at
+    hand, so that only what takes longer than attention is waited for; backward the gradients travel too.  All-gather
+    brings all keys and values first, Ulysses exchanges heads for sequence before and after attention, and a mesh does
+    so in groups of ``plan.ulysses`` and goes round over the others (volumes: ``sequence_volume``).
     """
     plan, model = work.plan, work.model
     if plan.cp == 1:
         return 0.0, 0.0
-    ring = group(work, plan.cp, plan.tp, calibration)
-    kind = getattr(plan, "context", "ring")
-    keys = 2 * work.tokens * model.kv_heads * model.head_size / plan.tp * ACTIVATION_BYTES
-    queries = 2 * work.tokens * model.num_heads * model.head_size / plan.tp * ACTIVATION_BYTES
-    if kind == "ulysses":
-        once = ring.all_to_all(keys + queries)
-        return once, once
-    gathered = ring.all_gather(keys * plan.cp)
-    if kind == "all-gather":
-        return gathered, 2 * gathered
+    ways = group(work, plan.cp, plan.tp, calibration)
+    row = work.tokens * model.head_size / plan.tp * ACTIVATION_BYTES
+    keys, queries = 2 * model.kv_heads * row, 2 * model.num_heads * row
+    if plan.context == "all-gather":
+        gathered = ways.all_gather(keys * plan.cp)
+        return gathered, (1 + SUM_SHARE) * gathered
+    exchanged, seats = 0.0, plan.cp
+    if plan.context in ("ulysses", "mesh"):
+        seats = 1 if plan.context == "ulysses" else plan.cp // plan.ulysses
+        inner = group(work, plan.cp // seats, plan.tp, calibration)
+        exchanged = inner.all_to_all(keys + queries)
+    if seats == 1:
+        return exchanged, exchanged
+    carried, back = keys, (1 + SUM_SHARE) * keys
+    if plan.context == "token-ring":
+        carried, back = (0.5 + SUM_SHARE) * queries, (1 + 1.5 * SUM_SHARE) * queries
+    ring = group(work, seats, plan.tp * plan.cp // seats, calibration)
     attention = attention_seconds(work, calibration)
-    return max(0.0, gathered - attention.forward), max(0.0, 2 * gathered - attention.backward)
+    return (
+        exchanged + max(0.0, ring.all_gather(carried * seats) - attention.forward),
+        exchanged + max(0.0, ring.all_gather(back * seats) - attention.backward),
+    )
 
 
 def boundary_seconds(work: Workload, calibration: Calibration) -> float:

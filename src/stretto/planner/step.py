@@ -8,7 +8,7 @@ A stage's turn is the forward and backward of its layers (and head) for one micr
 which is the simulator's time for 1F1B where the last stage is the longest and no message takes time, and a little
 more (1% in the tests) where an earlier one is: it fills gaps that this counts.  Messages of c between stages overlap
 with work, but R - r micro-batches share the way from rank r to the last and back, so that every R - r turns take at
-least as long as that way with its 2(R - 1 - r) messages.
+least as long as that way with its 2(R - 1 - r) messages (within 4% of the simulator's in the tests).
 
 Every other schedule (split backwards, folded or doubled stages, passes, a file) is timed by the chains of operations
 that ``profile`` remembers of its simulation.
@@ -141,13 +141,11 @@ def _closed(work: Workload, turns: _Turns, message: float) -> tuple[float, float
     if work.stack.blocking_messages and ranks > 1:
         own = [turn + (2 if rank in (0, ranks - 1) else 4) * message for rank, turn in enumerate(own)]
         return number * max(own), (number - 1) * max(own) + sum(own)
-    longest = max(own)
-    rounds, waited = 0, 0.0
+    longest = turn = max(own)
     if work.plan.schedule == "1f1b":
-        rounds = (number - 1) // ranks
-        waited = max(sum(own[r:]) + 2 * (ranks - 1 - r) * message - (ranks - r) * longest for r in range(ranks))
+        turn = max((sum(own[r:]) + 2 * (ranks - 1 - r) * message) / (ranks - r) for r in range(ranks))
     way = sum(own) + 2 * (ranks - 1) * message
-    return number * longest, way + (number - 1) * longest + rounds * max(0.0, waited)
+    return number * longest, way + (number - 1) * max(longest, turn)
 
 
 def _profiled(work: Workload, turns: _Turns, message: float) -> tuple[float, float]:
