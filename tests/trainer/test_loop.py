@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ranks import Ranks
+from stretto.spec.errors import CheckpointError
 from stretto.spec.plan import PlanSpec
 from stretto.trainer.loop import Loop
 from trainer.small import MODEL, small_run, train, write_corpus
@@ -125,6 +126,24 @@ def test_without_a_barrier_records_and_checkpoints_are_those_with_one(ranks: Ran
             same = {"step", "loss", "tokens", "lr", "grad_norm"} & mine.keys()
             assert all(mine[key] == pytest.approx(theirs[key], rel=1e-9) for key in same)
     assert [r["step"] for r in records(free)] == [1, 2, 3, 4, 5] and all(r["step_s"] > 0 for r in records(free))
+
+
+def test_an_asynchronous_run_says_what_it_is_and_goes_on_bitwise(ranks: Ranks, folder: Path) -> None:
+    plan = {"pp": 2, "asynchronous": "predict-spike"}
+    given = {"optimizer": "sgd", "clip_norm": 0.0, "learning_rate": 0.05}
+    whole = small_run(folder.with_name("whole"), plan, **given)
+    (_, said), _ = ranks.run(train, 2, whole)
+    assert any('asynchronous = "predict-spike": this is not the training of one rank' in line for line in said)
+    run = small_run(folder, plan, **given)
+    ranks.run(train, 2, run, 2)
+    ranks.run(train, 2, run)
+    assert [r["loss"] for r in records(folder)] == [r["loss"] for r in records(folder.with_name("whole"))]
+    with pytest.raises(CheckpointError, match="holds what sgd keeps, here training"):
+        train(0, 1, replace(run, plan=PlanSpec(), training=replace(run.training, optimizer="adamw")))
+    # No gradient of a whole step exists, so its norm is not known.
+    assert all("grad_norm" not in r and r["tokens"] > 0 for r in records(folder))
+    with pytest.raises(AssertionError, match="isn't finite, and updates after every micro-batch"):
+        ranks.run(train, 2, small_run(folder.with_name("wild"), plan, **{**given, "learning_rate": 1e6}))
 
 
 def test_nothing_to_do_is_said(folder: Path) -> None:

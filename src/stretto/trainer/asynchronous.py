@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,7 @@ from stretto.parallel.mesh import DATA
 from stretto.parallel.pipeline.versions import VersionedStage
 from stretto.parallel.unit import settle_all
 from stretto.spec.contract import IGNORE, Batch
+from stretto.spec.errors import ConfigError
 from stretto.spec.plan import Asynchronous
 from stretto.trainer.rate import learning_rate
 from stretto.trainer.step import StepResult, TrainStep
@@ -148,7 +150,7 @@ class AsynchronousStep:
         self._step, self._weights = step, weights
 
     def run(self, step: int, batches: Sequence[Batch], *, stop: bool = False) -> StepResult:
-        """One stretch, ``step`` from 1, to where the pipeline is empty."""
+        """One stretch, ``step`` from 1, to where the pipeline is empty.  Raises ConfigError where it diverged."""
         inner = self._step
         mesh = inner.model.mesh
         counts = torch.stack([(batch.labels != IGNORE).sum() for batch in inner.model.share(batches)])
@@ -160,15 +162,13 @@ class AsynchronousStep:
         nothing = torch.zeros((), dtype=torch.float64, device=counts.device)
         totals = inner.sum_up(inner.own(loss, nothing, stop=stop), tokens=tokens)
         inner.observer.end()
-        unknown = inner.result(step, totals, updated=math.isfinite(totals.loss))
-        return StepResult(
-            step=step,
-            loss=unknown.loss,
-            grad_norm=math.nan,
-            tokens=unknown.tokens,
-            updated=unknown.updated,
-            stop=unknown.stop,
-        )
+        if not math.isfinite(totals.loss):
+            raise ConfigError(
+                f"The loss of step {step} isn't finite, and updates after every micro-batch can't be left out or taken "
+                "back; go on from the last checkpoint with a smaller training.learning_rate or training.momentum, or "
+                'with plan.asynchronous = "none".'
+            )
+        return replace(inner.result(step, totals, updated=True), grad_norm=math.nan)
 
 
 def _one(like: Tensor) -> Callable[[], Tensor]:

@@ -51,6 +51,12 @@ def check_fits(run: RunSpec, state: Mapping[str, Any], path: Path, *, tokenizer:
             f"checkpoint {path} was trained with another tokenizer ({state['data']['tokenizer']}) than "
             f"data.tokenizer = {run.data.tokenizer}; give that one, another run.dir, or checkpoint.resume = never."
         )
+    written = state["training"].get("optimizer", "adamw")
+    if written != run.training.optimizer:
+        raise CheckpointError(
+            f"checkpoint {path} holds what {written} keeps, here training.optimizer = {run.training.optimizer!r}. "
+            f"Keep {written!r}, or start another run from the weights (model.weights = a Hugging Face directory)."
+        )
     if state["step"] == 0:
         return  # converted weights: no data was read yet
     for key in ("global_batch_size", "sequence_length"):

@@ -231,7 +231,7 @@ class Loop:
         return {
             "step": step,
             "loss": result.loss,
-            "grad_norm": result.grad_norm,
+            "grad_norm": None if self._session.asynchronous is not None else result.grad_norm,
             "lr": learning_rate(run.training, step),
             "tokens": result.tokens,
             "tokens_per_s": rate,

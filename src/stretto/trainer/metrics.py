@@ -76,10 +76,10 @@ def step_line(record: Mapping[str, Any], steps: int) -> str:
     'step   3/250  loss 5.5000  norm 1.250  lr 1.00e-03  12.3 k tok/s'
     """
     width = len(str(steps))
-    parts = [
-        f"step {record['step']:>{width}}/{steps}",
-        f"loss {record['loss']:.4f}",
-        f"norm {record['grad_norm']:.3f}",
+    parts = [f"step {record['step']:>{width}}/{steps}", f"loss {record['loss']:.4f}"]
+    if record["grad_norm"] is not None:
+        parts.append(f"norm {record['grad_norm']:.3f}")
+    parts += [
         f"lr {record['lr']:.2e}",
         f"{format_count(record['tokens_per_s'])} tok/s",
     ]
