@@ -3,7 +3,8 @@
     python -m benchmarks.hangs                        # the whole matrix; rows that are known are kept
     python -m benchmarks.hangs --only freeze --again  # some rows, anew
 
-Each row is a run as a user starts it (``run.drill``), watched with silent_seconds = 3.  "stops" are seconds from the
+Each row is a run as a user starts it (``run.drill``), watched with silent_seconds = 3: too short for a machine so busy
+that a process gets no processor for so long, so run it on a quiet one.  "stops" are seconds from the
 fault to the end of the launcher.  A delay of 1.5 x silent_seconds must not end the run, and ``stretto diagnose`` must
 name the rank.
 """
