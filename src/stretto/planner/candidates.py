@@ -21,6 +21,8 @@ from stretto.spec.plan import PlanSpec
 
 FEW_CHUNKS = 8
 """Chunks that are always tried; above it only those that divide the layers evenly."""
+FIRST = ("1f1b", "interleaved", "zb-h1", "dualpipe-v", "hanayo", "bitpipe", "zb-auto", "dualpipe", "chimera", "zb-h2")
+"""Schedules in the order in which they are tried, the others after them; where time for trying ends, these were."""
 UNPROPOSED = ("skip-pipe", "auto")
 """Schedules that aren't tried for every plan: one leaves out parts of the model, the other searches for long."""
 
@@ -82,7 +84,10 @@ def orders(request: Request, plan: PlanSpec) -> Iterator[PlanSpec]:
     if "schedule_file" in request.pins:
         yield plan
         return
-    families = [name for name in capabilities.SCHEDULES if name not in UNPROPOSED]
+    families = sorted(
+        (name for name in capabilities.SCHEDULES if name not in UNPROPOSED),
+        key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST),
+    )
     pinned = request.pins.get("schedule")
     if pinned in UNPROPOSED:
         families = [pinned]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from stretto.planner.candidates import FEW_CHUNKS
 from stretto.planner.profile import ROUNDS
 from stretto.planner.request import Request
 from stretto.planner.step import FAMILIES
@@ -17,13 +18,21 @@ from stretto.spec.plan import PlanSpec
 
 SEARCHED = ("v-min", "v-half", "zb-v")
 """Families that look for their order themselves: seconds for one shape."""
-UNITS = 500
+UNITS = 800
 """Ranks x chunks that are simulated, about 5 ms each."""
-DEAREST = 64
+DEAREST = 40
 """Units that one shape may cost."""
 THOROUGH = 10
 """Times that, if asked for."""
-CHUNKS = (1, 2, 4, 8)
+KEPT = {"closed": 1.0, "profiled": 0.5, "searched": 0.3, "pinned": 0.0}
+"""Of 1f1b's activations, what the schedules of a round keep at least; a core that can't hold that isn't opened."""
+OFFLOADED = ("1f1b", "interleaved")
+"""Schedules that are tried with offload."""
+CORES = 40
+"""Cores of which more than the closed forms is looked at."""
+SEARCHED_CORES = 3
+"""Of which the searched families are."""
+CHUNKS = (1, 2, 4)
 """Chunks that are simulated unless all shapes are paid for; others where they divide the layers of a rank evenly."""
 
 
@@ -61,6 +70,10 @@ class Round:
 
     def __init__(self, effort: Effort, kind: str) -> None:
         self.effort, self.kind = effort, kind
+        self.kept = KEPT[kind]
+        self.whole = kind in ("closed", "pinned")
+        """Whether all cores belong to it."""
+        self.cores = {"searched": SEARCHED_CORES}.get(kind, CORES * (THOROUGH if effort.thorough else 1))
 
     def opens(self, core: PlanSpec) -> bool:
         """Whether a core has anything to look at; without a pipeline there is only the closed form."""
@@ -86,7 +99,8 @@ class Round:
         if shape not in effort.known:
             even = request.model.num_layers % (plan.pp * plan.chunks) == 0
             price = plan.pp * plan.chunks * (10 if plan.schedule in SEARCHED else 1)
-            usual = effort.thorough or even or plan.chunks in CHUNKS
+            few = plan.chunks in CHUNKS or (even and plan.chunks <= FEW_CHUNKS)
+            usual = effort.thorough or (few and (not plan.offload or plan.schedule in OFFLOADED))
             effort.known[shape] = usual and price <= min(effort.left, DEAREST * (THOROUGH if effort.thorough else 1))
             if effort.known[shape]:
                 effort.left -= price

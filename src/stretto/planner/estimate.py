@@ -161,15 +161,16 @@ def least_state_bytes(work: Workload) -> float:
     return held / plan.pp * per_parameter
 
 
-def least_peak_bytes(work: Workload) -> float:
+def least_peak_bytes(work: Workload, *, share: float = 1.0) -> float:
     """Below the peak of every plan with this core and sharding under 1f1b or gpipe, however its layers lie.
 
     Rank r keeps at least k = min(M, R - r) micro-batches of its n layers, so its bytes are at least n (state + k kept).
-    The largest of them is least where all are equal: layers / sum over ranks of 1 / (state + k kept).
+    The largest of them is least where all are equal: layers / sum over ranks of 1 / (state + k kept).  ``share``: of
+    these micro-batches, for other schedules.
     """
     plan, model = work.plan, work.model
     state = least_state_bytes(work) * plan.pp / model.num_layers
     counts = parameters(model)
     state *= counts.layer_matrices / (counts.layer_matrices + counts.embedding + counts.head)
-    kept, number = layer_activation_bytes(work), work.num_microbatches
+    kept, number = share * layer_activation_bytes(work), work.num_microbatches
     return model.num_layers / sum(1 / (state + min(number, plan.pp - rank) * kept) for rank in range(plan.pp))

@@ -57,14 +57,14 @@ def check_pins(request: Request) -> None:
         if degree >= 1 and devices % degree:
             may = [str(choice) for choice in divisors(devices) if axis != "pp" or choice <= request.model.num_layers]
             raise ConfigError(f"plan.{axis} = {degree} can't divide {devices} devices; {axis} may be {', '.join(may)}.")
-    check(replace(request.run, plan=_plain_plan(pins)), data=False)
     product = prod(pins.get(axis, 1) for axis in DEGREES)
-    if devices % product:
+    if product > 0 and devices % product:
         written = " x ".join(f"{axis} {pins[axis]}" for axis in DEGREES if pins.get(axis, 1) > 1)
         raise ConfigError(
             f"{written} = {product} ranks can't divide {devices} devices; their product may be "
             f"{', '.join(map(str, divisors(devices)))}."
         )
+    check(replace(request.run, plan=_plain_plan(pins)), data=False)
 
 
 def _plain_plan(pins: dict[str, Any]) -> PlanSpec:

@@ -18,7 +18,7 @@ from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSpec
 from stretto.spec.units import format_bytes
 
-LARGER = (2, 4, 8, 16, 32, 64)
+LARGER = (2, 4, 8, 16)
 """Times as many devices that are tried where a model fits on none."""
 
 

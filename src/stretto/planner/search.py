@@ -120,6 +120,7 @@ class _Search:
         self.best: dict[tuple[Any, ...], tuple[Key, Workload]] = {}
         self.threshold: float = float("inf")
         self.turns: dict[tuple[Any, ...], Turns] = {}
+        self.floors: dict[PlanSpec, tuple[float, bool]] = {}
         self.refused: set[tuple[Any, ...]] = set()
 
     def run(self, effort: Effort) -> Found:
@@ -128,17 +129,29 @@ class _Search:
         bounded = sorted(self._bounded(), key=lambda pair: pair[0])
         self.counts.cores = len(bounded)
         for stage in effort.rounds(request):
-            opened = 0
-            for bound, core in bounded:
-                if bound > self.threshold:
-                    break
-                if bound <= self._limit(core) and stage.opens(core):
-                    opened += 1
+            for bound, core in self._promising(bounded, stage):
+                if bound <= self._limit(core):
+                    self.counts.opened += stage.whole
                     self._open(core, stage)
-            self.counts.opened = max(self.counts.opened, opened)
         self.counts.unpaid = effort.unpaid
         chosen = sorted(self.best.values(), key=lambda pair: pair[0])[: self.top]
         return Found(plans=tuple(estimate(request, _plain(work)) for _, work in chosen), counts=self.counts)
+
+    def _promising(self, bounded: list[tuple[float, PlanSpec]], stage: Round) -> list[tuple[float, PlanSpec]]:
+        """The cores of a round, best first.
+
+        Schedules without closed form are tried where 1f1b was best and fits, and with offload where it was but didn't.
+        """
+        if stage.whole:
+            return [pair for pair in bounded if stage.opens(pair[1])]
+        known: tuple[list[tuple[float, float, PlanSpec]], ...] = ([], [])
+        for bound, core in bounded:
+            unknown = (bound, core.offload is not self.request.pins.get("offload"))
+            floor, fitted = self.floors.get(replace(core, offload=False), unknown)
+            if stage.opens(core) and fitted is not core.offload:
+                known[core.offload].append((floor, bound, core))
+        best = [one for some in known for one in sorted(some, key=lambda one: one[:2])[: stage.cores]]
+        return [(bound, core) for _, bound, core in best]
 
     def _bounded(self) -> Iterator[tuple[float, PlanSpec]]:
         request = self.request
@@ -161,7 +174,7 @@ class _Search:
                 continue
             try:
                 for plan in self._divided(order):
-                    self._shard(plan, kept)
+                    self._note(core, *self._shard(plan, kept))
             except UnsupportedError:
                 self.refused.add((order.schedule, order.offload))
                 self.counts.refused[order.schedule] = self.counts.refused.get(order.schedule, 0) + 1
@@ -171,7 +184,7 @@ class _Search:
     def _may_fit(self, plan: PlanSpec, stage: Round) -> bool:
         """Whether the states of a sharding leave any room, and could be on the list."""
         work = self.request.work(plan)
-        states = (least_peak_bytes if stage.kind == "closed" else least_state_bytes)(work)
+        states = max(least_state_bytes(work), least_peak_bytes(work, share=stage.kept))
         if states > work.cluster.memory_bytes and not self.any_size:
             self.counts.too_large += 1
             return False
@@ -202,19 +215,29 @@ class _Search:
             self.request.model.num_layers, ranks=plan.pp, chunks=plan.chunks, last=turn.head / turn.layer, most=most
         )
 
-    def _shard(self, slimmest: PlanSpec, kept: list[PlanSpec]) -> None:
-        """An order under all shardings, unless even the slimmest doesn't fit, or it is too slow."""
-        work = self.request.work(slimmest)
+    def _note(self, core: PlanSpec, floor: float, fitted: bool) -> None:
+        """Remember the best of a core without the communication of its data ranks, and whether anything fitted."""
+        before = self.floors.get(core, (float("inf"), False))
+        self.floors[core] = (min(floor, before[0]), fitted or before[1])
+
+    def _shard(self, slimmest: PlanSpec, kept: list[PlanSpec]) -> tuple[float, bool]:
+        """An order under all shardings, unless even the slimmest doesn't fit, or it is too slow.
+
+        Gives what the objective can't be below, and whether it fits as far as that was looked at.
+        """
+        work, floor = self.request.work(slimmest), 0.0
         if self.request.objective != "memory":
             time = step_time(work, self.request.calibration)
-            if self._figure(slimmest, time.work + time.bubble) > self._limit(slimmest):
+            floor = self._figure(slimmest, time.work + time.bubble)
+            if floor > self._limit(slimmest):
                 self.counts.estimated += 1
-                return
+                return floor, True
         if not self.any_size and self._fitting(work) is None:
             self.counts.too_large += len(kept)
-            return
+            return floor, False
         for sharding in kept:
             self._look(replace(sharding, **{key: getattr(slimmest, key) for key in ("schedule", "chunks", "stages")}))
+        return floor, True
 
     def _look(self, plan: PlanSpec) -> None:
         """Estimate a plan, and keep it where it is the best of its layout so far."""
