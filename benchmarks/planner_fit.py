@@ -2,7 +2,7 @@
 
 Step times: the least sum of |log(predicted / measured)| over the three quarters of the rows that it is least for (least
 trimmed absolute deviations), since a quarter contradicts the rest: with FlashAttention 2 at 2,048 tokens the same
-layouts are 10 to 20% faster than with FlashAttention 1 where pp=1, and up to 60% slower where pp=2, which no kernel
+layouts are 6 to 16% faster than with FlashAttention 1 where pp=1, and up to 63% slower where pp=2, which no kernel
 explains.  Memory: the fragmentation on a grid that judges most rows right, then misses fewest that ran out.  Both see
 the fitted rows alone.
 """
