@@ -21,7 +21,7 @@ from stretto.parallel.sequence.blockwise import Block, Drop, Rows, sum_dtype
 from stretto.parallel.sequence.merge import merge
 from stretto.parallel.sequence.results import Results
 from stretto.parallel.sequence.sight import Relation, Sight
-from stretto.spec.sequence import Ranges, count
+from stretto.spec.sequence import Range, Ranges, count
 
 
 class Kernel(Protocol):
@@ -59,31 +59,37 @@ class Task:
             found = self.kernel.forward(q[:, :, rows], kv[:, :, :, columns], block)
             merge(out[:, :, rows], lse[:, :, rows], *found)
 
-    def differentiate(self, rows: Rows, kv: Tensor, seats: tuple[int, int], dq: Tensor) -> Tensor:
-        """Add to ``dq`` what the keys of the second of ``seats`` give; return the gradient of ``kv``."""
+    def differentiate(
+        self, rows: Rows, kv: Tensor, seats: tuple[int, int], dq: Tensor, *, asking: Range | None = None
+    ) -> Tensor:
+        """Add to ``dq`` what the keys of the second of ``seats`` give; return the gradient of ``kv``.
+
+        ``asking``: which of the first seat's tokens, counted there; None: all.
+        """
         dkv = torch.zeros(kv.shape, dtype=dq.dtype, device=kv.device)
-        for block, at, columns in self._blocks(*seats):
+        for block, at, columns in self._blocks(*seats, asking):
             part = rows.narrow(at.start, at.stop - at.start)
             found = self.kernel.backward(part, kv[:, :, :, columns], block)
             dq[:, :, at] += found[0]
             dkv[:, :, :, columns] += found[1]
         return dkv
 
-    def _blocks(self, queries: int, keys: int) -> Iterator[tuple[Block, slice, slice]]:
+    def _blocks(self, queries: int, keys: int, asking: Range | None = None) -> Iterator[tuple[Block, slice, slice]]:
         """The blocks of two seats in which somebody sees somebody, and where they lie in both."""
-        for asking, rows in _placed(self.seats[queries]):
-            for asked, columns in _placed(self.seats[keys]):
-                if self.sight.relation(asking, asked) is not Relation.EMPTY:
-                    block = Block(
-                        queries=asking, keys=asked, sight=self.sight, drop=self.drop, first_head=self.first_head
-                    )
+        for who, rows in _placed(self.seats[queries], asking):
+            for whom, columns in _placed(self.seats[keys], None):
+                if self.sight.relation(who, whom) is not Relation.EMPTY:
+                    block = Block(queries=who, keys=whom, sight=self.sight, drop=self.drop, first_head=self.first_head)
                     yield block, rows, columns
 
 
-def _placed(ranges: Ranges) -> Iterator[tuple[tuple[int, int], slice]]:
+def _placed(ranges: Ranges, part: Range | None) -> Iterator[tuple[Range, slice]]:
+    """Ranges of a seat and where they lie among its tokens; of ``part`` of its tokens only, if it isn't None."""
     at = 0
     for start, stop in ranges:
-        yield (start, stop), slice(at, at + stop - start)
+        low, high = (at, at + stop - start) if part is None else (max(at, part[0]), min(at + stop - start, part[1]))
+        if low < high:
+            yield (start + low - at, start + high - at), slice(low, high)
         at += stop - start
 
 

@@ -12,7 +12,8 @@ between nodes.  A plain ring is a double ring of one node.
 
 Backward: keys and values travel again, and behind them their gradients, to which each seat adds its share.  What a
 seat finds for its own keys stays at home, so gradients travel n - 1 hops, like the keys, and no seat holds more
-than two of each.  Bytes: forward the keys and values of all other seats, backward twice that.
+than two of each.  A seat's own block is cut in two: one part hides the first message, the other the last, with
+which the gradients come home.  Bytes: forward the keys and values of all other seats, backward twice that.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from torch import Tensor
 from stretto.parallel.sequence.blockwise import Rows
 from stretto.parallel.sequence.pieces import Task, nothing_seen
 from stretto.parallel.wire import Transfer, Wire
+from stretto.spec.sequence import Range
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,21 +82,36 @@ class Ring:
     def differentiate(self, task: Task, rows: Rows, kv: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of q, and of kv once it has been round."""
         dq = torch.zeros(rows.q.shape, dtype=rows.lse.dtype, device=kv.device)
-        journey = _Journey(self, task)
+        journey, own = _Journey(self, task), kv
+        first, rest = _halves(task.tokens(self.seat), alone=len(self.members) == 1)
         for r in range(self.rounds):
             outer = self.pass_on(kv, task, self.owner(r + 1, 0), outside=True) if r + 1 < self.rounds else None
             here = kv
             for s in range(self.inner):
                 last = s + 1 == self.inner
                 coming = None if last else self.pass_on(here, task, self.owner(r, s + 1), outside=False)
-                journey.add(task.differentiate(rows, here, (self.seat, self.owner(r, s)), dq), r, s)
+                asking = first if r == s == 0 else None
+                share = task.differentiate(rows, here, (self.seat, self.owner(r, s)), dq, asking=asking)
+                journey.add(share, r, s)
                 if coming is not None:
                     (here,) = coming.wait()
             if outer is not None:
                 (kv,) = outer.wait()
-        dkv = journey.end()
+        if self.rounds > 1:
+            journey.leave()
+        dkv = task.differentiate(rows, own, (self.seat, self.seat), dq, asking=rest)
+        dkv += journey.end()
         self.wire.flush()
         return dq, dkv
+
+
+def _halves(tokens: int, *, alone: bool) -> tuple[Range, Range]:
+    """A seat's queries in two parts with about the same number of pairs among its own keys.
+
+    Under a causal mask the first of N tokens to reach half of the pairs is N / sqrt(2), whatever ranges they lie in.
+    """
+    at = tokens if alone else round(tokens * 0.5**0.5)
+    return (0, at), (at, tokens)
 
 
 class _Journey:
@@ -139,12 +156,16 @@ class _Journey:
         owner = ring.owner((round_ + 1) % ring.rounds, 0)
         self._across = ring.pass_on(node, self._task, owner, outside=True)
 
+    def leave(self) -> None:
+        """After the last round: send on to its owner what has been through all nodes."""
+        self._finish(self._ring.rounds - 1)
+
     def end(self) -> Tensor:
-        """The whole gradient of this seat's keys and values."""
-        rounds = self._ring.rounds
-        self._finish(rounds - 1)
+        """The gradient of this seat's keys and values, once all of it is home."""
+        if self._ring.rounds == 1:
+            self.leave()
         assert self._home is not None
-        if rounds > 1:
+        if self._ring.rounds > 1:
             self._home += _arrived(self._across)
         return self._home
 
