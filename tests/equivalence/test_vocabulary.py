@@ -10,12 +10,22 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from torch import nn
 
 from equivalence.orders import any_order
+from equivalence.plan_run import batches_of
 from equivalence.reference import train_reference
 from equivalence.test_schedules import STEPS, check, layers_of, reference_of, run_of
 from ranks import Ranks
+from stretto.models.foreign import ForeignStack
+from stretto.spec.errors import UnsupportedError
+from stretto.spec.model import ModelSpec
 from stretto.spec.plan import PlanSpec
+from stretto.spec.run import RunSpec
+from stretto.spec.training import TrainingSpec
+from stretto.trainer.memory import ActivationMeter, persistent_bytes
+from stretto.trainer.schedules import schedules_of
+from stretto.trainer.session import Session
 
 ONE, TWO = "vocabulary:algorithm=1", "vocabulary:algorithm=2"
 CASES: list[tuple[str, int, int, str, dict[str, Any]]] = [
@@ -60,3 +70,43 @@ def test_any_order_of_the_passes_equals_one_rank(ranks: Ranks, case: tuple[str, 
     run = run_of(model, shape, rows)
     run = replace(run, model=replace(run.model, vocab_size=size))
     check(ranks, run, schedule, train_reference(replace(run, plan=PlanSpec()), STEPS))
+
+
+def kept_on_rank(rank: int, world: int, runs: list[RunSpec]) -> list[tuple[int, int]]:
+    """Bytes between steps, and with the activations of a step, for each run."""
+    found = []
+    for run in runs:
+        session = Session.start(run, rank)
+        meter = ActivationMeter(session)
+        with meter.watch():
+            session.train_step(1, batches_of(run, 1, 0, documents=False))
+        kept = persistent_bytes(session)
+        found.append((kept, kept + meter.peak_bytes))
+    return found
+
+
+def test_memory_is_flat_over_the_ranks(ranks: Ranks) -> None:
+    """What the ends of the pipeline hold too much of without the pass, all share with it."""
+    model = ModelSpec(vocab_size=4001, hidden_size=32, intermediate_size=64, num_layers=4, num_heads=4)
+    training = TrainingSpec(global_batch_size=8, sequence_length=16, dtype="float32")
+    plans = [PlanSpec(pp=4, passes=passes) for passes in ((), (ONE,), (TWO,))]
+    found = ranks.run(kept_on_rank, 4, [RunSpec(model=model, plan=plan, training=training) for plan in plans])
+    whole, *split = ([rank[at] for rank in found] for at in range(3))
+    for figures in split:
+        for before, after in zip(zip(*whole, strict=True), zip(*figures, strict=True), strict=True):
+            assert max(after) < 1.15 * min(after) and max(after) < 0.62 * max(before)
+            assert after[-1] < 0.62 * before[-1]
+            assert sum(after) < 1.25 * sum(before)
+
+
+def test_what_can_t_be_combined_is_said() -> None:
+    for plan, said in (
+        ({"optimizer_barrier": False}, "begins steps that may have to begin again"),
+        ({"asynchronous": "stash"}, "a vocabulary that lies on all ranks has no stage"),
+    ):
+        with pytest.raises(UnsupportedError, match=said):
+            schedules_of(run_of("dense", {"pp": 2, "passes": (TWO,), **plan}, 4))
+    unruly = ForeignStack(embed=nn.Embedding(8, 4), blocks=[nn.Linear(4, 4)], head=nn.Linear(4, 8), tensor_rules={})
+    run = run_of("dense", {"passes": (TWO,)}, 4)
+    with pytest.raises(UnsupportedError, match="which layers are its token embedding and its head"):
+        Session.start(run, 0, stack=unruly)

@@ -14,6 +14,7 @@ from torch.nn import functional
 from parallel.test_master import mesh_at
 from ranks import Ranks
 from stretto.parallel.mesh import build_mesh
+from stretto.parallel.pipeline.transport import transport_for
 from stretto.parallel.pipeline.vocabulary.background import SideThread
 from stretto.parallel.pipeline.vocabulary.groups import make_groups
 from stretto.parallel.pipeline.vocabulary.itinerary import AHEAD, itinerary
@@ -32,6 +33,7 @@ from stretto.spec.sharding import split_evenly
 N, D, V = 12, 8, 7
 """Seven rows over four ranks: 2, 2, 2 and 1; over five: 2, 2, 2, 1 and 0."""
 SEED = 0.125
+CPU = torch.device("cpu")
 
 
 def case(scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,7 +49,7 @@ def score_on_rank(
     rank: int, world: int, scale: float, dtype: torch.dtype, early: bool
 ) -> tuple[Tensor, Tensor, Tensor, list[int]]:
     mesh = build_mesh(PlanSpec(pp=world), rank)
-    groups = make_groups(mesh)
+    groups = make_groups(mesh, CPU, transport_for(CPU))
     x, labels, weight = case(scale, dtype)
     start, count = split_evenly(V, world, rank)
     shard = weight[start : start + count]
@@ -123,7 +125,7 @@ def test_rows_travel_some_micro_batches_ahead(name: str, chunks: int) -> None:
     }
     for rank in range(4):
         own = [0, *turns[schedule.offsets[rank] : schedule.offsets[rank + 1]].tolist(), len(turns)]
-        seen: dict[str, list[int]] = {"look up": [], "await": [], "take": []}
+        seen: dict[str, list[int]] = {"look up": [], "exchange": [], "take": []}
         for at, what, m in itinerary(schedule, rank):
             seen[what].append(m)
             before, behind = own[at], own[at + 1]  # rounds of the operations around it
@@ -132,7 +134,7 @@ def test_rows_travel_some_micro_batches_ahead(name: str, chunks: int) -> None:
                 assert sum(when[True, other] >= behind for other in seen[what]) <= AHEAD + len(schedule.placement)
             else:
                 assert behind > when[False, m]
-                assert what == "await" or m in seen["await"]
+                assert what == "exchange" or m in seen["exchange"]
         assert all(sorted(found) == list(range(12)) for found in seen.values())
 
 
@@ -160,7 +162,7 @@ def test_the_thread_beside_ends_with_its_owner_and_passes_errors_on() -> None:
 def test_one_rank_needs_no_groups() -> None:
     x, labels, weight = case(1.0, torch.float64)
     scores = Scores(x, labels, weight, start=0, early=True)
-    *_, loss, dx = summed(scores, make_groups(mesh_at()), 0, here=0)
+    *_, loss, dx = summed(scores, make_groups(mesh_at(), CPU, transport_for(CPU)), 0, here=0)
     expected, _, gradient = reference(1.0, torch.float64)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(dx * SEED, gradient)

@@ -7,12 +7,18 @@ order is free.  On one group such collectives would have to meet in one common o
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import TYPE_CHECKING
 
+import torch
+
+from stretto.parallel.collectives import all_reduce, index_in, size_of
 from stretto.parallel.mesh import Mesh, make_group
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+    from stretto.parallel.pipeline.transport import Transport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,10 +39,10 @@ class Groups:
     """Pipeline and tp: their gradients."""
 
 
-def make_groups(mesh: Mesh) -> Groups:
-    """Make them; collective over the world."""
+def make_groups(mesh: Mesh, device: torch.device, transport: Transport) -> Groups:
+    """Make them, and let their ranks meet before any waits for another; collective over the world."""
     scores = make_group(mesh, "pp", "tp")
-    return Groups(
+    groups = Groups(
         outputs=make_group(mesh, "pp"),
         scores=scores,
         inputs_of_s=scores if mesh.size("tp") == 1 else make_group(mesh, "pp"),
@@ -44,3 +50,11 @@ def make_groups(mesh: Mesh) -> Groups:
         rows=make_group(mesh, "pp", "tp"),
         row_gradients=make_group(mesh, "pp", "tp"),
     )
+    for group in (groups.outputs, groups.scores, groups.inputs_of_s, groups.inputs_of_t):
+        all_reduce(torch.zeros(1, device=device), group).wait()
+    for group in (groups.rows, groups.row_gradients):
+        here, size = index_in(group), size_of(group)
+        for low, high in combinations(range(size), 2):
+            if group is not None and here in (low, high):
+                transport.connect(group, high if here == low else low, sending=here == low)
+    return groups

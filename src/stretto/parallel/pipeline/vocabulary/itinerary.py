@@ -4,11 +4,12 @@ Looking up needs nothing but the tokens, and a gradient may wait until the updat
 schedule.  Each is put at a place in a rank's order at which it can't hold anybody up for good: in rounds, in which
 every rank runs at most one operation and all that it needs came in an earlier one (schedule/progress.py),
 
-    look up for the j-th forward of stage 0             before the round of the (j - AHEAD)-th
-    start to receive the gradient of the j-th backward  behind its round
-    take it                                             behind the round of the (j + AHEAD)-th, or at the end
+    look up for the j-th forward of stage 0                 before the round of the (j - AHEAD)-th
+    send or begin to receive the j-th backward's gradient   behind its round
+    take it                                                 behind the round of the (j + AHEAD)-th, or at the end
 
-so that whatever waits at such a place waits for something that an earlier round has seen.
+so that whatever waits at such a place waits for something that an earlier round has seen.  Visits come in the same
+order on all ranks, so that both ends of a route name their messages alike.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Visit(NamedTuple):
     """Something that a rank does before its ``at``-th operation; at the end where there are no more."""
 
     at: int
-    what: Literal["look up", "await", "take"]
+    what: Literal["look up", "exchange", "take"]
     microbatch: int
 
 
@@ -42,7 +43,7 @@ def itinerary(schedule: Schedule, rank: int) -> list[Visit]:
     first = np.array([schedule.path(m)[0] for m in range(schedule.num_microbatches)])
     timed: list[tuple[float, int, Visit]] = []
 
-    def add(time: float, what: Literal["look up", "await", "take"], microbatch: int) -> None:
+    def add(time: float, what: Literal["look up", "exchange", "take"], microbatch: int) -> None:
         own = turns[schedule.offsets[rank] : schedule.offsets[rank + 1]]
         timed.append((time, len(timed), Visit(int(np.searchsorted(own, time)), what, microbatch)))
 
@@ -51,7 +52,7 @@ def itinerary(schedule: Schedule, rank: int) -> list[Visit]:
         add(forward[j - AHEAD][0] - 0.5 if j >= AHEAD else 0.0, "look up", m)
     backward = _in_order(places.backward(first, microbatches), turns)
     for j, (turn, m) in enumerate(backward):
-        add(turn + 0.5, "await", m)
+        add(turn + 0.5, "exchange", m)
         add(backward[j + AHEAD][0] + 0.5 if j + AHEAD < len(backward) else math.inf, "take", m)
     return [visit for _, _, visit in sorted(timed)]
 

@@ -29,6 +29,7 @@ from stretto.parallel.gradient import Deferred
 from stretto.parallel.mesh import Mesh
 from stretto.parallel.pipeline.play import END_B, END_F, Play, Slot
 from stretto.parallel.pipeline.segment import Value
+from stretto.parallel.pipeline.transport import Transport, transport_for
 from stretto.parallel.pipeline.vocabulary.background import Background, Promise, background
 from stretto.parallel.pipeline.vocabulary.groups import Groups, make_groups
 from stretto.parallel.pipeline.vocabulary.itinerary import itinerary
@@ -71,11 +72,14 @@ class Vocabulary:
     mesh: Mesh
     groups: Groups
     background: Background
+    transport: Transport
 
     @classmethod
     def join(cls, shard: Shard, mesh: Mesh, device: torch.device) -> Vocabulary:
         """Make the groups; collective over the world."""
-        return cls(shard=shard, mesh=mesh, groups=make_groups(mesh), background=background(device))
+        transport = transport_for(device)
+        groups = make_groups(mesh, device, transport)
+        return cls(shard=shard, mesh=mesh, groups=groups, background=background(device), transport=transport)
 
 
 class InFlight:
@@ -125,6 +129,7 @@ class Passes:
         self._spread = Spread(groups.outputs, order, self._ending, here=rank)
         self._rows = Rows(
             shard.table,
+            vocabulary.transport,
             (groups.rows, groups.row_gradients),
             ranks=(mesh.size("pp"), mesh.size("tp")),
             here=rank * mesh.size("tp") + mesh.index("tp"),
@@ -234,7 +239,7 @@ class Passes:
     def around(self, ops: Sequence[Op], actions: Sequence[Action]) -> list[Action]:
         """The actions of a rank's operations, with what comes before and behind them."""
         before: list[list[Action]] = [[] for _ in range(len(ops) + 1)]
-        visit = {"look up": self._rows.look_up, "await": self._rows.await_gradient, "take": self._rows.take_gradient}
+        visit = {"look up": self._rows.look_up, "exchange": self._rows.exchange, "take": self._rows.take_gradient}
         for at, what, m in self._visits:
             before[at].append(partial(_call, partial(visit[what], m)))
         found: list[Action] = []

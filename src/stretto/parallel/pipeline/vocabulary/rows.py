@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +28,8 @@ from stretto.spec.contract import Batch
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+    from stretto.parallel.pipeline.transport import Started, Transport
     from stretto.parallel.unit import Unit
-
-Message = tuple[Any, Tensor]
-"""A message on its way, and its tensor."""
 
 
 class RowGradient(Deferred):
@@ -69,6 +67,10 @@ class Needs:
         """The numbers in ``counted``."""
         self.starts = [0, *accumulate(counts)]
 
+    def count_of(self, shard: int) -> int:
+        """How many rows of a shard it needs."""
+        return self.starts[shard + 1] - self.starts[shard]
+
     def places_of(self, shard: int) -> Tensor:
         """Places in [B · t] that a shard's rows go to."""
         return self.places[self.starts[shard] : self.starts[shard + 1]]
@@ -98,6 +100,7 @@ class Rows:
 
     Args:
         table: this rank's rows.
+        transport: how messages travel.
         groups: the ranks along pp and tp, once for rows and once for gradients; None where it is one rank.
         ranks: how many there are along pp, and along tp, which are numbered fastest in the groups.
         here: this rank's index in the groups.
@@ -107,19 +110,20 @@ class Rows:
     def __init__(
         self,
         table: Table,
+        transport: Transport,
         groups: tuple[ProcessGroup | None, ProcessGroup | None],
         *,
         ranks: tuple[int, int],
         here: int,
         firsts: Mapping[int, int],
     ) -> None:
-        self._table, (self._there, self._back) = table, groups
+        self._table, self._transport, (self._there, self._back) = table, transport, groups
         (self._pp, self._tp), self._here, self._firsts = ranks, here, firsts
         self._needs: dict[int, list[Needs]] = {}
-        self._arriving: dict[int, list[tuple[int, Message | None, Tensor]]] = {}
-        self._gradients: dict[int, list[tuple[Tensor, Message | None, Tensor]]] = {}
-        self._own: dict[int, Tensor] = {}
-        self._leaving: deque[list[Message]] = deque()
+        self._arriving: dict[int, list[tuple[int, Started]]] = {}
+        self._made: dict[int, Tensor] = {}
+        self._gradients: dict[int, list[tuple[Tensor, Started]]] = {}
+        self._leaving: deque[list[Started]] = deque()
 
     def begin_step(self, batches: Sequence[Batch]) -> None:
         """Find out who needs what; the one time in a step that the host asks the device."""
@@ -145,97 +149,83 @@ class Rows:
             found = table.weight.detach()[need.ids[need.places_of(self._here)] - table.start]
             if reader == self._here:
                 self._arriving[microbatch] = [
-                    (shard, *self._receive(self._there, need, shard, microbatch, found))
+                    (shard, self._receive(self._there, shard, need.count_of(shard), microbatch, own=found))
                     for shard in range(self._pp * self._tp)
                 ]
             elif len(found):
-                sending.append(_send(self._there, found, reader, microbatch))
+                sending.append(self._send(self._there, found, reader, microbatch))
         table.unit.reshard()
         self._leave(sending)
 
-    def _receive(
-        self, group: ProcessGroup | None, need: Needs, shard: int, tag: int, own: Tensor
-    ) -> tuple[Message | None, Tensor]:
-        """Start to receive a shard's rows; this rank's own are there."""
-        count = len(need.places_of(shard))
-        if shard == self._here or not count:
-            return None, own[:count]
-        message = _receive(group, own.new_empty(count, own.shape[1]), shard, tag)
-        return message, message[1]
+    def _send(self, group: ProcessGroup | None, rows: Tensor, target: int, tag: int) -> Started:
+        assert group is not None
+        return self._transport.send(group, target, [rows], tag)
+
+    def _receive(self, group: ProcessGroup | None, source: int, count: int, tag: int, *, own: Tensor) -> Started:
+        """Start to receive ``count`` rows; this rank's own are there, and where there are none nothing is sent."""
+        if source == self._here or not count:
+            return (), [own[:count]]
+        assert group is not None
+        return self._transport.receive(group, source, [((count, own.shape[1]), own.dtype)], tag)
 
     def take(self, microbatch: int) -> Tensor:
         """The embeddings [B, t, D] that this rank of the first stage needs; waits for them."""
         need = next(need for reader, need in self._readers(microbatch) if reader == self._here)
         width = self._table.weight.shape[1]
         x = self._table.weight.new_empty(len(need.ids), width, requires_grad=False)
-        for shard, message, rows in self._arriving.pop(microbatch):
-            if message is not None:
-                message[0].wait()
-            x[need.places_of(shard)] = rows
+        for shard, started in self._arriving.pop(microbatch):
+            self._transport.wait(started)
+            x[need.places_of(shard)] = started[1][0]
         return x.view(*need.shape, width)
 
     def give_back(self, microbatch: int, dx: Tensor) -> None:
-        """Send the gradients of a micro-batch's embeddings [B, t, D] to the ranks that hold them."""
-        need = next(need for reader, need in self._readers(microbatch) if reader == self._here)
-        flat, sending = dx.flatten(0, 1), []
-        for shard in range(self._pp * self._tp):
-            rows = flat[need.places_of(shard)]
-            if shard == self._here:
-                self._own[microbatch] = rows
-            elif len(rows):
-                sending.append(_send(self._back, rows, shard, microbatch))
-        self._leave(sending)
+        """The gradients of a micro-batch's embeddings, [B, t, D], are there."""
+        self._made[microbatch] = dx.flatten(0, 1)
 
-    def await_gradient(self, microbatch: int) -> None:
-        """Start to receive the gradients of this rank's rows."""
-        parts: list[tuple[Tensor, Message | None, Tensor]] = []
+    def exchange(self, microbatch: int) -> None:
+        """Send gradients to the ranks that hold the rows, and start to receive those of this rank's rows."""
+        sending, parts, width = [], [], self._table.weight.shape[1]
         for reader, need in self._readers(microbatch):
             rows = need.ids[need.places_of(self._here)] - self._table.start
+            own = self._table.weight.new_empty(0, width, requires_grad=False)
             if reader == self._here:
-                parts.append((rows, None, self._own.pop(microbatch)))
-            elif len(rows):
-                buffer = self._table.weight.new_empty(len(rows), self._table.weight.shape[1], requires_grad=False)
-                parts.append((rows, _receive(self._back, buffer, reader, microbatch), buffer))
+                made = self._made.pop(microbatch)
+                own = made[need.places_of(self._here)]
+                for shard in range(self._pp * self._tp):
+                    if shard != self._here and need.count_of(shard):
+                        sending.append(self._send(self._back, made[need.places_of(shard)], shard, microbatch))
+            parts.append((rows, self._receive(self._back, reader, len(rows), microbatch, own=own)))
         self._gradients[microbatch] = parts
+        self._leave(sending)
 
     def take_gradient(self, microbatch: int) -> None:
         """Wait for them and hand them to the unit."""
         found = []
-        for rows, message, gradient in self._gradients.pop(microbatch):
-            if message is not None:
-                message[0].wait()
-            found.append((rows, gradient))
+        for rows, started in self._gradients.pop(microbatch):
+            self._transport.wait(started)
+            found.append((rows, started[1][0]))
         self._table.unit.add_gradients([RowGradient(found)])
 
     def end_step(self) -> None:
         """Wait until everything has left."""
-        assert not (self._arriving or self._gradients or self._own), "rows of this step were not used"
+        assert not (self._arriving or self._gradients or self._made), "rows of this step were not used"
         while self._leaving:
             self._let_go()
         self._needs = {}
 
-    def _leave(self, sending: list[Message]) -> None:
+    def _leave(self, sending: list[Started]) -> None:
         """Keep what is sent; what was sent so long ago that its receiver has come to it may go."""
         self._leaving.append(sending)
         if len(self._leaving) > 2 * AHEAD:
             self._let_go()
 
     def _let_go(self) -> None:
-        for work, _ in self._leaving.popleft():
-            work.wait()
+        for started in self._leaving.popleft():
+            self._transport.wait(started)
 
     def tensors(self) -> list[Tensor]:
         """What is here on its way."""
-        kept = [*self._own.values(), *(rows for parts in self._arriving.values() for _, _, rows in parts)]
-        kept += [rows for parts in self._gradients.values() for _, _, rows in parts]
-        return kept + [tensor for sending in self._leaving for _, tensor in sending]
-
-
-def _send(group: ProcessGroup | None, tensor: Tensor, target: int, tag: int) -> Message:
-    assert group is not None
-    return group.send([tensor], target, tag), tensor
-
-
-def _receive(group: ProcessGroup | None, buffer: Tensor, source: int, tag: int) -> Message:
-    assert group is not None
-    return group.recv([buffer], source, tag), buffer
+        moving = [started for parts in self._arriving.values() for _, started in parts]
+        moving += [started for parts in self._gradients.values() for _, started in parts]
+        moving += [started for sending in self._leaving for started in sending]
+        return [*self._made.values(), *(tensor for _, tensors in moving for tensor in tensors)]

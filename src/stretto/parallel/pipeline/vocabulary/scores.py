@@ -77,6 +77,9 @@ class Scores:
         """This shard's part of d loss / d x, [N, D], given the totals; once, and of ``early`` scores alone."""
         assert self._products is not None
         (summed, label_rows), self._products = self._products, None
+        if summed.is_cuda:  # the caller's stream isn't the one that made them
+            for tensor in (summed, label_rows):
+                tensor.record_stream(torch.cuda.current_stream())
         factor = (self.top - top).exp_().div_(mass)
         gradient = summed.to(factor.dtype).mul_(factor.unsqueeze(1)).sub_(label_rows)
         return gradient.mul_(self.valid.unsqueeze(1))
