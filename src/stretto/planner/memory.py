@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from stretto.planner.in_flight import CLOSED_FORMS, in_flight
 from stretto.planner.stack import KernelStack
 from stretto.planner.uncertainty import MEMORY
-from stretto.planner.workload import Workload
+from stretto.planner.workload import Share, Workload
 from stretto.spec.model import ModelSpec
 
 SCORE_BYTES = {"unfused": 9.0, "fused": 5.0, "flash-1": 0.0, "flash-2": 0.0, "flash-3": 0.0}
@@ -85,15 +85,25 @@ def memory(work: Workload, margin: Margin | None = None) -> tuple[RankMemory, ..
     """Peak memory of each pipeline rank, first to last; ScheduleError for an unknown schedule or one that can't be."""
     margin, plan = margin or Margin(), work.plan
     closed = plan.schedule in CLOSED_FORMS and plan.schedule_file is None and not (plan.passes or plan.offload)
+    kept: list[float] = []
     if closed:
         flying = in_flight(plan.schedule, ranks=plan.pp, microbatches=work.num_microbatches, chunks=plan.chunks)
-        kept = [flying[rank] * work.layers_of_rank(rank) for rank in range(plan.pp)]
+        kept += [number * share.layers for number, share in zip(flying, work.shares, strict=True)]
     else:
-        layers = work.layers
-        kept = [
-            max(sum(count * layers[stage] for stage, count in moment) for moment in rank) for rank in work.profile.alive
-        ]
-    return tuple(_rank(work, rank, kept[rank], margin) for rank in range(plan.pp))
+        of = work.layers
+        kept += [max(sum(n * of[stage] for stage, n in moment) for moment in rank) for rank in work.profile.alive]
+    one, whole, logits = (
+        layer_activation_bytes(work),
+        layer_activation_bytes(work, recompute="none"),
+        logits_bytes(work),
+    )
+    again = whole if plan.recompute != "none" else 0.0
+    last, shared = len(work.layers) - 1, WAITING_LOGITS * logits / plan.pp if work.vocabulary else None
+    found = []
+    for layers, share in zip(kept, work.shares, strict=True):
+        of_head = shared if shared is not None else logits if last in share.stages else 0.0
+        found.append(_rank(work, share, margin, alive=layers * one + again, logits=of_head, passing=TEMPORARY * whole))
+    return tuple(found)
 
 
 def fits(work: Workload, margin: Margin | None = None) -> bool:
@@ -123,13 +133,6 @@ def logits_bytes(work: Workload) -> float:
     return (LOGIT_BYTES + (GATHER_BYTES if tp > 1 else 0)) * logits
 
 
-def _logits(work: Workload, rank: int) -> float:
-    """Logits that a rank keeps: with the last stage, or its part of the vocabulary of those that wait for T."""
-    if work.vocabulary:
-        return WAITING_LOGITS * logits_bytes(work) / work.plan.pp
-    return logits_bytes(work) if len(work.layers) - 1 in work.stages_of_rank(rank) else 0.0
-
-
 def _whole(model: ModelSpec, stack: KernelStack) -> float:
     """Bytes per token of a layer that only sequence parallelism splits."""
     norm = 4 if stack.fused_norm else 8
@@ -143,24 +146,18 @@ def _split(model: ModelSpec) -> float:
     return 4 * queries + 4 * keys + feed_forward
 
 
-def _rank(work: Workload, rank: int, layers: float, margin: Margin) -> RankMemory:
-    """One rank, which keeps the activations of ``layers`` layers, each of one micro-batch."""
-    plan, stack = work.plan, work.stack
-    held = work.parameters_of_rank(rank)
-    activations = layers * layer_activation_bytes(work)
-    if plan.recompute != "none":
-        activations += layer_activation_bytes(work, recompute="none")
-    logits = _logits(work, rank)
-    states = work.states
+def _rank(work: Workload, share: Share, margin: Margin, *, alive: float, logits: float, passing: float) -> RankMemory:
+    """One rank: bytes of activations, of logits, and of gradients that pass."""
+    stack, states, held = work.stack, work.states, share.parameters
     whole = held
     if states.parameters > 1:
-        whole = held / states.parameters + GATHERED_LAYERS * held / work.layers_of_rank(rank)
+        whole = held / states.parameters + GATHERED_LAYERS * held / share.layers
     return RankMemory(
         parameters=min(whole, held) * stack.parameter_bytes,
         gradients=held * stack.gradient_bytes / states.gradients,
         optimizer=held * stack.optimizer_bytes / states.optimizer,
-        activations=activations,
+        activations=alive,
         logits=logits,
-        reserve=margin.context_bytes + margin.fragmentation * (activations + logits),
-        temporaries=TEMPORARY * layer_activation_bytes(work, recompute="none"),
+        reserve=margin.context_bytes + margin.fragmentation * (alive + logits),
+        temporaries=passing,
     )

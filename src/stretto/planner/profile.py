@@ -49,6 +49,8 @@ class Profile:
 
     placement: tuple[tuple[int, ...], ...]
     """Rank of each stage, for each replica of the model in the pipeline."""
+    held: tuple[tuple[tuple[int, int], ...], ...]
+    """(replica, stage) that each rank holds."""
     voices: tuple[float, ...]
     """Micro-batches through each replica."""
     alive: tuple[tuple[tuple[tuple[int, int], ...], ...], ...]
@@ -75,12 +77,7 @@ class Profile:
 
     def stages_of_rank(self, rank: int) -> tuple[tuple[int, int], ...]:
         """(replica, stage) that a rank holds."""
-        return tuple(
-            (voice, stage)
-            for voice, ranks in enumerate(self.placement)
-            for stage, holder in enumerate(ranks)
-            if holder == rank
-        )
+        return self.held[rank]
 
 
 def profile(plan: PlanSpec, microbatches: int) -> Profile:
@@ -108,6 +105,7 @@ def _profile(key: Key, microbatches: int) -> Profile:
     short, long = (_simulated(key, length) for length in lengths)
     return Profile(
         placement=short.placement,
+        held=_held(short.placement, ranks),
         voices=tuple(share * microbatches for share in short.voices),
         alive=long.alive if exact else _grown(short.alive, long.alive, microbatches / second),
         chains=short.chains,
@@ -116,6 +114,15 @@ def _profile(key: Key, microbatches: int) -> Profile:
         vocabulary=short.vocabulary,
         offloaded=long.offloaded,
     )
+
+
+def _held(placement: tuple[tuple[int, ...], ...], ranks: int) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """(replica, stage) by rank."""
+    found: list[list[tuple[int, int]]] = [[] for _ in range(ranks)]
+    for voice, holders in enumerate(placement):
+        for stage, rank in enumerate(holders):
+            found[rank].append((voice, stage))
+    return tuple(map(tuple, found))
 
 
 Alive = tuple[tuple[tuple[tuple[int, int], ...], ...], ...]

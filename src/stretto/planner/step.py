@@ -90,7 +90,7 @@ def step_time(work: Workload, calibration: Calibration | None = None) -> StepTim
     data = data_seconds(work, calibration)
     if work.stack.overlapped_reduction:  # only the last backward and the first forward have it beside them
         data = max(0.0, data - longest / work.num_microbatches)
-    layers = work.num_microbatches * max(work.layers_of_rank(rank) for rank in range(plan.pp)) / work.num_replicas
+    layers = work.num_microbatches * max(share.layers for share in work.shares) / work.num_replicas
     time = StepTime(
         work=longest,
         tensor_communication=layers * sum(between),
@@ -165,10 +165,10 @@ def _profiled(work: Workload, turns: _Turns, message: float) -> tuple[float, flo
         },
         message,
     )
-    own = []
+    own, both = [], [there + back for there, back in zip(turns.forward, turns.backward, strict=True)]
     for rank in range(ranks):
-        held = counts.stages_of_rank(rank)
-        own.append(sum(counts.voices[voice] * (turns.forward[s] + turns.backward[s]) for voice, s in held))
+        held = counts.held[rank]
+        own.append(sum(counts.voices[voice] * both[stage] for voice, stage in held))
     busiest = max(own) + (work.num_microbatches * 2 * shard if counts.vocabulary else 0.0)
     return min(busiest, whole), whole
 

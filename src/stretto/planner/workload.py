@@ -8,6 +8,7 @@ innermost, then cp, then data, pp outermost.  A group's neighbours are therefore
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from stretto.planner.flops import parameters
 from stretto.planner.profile import Profile, profile
@@ -72,8 +73,8 @@ class Workload:
 
     @property
     def vocabulary(self) -> bool:
-        """Whether the pipeline ranks share the vocabulary among them (``plan.passes`` with ``vocabulary``)."""
-        return any(text.partition(":")[0] == "vocabulary" for text in self.plan.passes)
+        """Whether the pipeline ranks share the vocabulary among them."""
+        return vocabulary(self.plan)
 
     @property
     def num_replicas(self) -> int:
@@ -92,39 +93,73 @@ class Workload:
 
     def stages_of_rank(self, rank: int) -> tuple[int, ...]:
         """Stages that a pipeline rank holds; of a bidirectional pipeline those of both replicas."""
-        if self._looped:
-            return tuple(range(rank, len(self.layers), self.plan.pp))
-        return tuple(stage for _, stage in self.profile.stages_of_rank(rank))
+        return self.shares[rank].stages
 
     def layers_of_rank(self, rank: int) -> int:
         """Layers of all stages of a pipeline rank."""
-        layers = self.layers
-        return sum(layers[stage] for stage in self.stages_of_rank(rank))
+        return self.shares[rank].layers
 
     def parameters_of_rank(self, rank: int) -> float:
-        """Parameters that a pipeline rank holds, divided over tp, before ZeRO divides them further.
+        """Parameters that a pipeline rank holds, divided over tp, before ZeRO divides them further."""
+        return self.shares[rank].parameters
 
-        The first stage also has the embedding, the last the head, unless all ranks share the vocabulary.  A tied head
-        is a second copy where the pipeline puts it on another rank.
-        """
-        counts, plan = parameters(self.model), self.plan
-        stages, last = self.stages_of_rank(rank), len(self.layers) - 1
-        layer = (counts.layer_matrices / plan.tp + counts.layer_vectors) / self.model.num_layers
-        total = layer * self.layers_of_rank(rank) + counts.final_norm * stages.count(last)
-        if self.vocabulary:
-            return total + self.num_replicas * (counts.embedding + counts.head) / plan.tp / plan.pp
-        total += counts.embedding / plan.tp * stages.count(0)
-        heads = stages.count(last)
-        if counts.tied:
-            heads = max(0, heads - stages.count(0))
-        return total + counts.head / plan.tp * heads
+    @property
+    def shares(self) -> tuple[Share, ...]:
+        """What each pipeline rank holds of the model, remembered."""
+        return _shares(self.model, self.plan, self.num_microbatches)
 
     @property
     def largest_share(self) -> float:
         """Parameters of the rank that holds most."""
-        ranks = {0, self.plan.pp - 1} if self.plan.stages is None and self._looped else range(self.plan.pp)
-        return max(self.parameters_of_rank(rank) for rank in ranks)
+        return max(share.parameters for share in self.shares)
 
     @property
     def _looped(self) -> bool:
-        return self.plan.schedule_file is None and self.plan.schedule in LOOPED
+        return looped(self.plan)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """What a pipeline rank holds of the model; of a bidirectional pipeline in both replicas."""
+
+    stages: tuple[int, ...]
+    layers: int
+    parameters: float
+
+
+def looped(plan: PlanSpec) -> bool:
+    """Whether stage s lies on rank s mod pp."""
+    return plan.schedule_file is None and plan.schedule in LOOPED
+
+
+def vocabulary(plan: PlanSpec) -> bool:
+    """Whether the pipeline ranks share the vocabulary among them (``plan.passes`` with ``vocabulary``)."""
+    return any(text.partition(":")[0] == "vocabulary" for text in plan.passes)
+
+
+@lru_cache(maxsize=4096)
+def _shares(model: ModelSpec, plan: PlanSpec, microbatches: int) -> tuple[Share, ...]:
+    """The first stage also has the embedding, the last the head, unless all ranks share the vocabulary.
+
+    A tied head is a second copy where the pipeline puts it on another rank.
+    """
+    counts, layers = parameters(model), plan.stages or balanced(model.num_layers, plan.num_stages)
+    ranks, last, replicas = range(plan.pp), len(layers) - 1, 1
+    if looped(plan):
+        held = [tuple(range(rank, len(layers), plan.pp)) for rank in ranks]
+    else:
+        counted = profile(plan, microbatches)
+        held = [tuple(stage for _, stage in counted.held[rank]) for rank in ranks]
+        replicas = len(counted.placement)
+    layer = (counts.layer_matrices / plan.tp + counts.layer_vectors) / model.num_layers
+    found = []
+    for stages in held:
+        number, firsts, lasts = sum(layers[stage] for stage in stages), stages.count(0), stages.count(last)
+        total = layer * number + counts.final_norm * lasts
+        if vocabulary(plan):
+            total += replicas * (counts.embedding + counts.head) / plan.tp / plan.pp
+        else:
+            heads = max(0, lasts - firsts) if counts.tied else lasts
+            total += (counts.embedding * firsts + counts.head * heads) / plan.tp
+        found.append(Share(stages=stages, layers=number, parameters=total))
+    return tuple(found)
