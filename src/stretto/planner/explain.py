@@ -89,6 +89,10 @@ def why_not(request: Request, pins: Mapping[str, Any], best: Estimate | None = N
     """Why the best plan isn't one with these pins: what they break, by how much, or what makes them slower."""
     pinned = request.pinned(**pins)
     asked = ", ".join(f"{name}={value}" for name, value in pins.items())
+    against = [name for name, value in pins.items() if request.pins.get(name, value) != value]
+    if against:
+        kept = ", ".join(f"{name}={request.pins[name]}" for name in against)
+        return f"{asked} contradicts what is pinned: {kept}. Leave that pin out to compare."
     try:
         check_pins(pinned)
     except StrettoError as error:
