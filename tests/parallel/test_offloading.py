@@ -201,6 +201,17 @@ def test_views_share_what_moves_and_what_others_hold_stays() -> None:
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
+def test_what_is_more_than_bytes_stays() -> None:
+    activation = Offloader([(0, 0)]).note((0, 0), torch.device("cpu"), ())
+    table = torch.eye(3).to_sparse().requires_grad_()
+    x = torch.randn(3, 3, dtype=torch.complex64, requires_grad=True)
+    with activation.noting([]):
+        result = torch.sparse.mm(table, torch.ones(3, 2)).sum() + (x.conj() * x).sum().real
+    assert {storage.num_bytes for storage in activation.storages()} <= {x.untyped_storage().nbytes(), 3 * 2 * 4}
+    found = torch.autograd.grad(result, x)[0]
+    assert torch.equal(found, 2 * x.detach())
+
+
 class Fake:
     """Streams and events like those of ``torch.cuda``, that only remember the calls."""
 

@@ -24,6 +24,8 @@ from torch.autograd.graph import saved_tensors_hooks
 
 Watch = Callable[[Tensor], object]
 """Told of a tensor that is kept on the device; what it returns is kept as long."""
+PLAIN = (Tensor, nn.Parameter)
+"""Types that nothing is hidden behind."""
 
 
 class Storage:
@@ -46,7 +48,7 @@ class Storage:
         self.device, self._seen = there, watch(there)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Note:
     """Where a tensor lies in a storage."""
 
@@ -63,7 +65,7 @@ class Note:
         return there.new_empty(0, dtype=self.dtype).set_(there.untyped_storage(), self.offset, self.size, self.stride)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Stays:
     """A tensor that autograd saved and that does not move."""
 
@@ -98,32 +100,25 @@ class Activation:
 
     def _note(self, tensor: Tensor, stay: set[int]) -> Note | Stays:
         """A note of a tensor, or what says that it stays."""
-        if not self._moves(tensor) or _key(tensor) in stay:
+        if not self._moves(tensor) or (key := _key(tensor)) in stay:
             there = tensor.detach()
             return Stays(there, self._watch(there))
-        return Note(
-            self._storage_of(tensor), tensor.dtype, int(tensor.storage_offset()), tensor.size(), tuple(tensor.stride())
-        )
+        found = self._storages.get(key)
+        if found is None:
+            whole = torch.empty(0, dtype=torch.uint8, device=self._device).set_(tensor.untyped_storage())
+            found = self._storages[key] = Storage(whole, self._watch)
+        return Note(found, tensor.dtype, int(tensor.storage_offset()), tensor.size(), tensor.stride())
 
     def _moves(self, tensor: Tensor) -> bool:
         """Whether bytes of its storage, size and stride are all that makes the tensor."""
         return (
-            type(tensor) in (Tensor, nn.Parameter)
+            type(tensor) in PLAIN
             and tensor.device == self._device
             and tensor.layout is torch.strided
             and not tensor.is_conj()
             and not tensor.is_neg()
             and tensor.untyped_storage().nbytes() > 0
         )
-
-    def _storage_of(self, tensor: Tensor) -> Storage:
-        """Its storage, the same for all tensors that share it."""
-        key = _key(tensor)
-        found = self._storages.get(key)
-        if found is None:
-            whole = tensor.detach().new_empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
-            found = self._storages[key] = Storage(whole, self._watch)
-        return found
 
     def empty_inputs(self, inputs: Iterable[Tensor]) -> None:
         """Let these leaves of the graph hold no memory; ``fill_inputs`` brings it back."""
