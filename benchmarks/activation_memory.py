@@ -1,12 +1,13 @@
 """Peak activation memory of real training beside what the simulator says, rank by rank.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.activation_memory [--only zb-h1] [--no-write]
+    OMP_NUM_THREADS=1 python -m benchmarks.activation_memory [--only zb-h1]
 
 Four processes train a Llama of 8 layers under every common family.  Measured is what autograd and the pipeline keep
 for backward passes, the stash between I and W included, at its most in a step (trainer/memory.py).  Simulated is the
-peak of the same schedule, where a stage keeps what its first micro-batch was seen to keep between its F and its I
+peak of the same schedule, where a stage keeps what its median micro-batch was seen to keep between its F and its I
 (or B), and between I and W; under full recompute, I and B hold besides what they were seen to run again.  So the two
-differ by whatever is let go too late, kept twice, or not counted.
+differ by whatever is let go too late, kept twice, or not counted.  Vocabulary passes also keep the last stage's outputs
+that wait for S, which the simulator doesn't count.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 import torch
@@ -63,6 +65,8 @@ PLANS: dict[str, dict[str, Any]] = {
     "zb-h1, full recompute": {"schedule": "zb-h1", "recompute": "full"},
     "1f1b, recompute": {"schedule": "1f1b", "passes": ("recompute",)},
     "zb-v, recompute": {"schedule": "zb-v", "chunks": 2, "passes": ("recompute:stages=0-3",)},
+    "1f1b, offload": {"schedule": "1f1b", "passes": ("offload:fraction=0.5",)},
+    "1f1b, vocabulary": {"schedule": "1f1b", "passes": ("vocabulary:algorithm=2",)},
     "1f1b, 2bp": {"schedule": "1f1b", "passes": ("2bp:when=end",)},
     "zb-v, sharding": {"schedule": "zb-v", "chunks": 2, "passes": ("sharding:blocks=2",)},
 }
@@ -74,14 +78,14 @@ BOUND = 0.05
 
 @dataclass(slots=True)
 class Kept:
-    """Hears a rank's operations and notes what its first micro-batches keep."""
+    """Hears a rank's operations and notes what its micro-batches keep."""
 
     meter: ActivationMeter | None = None
     before: int = 0
     peak: int = 0
     operation: Op | None = None
-    seen: dict[tuple[Kind, int], tuple[int, int]] = field(default_factory=dict)
-    """Of the first operation of each kind on each stage: the bytes more that it left, and that it held at its most."""
+    seen: dict[tuple[Kind, int], list[tuple[int, int]]] = field(default_factory=dict)
+    """Of the operations of each kind on each stage: the bytes more that it left, and that it held at its most."""
 
     def begin(self, name: str, *, peer: int | None = None) -> None:
         """An operation starts."""
@@ -95,7 +99,14 @@ class Kept:
             most, self.meter.peak_bytes = self.meter.peak_bytes, max(self.peak, self.meter.peak_bytes)
             if self.operation is not None:
                 key = (self.operation.kind, self.operation.stage)
-                self.seen.setdefault(key, (self.meter.held_bytes - self.before, max(0, most - self.before)))
+                change = (self.meter.held_bytes - self.before, max(0, most - self.before))
+                self.seen.setdefault(key, []).append(change)
+
+    def medians(self) -> dict[tuple[Kind, int], tuple[int, int]]:
+        """The same of a typical micro-batch."""
+        return {
+            key: (median_low(a for a, _ in each), median_low(b for _, b in each)) for key, each in self.seen.items()
+        }
 
 
 def run_of(name: str) -> RunSpec:
@@ -116,7 +127,7 @@ def measure(name: str, rank: int, *, width: int = MODEL.hidden_size) -> dict[str
     with kept.meter.watch():
         session.train_step(2, batches_of(run, 2, 0))
     found: list[Any] = [None] * RANKS
-    dist.all_gather_object(found, (kept.meter.peak_bytes, kept.seen))
+    dist.all_gather_object(found, (kept.meter.peak_bytes, kept.medians()))
     measured = [peak for peak, _ in found]
     seen = {key: value for _, each in found for key, value in each.items()}
     simulated = simulate(session.schedule, seen, reruns=run.plan.recompute == "full")
@@ -126,7 +137,7 @@ def measure(name: str, rank: int, *, width: int = MODEL.hidden_size) -> dict[str
 
 def simulate(schedule: Schedule, seen: Mapping[tuple[Kind, int], tuple[int, int]], *, reruns: bool) -> list[float]:
     """Peak of each rank in bytes, where each stage keeps what was seen of it."""
-    whole, kept, again, stash = [], [], [], []
+    whole, kept, again, stash, shards = [], [], [], [], []
     for stage in range(schedule.num_stages):
         forward, after_r = seen[Kind.F, stage][0], seen.get((Kind.R, stage), (0, 0))[0]
         whole.append(forward + after_r)
@@ -134,7 +145,10 @@ def simulate(schedule: Schedule, seen: Mapping[tuple[Kind, int], tuple[int, int]
         freed, held = seen.get((Kind.I, stage), (0, 0))
         stash.append(max(0, whole[-1] + freed))
         again.append(max(held, seen.get((Kind.B, stage), (0, 0))[1]) if reruns else 0)
-    costs = Costs(activation_bytes=whole, input_bytes=kept, rerun_bytes=again, stash_bytes=stash)
+        shards.append(max(0, seen.get((Kind.S, stage), (0, 0))[0]))
+    costs = Costs(
+        activation_bytes=whole, input_bytes=kept, rerun_bytes=again, stash_bytes=stash, vocabulary_bytes=shards
+    )
     unit = costs.of(schedule).unit_bytes
     assert unit is not None
     return [peak * unit for peak in peak_activation(schedule, costs)]

@@ -123,13 +123,30 @@ def chunks_of(name: str) -> int:
     return 2 if 2 in counts else counts[0]
 
 
+def sharded(name: str) -> dict[str, Any]:
+    """Recompute and sharding as operations: half of the families keep a stage gathered and reduce once."""
+    own = {"chimera": "eager_sync", "bitpipe": "eager_sync", "zeropp": "sharded", "modular": "sharded"}
+    passes = ("sharding",) if len(name) % 2 else ("recompute", "sharding:blocks=2,reshard=each,reduce=each")
+    return {"passes": passes, "options": {own[name]: False} if name in own else {}}
+
+
+def again(name: str) -> dict[str, Any]:
+    """Recompute inside B and I, or of a stage as an operation before them, with the backward split or not."""
+    how: list[dict[str, Any]] = [
+        {"recompute": "full"},
+        {"passes": ("recompute",), "recompute": "selective"},
+        {"passes": ("2bp:when=late,behind=2", "recompute"), "recompute": "full"},
+    ]
+    return how[FAMILIES.index(name) % 3]
+
+
 FAMILIES = [name for name in capabilities.SCHEDULES if name not in ("auto", "skip-pipe")]  # see test_asked_for.py
 FAMILY_SHAPES: list[tuple[str, int, int, str, dict[str, Any]]] = [
     *[(name, 2, 4, "tied", {}) for name in FAMILIES],
     *[(name, 4, 6, "dense", {}) for name in FAMILIES],
     *[(name, 4, 3, "tied", {}) for name in FAMILIES],
-    *[(name, 2, 3, "tied", {"dp_shard": 2, "zero": 3}) for name in FAMILIES],
-    *[(name, 2, 3, "gpt2", {"tp": 2, "recompute": "full"}) for name in FAMILIES],
+    *[(name, 2, 3, "tied", {"dp_shard": 2, "zero": 3, **sharded(name)}) for name in FAMILIES],
+    *[(name, 2, 3, "gpt2", {"tp": 2, **again(name)}) for name in FAMILIES],
     *[(name, 4, 8, "dropout", {"dp_replicate": 2}) for name in ("zb-h1", "dualpipe", "chimera", "dualpipe-v")],
     *[(name, 2, 4, "dense", {"dp_shard": 2, "dp_replicate": 2, "zero": 2}) for name in ("zb-h2", "dualpipe-v")],
     *[(name, 2, 4, "tied", {"dp_shard": 2, "zero": 1}) for name in ("chimera", "bitpipe", "breadth-first")],

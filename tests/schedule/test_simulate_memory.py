@@ -85,6 +85,11 @@ def test_what_runs_again_is_held_while_it_runs_and_leaves_what_w_needs() -> None
     assert peak_activation(schedule, Costs(activation_bytes=[10.0], rerun_bytes=[6.0], stash_bytes=[25.0])) == (3.5,)
 
 
+def test_what_the_first_vocabulary_pass_keeps_lives_until_the_second() -> None:
+    schedule = one_rank("0F0 0S0 0T0 0B0")
+    assert peak_activation(schedule, Costs(activation_bytes=[10.0], vocabulary_bytes=[3.0])) == (1.3,)
+
+
 def test_a_stage_that_recomputes_keeps_its_input() -> None:
     schedule = one_rank("0F0 0F1 0R0 0B0 0R1 0B1")
     assert peak_activation(schedule, Costs(activation_bytes=[10.0], input_bytes=[2.0])) == (1.2,)

@@ -52,6 +52,8 @@ class StageCosts:
     """What is kept of it where R runs the forward again (S,), in the same unit."""
     rerun: Values
     """What B and I hold besides while they run (S,), in the same unit."""
+    vocabulary: Values
+    """What S keeps until T, by vocabulary shard (S,), in the same unit."""
     act_w: Values
     """Fraction of it kept between I and W (S,)."""
     unit_bytes: float | None
