@@ -35,6 +35,35 @@ from stretto.trainer.step import StepResult, TrainStep
 from stretto.trainer.structure import make_stack
 
 
+def _assembled(
+    run: RunSpec,
+    stack: Stack,
+    mesh: Mesh,
+    schedule: Schedule,
+    *,
+    device: torch.device,
+    reader: Callable[[Stack], Reader] | None,
+) -> RankModel:
+    """What this rank holds of the model."""
+    precision = Precision.of(run.training.dtype)
+    return Assembler(stack, run.plan, mesh, precision=precision, seed=run.run.seed).build(
+        stages_of(run),
+        schedule.placement,
+        num_heads=run.model.num_heads,
+        device=device,
+        reader=reader(stack) if reader else None,
+        vocabulary=bool((schedule.kind == Kind.S).any()),
+    )
+
+
+def _channel(mesh: Mesh, device: torch.device, schedules: Sequence[Schedule], observer: Observer) -> Channel | None:
+    """What carries messages between pipeline ranks, weighed where somebody records; None where there are none."""
+    if mesh.size("pp") == 1:
+        return None
+    channel = PeerChannel(mesh, device, schedules)
+    return Metered(channel, observer) if isinstance(observer, Recorder) else channel
+
+
 @dataclass(slots=True, kw_only=True)
 class Session:
     """One rank, ready to train."""
@@ -78,21 +107,10 @@ class Session:
         training, evaluation = schedules_of(run)
         stack = stack or make_stack(run)
         trained = trained_parts(stack)
-        precision = Precision.of(run.training.dtype)
-        assembler = Assembler(stack, run.plan, mesh, precision=precision, seed=run.run.seed)
-        model = assembler.build(
-            stages_of(run),
-            training.placement,
-            num_heads=run.model.num_heads,
-            device=device,
-            reader=reader(stack) if reader else None,
-            vocabulary=bool((training.kind == Kind.S).any()),
-        )
+        model = _assembled(run, stack, mesh, training, device=device, reader=reader)
         vocabulary = Vocabulary.join(model.shard, mesh, device) if model.shard is not None else None
         pp = mesh.index("pp")
-        channel: Channel | None = PeerChannel(mesh, device, [training, evaluation]) if mesh.size("pp") > 1 else None
-        if channel is not None and isinstance(observer, Recorder):
-            channel = Metered(channel, observer)
+        channel = _channel(mesh, device, [training, evaluation], observer)
         optimizer = build_optimizer(model.masters, run.training)
         delayed = None
         if run.plan.asynchronous != "none":
