@@ -9,7 +9,9 @@ import pytest
 from stretto.planner.calibration import Calibration
 from stretto.planner.communication import data_seconds, group
 from stretto.planner.memory import memory
+from stretto.planner.stack import KernelStack
 from stretto.planner.states import StateSharding, of_plan
+from stretto.planner.step import step_time
 from stretto.planner.workload import Workload
 from stretto.spec.errors import ConfigError
 from stretto.spec.plan import PlanSpec
@@ -65,3 +67,13 @@ def test_dies_of_a_module_are_nearer() -> None:
     work = work_of(cluster="mi250x:64")
     pair, node = (group(replace(work), size, 1, Calibration()) for size in (2, 8))
     assert pair.bytes_per_second == 4 * node.bytes_per_second
+
+
+def test_divided_parameters_hide_under_every_micro_batch() -> None:
+    """Gathered for each micro-batch, beside the work of each; whole ones are summed once, beside one."""
+    stack = KernelStack(overlapped_reduction=True)
+    for zero, hidden in ((2, 1), (3, 8)):
+        work = replace(work_of(zero=zero), stack=stack)
+        time, data = step_time(work), data_seconds(work, Calibration())
+        assert work.num_microbatches == 8 and data > time.work / 8
+        assert time.data_communication == pytest.approx(max(0.0, data - time.work * hidden / 8))

@@ -88,8 +88,10 @@ def step_time(work: Workload, calibration: Calibration | None = None) -> StepTim
     closed = plan.schedule in FAMILIES and plan.schedule_file is None and not (plan.passes or plan.offload)
     longest, whole = (_closed if closed else _profiled)(work, turns, boundary_seconds(work, calibration))
     data = data_seconds(work, calibration)
-    if work.stack.overlapped_reduction:  # only the last backward and the first forward have it beside them
-        data = max(0.0, data - longest / work.num_microbatches)
+    if (
+        work.stack.overlapped_reduction
+    ):  # whole states: only the last backward and the first forward have it beside them
+        data = max(0.0, data - (longest if work.states.parameters > 1 else longest / work.num_microbatches))
     layers = work.num_microbatches * max(share.layers for share in work.shares) / work.num_replicas
     time = StepTime(
         work=longest,
