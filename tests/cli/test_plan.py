@@ -56,7 +56,7 @@ def test_json_alone(capsys: pytest.CaptureFixture[str]) -> None:
     rank = max(best["memory"], key=lambda kinds: kinds["total"])
     assert best["peak_bytes"] == rank["total"] == pytest.approx(sum(v for k, v in rank.items() if k != "total"))
     assert best["tokens_per_s"] == pytest.approx(32 * 2048 / best["step_s"])
-    assert 0 < best["mfu"] < 1
+    assert 0 < best["mfu"] < 1 and 0 < best["expected_error"] < 1
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from stretto.planner.accuracy import EXPECTED
 from stretto.planner.estimate import Estimate
 from stretto.planner.explain import described, kinds, parts
 from stretto.planner.placement import placed
@@ -19,7 +18,7 @@ def as_data(answer: Answer) -> dict[str, Any]:
     plans = [
         _plan(plan) | ({"beats_next": why} if why else {}) for plan, why in zip(answer.plans, reasons, strict=True)
     ]
-    known = {"expected_error": EXPECTED} if not request.assumed else {"assumed": list(request.assumed)}
+    known = {"assumed": list(request.assumed)} if request.assumed else {}
     return {
         "model": request.model.name,
         "cluster": request.cluster.name,
@@ -35,7 +34,8 @@ def as_data(answer: Answer) -> dict[str, Any]:
 
 def _plan(estimate: Estimate) -> dict[str, Any]:
     plan = {key: value for key, value in asdict(estimate.plan).items() if value is not None}
-    figures = {"mfu": estimate.mfu, "cost": estimate.cost}
+    error = None if estimate.assumed else estimate.time.expected_error
+    figures = {"mfu": estimate.mfu, "cost": estimate.cost, "expected_error": error}
     return {
         "plan": plan,
         "words": described(estimate.plan),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from stretto.planner.accuracy import expected_error
 from stretto.planner.estimate import Estimate
 from stretto.planner.explain import described, kinds
 from stretto.planner.placement import placement_words
@@ -76,8 +75,13 @@ def _detail(best: Estimate) -> list[str]:
 
 def _notes(answer: Answer) -> list[str]:
     counts, request = answer.counts, answer.request
-    lines = [expected_error(request)]
-    if request.assumed:
+    lines = []
+    if not request.assumed:
+        step, peak = answer.best.time.expected_error, answer.best.memory[answer.best.fullest].expected_error
+        lines.append(
+            f"expected error, one standard deviation: step time {step:.0%}, memory {peak:.0%} (docs/planner.md)"
+        )
+    else:
         lines.append(
             f"{', '.join(request.assumed)} of {request.cluster.name} not known; assumed "
             f"{', '.join(f'{ASSUMED[name]:.0e}' for name in request.assumed)}. Times only rank the plans."
