@@ -73,7 +73,7 @@ class DelayedWeights:
     @contextmanager
     def for_forward(self, microbatch: int) -> Iterator[None]:
         """Predicted weights where the method predicts; stashed for later where it stashes."""
-        if self._method == "stash":
+        if self.delay and self._method == "stash":
             self._stashed[microbatch] = [parameter.detach().clone() for parameter, _ in self._held]
         if self.delay and self._method in ("predict", "predict-spike"):
             ahead = [p.detach() - self._rate * self.delay * self._velocity(m).view_as(p) for p, m in self._held]
@@ -85,7 +85,7 @@ class DelayedWeights:
     @contextmanager
     def for_backward(self, microbatch: int) -> Iterator[None]:
         """The weights of the forward where they were stashed, else those of now."""
-        if self._method != "stash":
+        if microbatch not in self._stashed:
             yield
             return
         with exchanged([parameter for parameter, _ in self._held], self._stashed.pop(microbatch)):
