@@ -59,16 +59,7 @@ def _v100(line: dict[str, str]) -> Row:
         dropout=0.1,
     )
     gpus = number["dp"] * number["tp"] * number["pp"]
-    cluster = ClusterSpec(
-        name="v100",
-        num_nodes=max(1, gpus // 4),
-        devices_per_node=4,
-        memory_bytes=GIBIBYTES[line["system"]] * 2**30,
-        peak_flops_bfloat16=125e12,
-        memory_bytes_per_second=0.9e12,
-        link_bytes_per_second=150e9,
-        network_bytes_per_second=12.5e9,
-    )
+    cluster = _cluster(line["system"], gpus)
     share = number["dp"] * number["mbs"]
     stack = KernelStack(
         attention="fused",
@@ -91,4 +82,18 @@ def _v100(line: dict[str, str]) -> Row:
         model=f"{line['model_b']}B",
         kernels=line["system"],
         layout=f"mbs={plan.micro_batch_size} tp={plan.tp} pp={plan.pp} zero={zero} gpus={gpus}",
+    )
+
+
+def _cluster(system: str, gpus: int) -> ClusterSpec:
+    """Jean Zay's nodes: NVIDIA's data sheet of the V100 (SXM2), NVLink, 100 Gb/s a device outside; only memory is used."""
+    return ClusterSpec(
+        name="v100",
+        num_nodes=max(1, gpus // 4),
+        devices_per_node=4,
+        memory_bytes=GIBIBYTES[system] * 2**30,
+        peak_flops_bfloat16=125e12,
+        memory_bytes_per_second=0.9e12,
+        link_bytes_per_second=150e9,
+        network_bytes_per_second=12.5e9,
     )
