@@ -15,6 +15,7 @@ from stretto.spec.errors import ConfigError, UnsupportedError
 from stretto.spec.resolve import resolve_text
 from stretto.spec.run import RunSpec
 from stretto.trainer.planned import planned
+from stretto.trainer.schedules import searched
 from stretto.trainer.verify import verify
 from stretto.trainer.verify_shrink import shrink
 
@@ -38,6 +39,7 @@ WRONG: list[tuple[list[str], str]] = [
     (['plan.passes=["fill-bubbles"]'], "frozen stages besides the model's 2"),
     (["plan.memory_limit=1"], "above the memory limit of 1"),
     (["plan.memory_limit=0.5", 'plan.passes=["split-backward"]'], r"above plan.memory_limit = 0.5; raise it"),
+    (["plan.memory_limit=0.1", "plan.offload=true"], r"with plan.passes = \['offload'\] keeps"),
     (["plan.memory_limit=-1"], "write a number above 0"),
     (["plan.schedule=skip-pipe", "plan.chunks=2", "plan.options.keep=1"], "can be trained; let all visit both"),
     (["plan.schedule_file=nowhere.json"], "'nowhere.json' doesn't exist"),
@@ -77,6 +79,12 @@ def test_options_and_passes_are_kept_apart_and_in_order() -> None:
     run = run_of("plan.schedule=zeropp", "plan.options.sharded=false", 'plan.passes=["recompute", "sharding"]')
     kinds = {Kind(kind) for kind in planned(run).kind.tolist()}
     assert {Kind.R, Kind.UNSHARD, Kind.REDUCE_GRAD} <= kinds
+
+
+def test_what_was_searched_for_is_changed_by_passes_once(tmp_path: Path) -> None:
+    search = ["plan.schedule=auto", "plan.options.time_budget=0.1", f"run.dir={tmp_path}"]
+    run = run_of(*search, "plan.offload=true", 'plan.passes=["recompute:stages=1"]', 'training.freeze=["inputs.*"]')
+    assert planned(searched(run)) == planned(run)
 
 
 def test_a_small_run_keeps_what_its_file_says(tmp_path: Path) -> None:

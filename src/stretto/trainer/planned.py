@@ -69,7 +69,7 @@ def _of_family(run: RunSpec) -> Schedule:
         options.setdefault("waves", plan.chunks // 2)
     if plan.schedule == "skip-pipe" and "keep" not in options:
         options["keep"] = [0, plan.num_stages - 1]  # embedding and loss
-    later = bool(plan.passes) and not family.costed  # passes may bring its memory down
+    later = bool(passes_of(plan)) and not family.costed  # passes may bring its memory down
     try:
         schedule = build(
             plan.schedule,
@@ -203,7 +203,8 @@ def _origin(plan: PlanSpec) -> str:
     source = f"plan.schedule = {plan.schedule!r}"
     if plan.schedule_file is not None:
         source = f"plan.schedule_file = {plan.schedule_file!r}"
-    return f"{source} with plan.passes = {list(plan.passes)}" if plan.passes else source
+    passes = list(passes_of(plan))
+    return f"{source} with plan.passes = {passes}" if passes else source
 
 
 def _written(options: Mapping[str, Any]) -> str:

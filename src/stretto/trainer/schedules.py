@@ -59,7 +59,7 @@ def searched(run: RunSpec) -> RunSpec:
     path = Path(run.run.dir) / "schedule.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     # What the passes make of it is not written, so that the file and plan.passes together are the schedule.
-    save(planned(replace(run, plan=replace(run.plan, passes=()))), path)
+    save(planned(replace(run, plan=replace(run.plan, passes=(), offload=False))), path)
     return replace(run, plan=replace(run.plan, schedule_file=str(path)))
 
 
