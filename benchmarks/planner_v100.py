@@ -86,7 +86,7 @@ def _v100(line: dict[str, str]) -> Row:
 
 
 def _cluster(system: str, gpus: int) -> ClusterSpec:
-    """Jean Zay's nodes: NVIDIA's data sheet of the V100 (SXM2), NVLink, 100 Gb/s a device outside; only memory is used."""
+    """Four V100s (SXM2 data sheet; 100 Gb/s each to other nodes); only their memory is judged."""
     return ClusterSpec(
         name="v100",
         num_nodes=max(1, gpus // 4),
