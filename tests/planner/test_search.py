@@ -91,6 +91,7 @@ def test_least_memory_is_the_least() -> None:
     request = request_of(cluster="a100:4", objective="memory", **SMALL)
     least = min(estimate(request, plan).peak_bytes for plan in every_plan(request) if plan.schedule == "1f1b")
     assert search(request).plans[0].peak_bytes <= least * (1 + 1e-9)
+    assert all("less memory; " in why for why in answer(request).reasons)
 
 
 def test_bounds_are_below() -> None:

@@ -74,16 +74,16 @@ def execute(options: argparse.Namespace) -> int:
         _print_why_not(request, options)
         return 0
     found = answer(request, top=options.top, thorough=options.thorough)
-    if options.json:
-        print(json.dumps(as_data(found)))
-    else:
-        _print(found, options)
-    if options.out is not None:
+    if options.out is not None:  # before anything is printed: whoever reads may leave early
         from stretto.spec import toml
 
         toml.save(found.run(), options.out)
-        if not options.json:
-            print(f"\nwrote {options.out}: stretto train {options.out}")
+    if options.json:
+        print(json.dumps(as_data(found)))
+        return 0
+    _print(found, options)
+    if options.out is not None:
+        print(f"\nwrote {options.out}: stretto train {options.out}")
     return 0
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from stretto.planner.estimate import Estimate
 from stretto.planner.memory import RankMemory
 from stretto.planner.pins import check_pins
-from stretto.planner.request import CHOSEN, Request
+from stretto.planner.request import CHOSEN, Objective, Request
 from stretto.planner.search import search
 from stretto.spec.errors import StrettoError
 from stretto.spec.plan import PlanSpec
@@ -64,11 +64,20 @@ def described(plan: PlanSpec) -> str:
     return ", ".join(words)
 
 
-def compared(better: Estimate, other: Estimate) -> str:
+def compared(better: Estimate, other: Estimate, objective: Objective = "time") -> str:
     """Why ``better`` beats ``other``: which parts of a step differ by how much.
 
-    Said of the objective's winner, which may be slower where money or memory counts.
+    Where money or memory counts the winner may be slower, and what it is better in comes first.
     """
+    lead = ""
+    if objective == "memory" and other.peak_bytes > better.peak_bytes:
+        lead = f"{format_bytes(other.peak_bytes - better.peak_bytes)} less memory; "
+    if objective == "cost":
+        lead = f"{1 - better.device_hours / other.device_hours:.1%} cheaper; "
+    return lead + _compared_times(better, other)
+
+
+def _compared_times(better: Estimate, other: Estimate) -> str:
     gap = other.seconds - better.seconds
     ours, theirs = parts(better), parts(other)
     differences = {name: theirs[name] - ours[name] for name in ours}
@@ -81,12 +90,13 @@ def compared(better: Estimate, other: Estimate) -> str:
         lighter = other.peak_bytes - better.peak_bytes
         if lighter > 0:
             return f"as fast, with {format_bytes(lighter)} less memory"
-        return "as fast and as large, with a simpler plan"
+        more_bytes = f", though {format_bytes(-lighter)} larger" if lighter < 0 else ""
+        return f"as fast{more_bytes}, and a simpler plan"
     return f"{format_seconds(abs(gap))} ({abs(gap) / better.seconds:.1%}) {'faster' if gap > 0 else 'slower'}: {why}"
 
 
 def why_not(request: Request, pins: Mapping[str, Any], best: Estimate | None = None) -> str:
-    """Why the best plan isn't one with these pins: what they break, by how much, or what makes them slower."""
+    """Why the best plan isn't one with these pins: what they break, by how much, or why they are slower."""
     pinned = request.pinned(**pins)
     asked = ", ".join(f"{name}={value}" for name, value in pins.items())
     against = [name for name, value in pins.items() if request.pins.get(name, value) != value]
@@ -103,9 +113,10 @@ def why_not(request: Request, pins: Mapping[str, Any], best: Estimate | None = N
             best = search(request, top=1).plans[0]
         if found[0].plan == best.plan:
             return f"{asked} is the best plan: {described(best.plan)}."
+        why = compared(best, found[0], request.objective)
         return (
             f"{asked} can be, at best as {described(found[0].plan)} ({format_seconds(found[0].seconds)} a step, "
-            f"{format_bytes(found[0].peak_bytes)}). {described(best.plan)} is {compared(best, found[0])}."
+            f"{format_bytes(found[0].peak_bytes)}). {described(best.plan)} is {why}."
         )
     least = search(replace(pinned, objective="memory"), top=1, any_size=True).plans
     if not least:

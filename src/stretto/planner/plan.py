@@ -41,7 +41,8 @@ class Answer:
     @property
     def reasons(self) -> tuple[str, ...]:
         """Why each plan beats the one after it; one fewer than there are plans."""
-        return tuple(compared(one, other) for one, other in zip(self.plans, self.plans[1:], strict=False))
+        objective = self.request.objective
+        return tuple(compared(one, other, objective) for one, other in zip(self.plans, self.plans[1:], strict=False))
 
     def run(self, number: int = 0) -> RunSpec:
         """The run with plan ``number`` of the list, on as many of the machines as it needs."""
