@@ -124,6 +124,8 @@ def test_cluster_file_says_the_price(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main([*ASKED, "--cluster", str(path), "--objective", "cost", "--top", "1", "--json"]) == 0
     (best,) = json.loads(capsys.readouterr().out)["plans"]
     assert best["cost"] == pytest.approx(3.0 * best["device_hours"])
+    assert main([*ASKED, "--cluster", str(path), "--objective", "cost", "--top", "1"]) == 0
+    assert "(3 per device and hour, a list)" in capsys.readouterr().out
 
 
 def test_auto_is_filled_in_before_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

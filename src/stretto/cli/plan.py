@@ -26,6 +26,10 @@ EXAMPLES = (
     "stretto plan --model llama-3-8b --cluster h100:64 --seq-len 8192 --global-batch 512 --objective cost --price 2.5",
     "stretto plan examples/demo.toml --json",
 )
+Price = tuple[float | None, str]
+"""Of a device for an hour, and where it is from."""
+UNKNOWN: Price = (None, "")
+"""No price is said."""
 NEEDED = ("model", "cluster", "seq_len", "global_batch")
 """Options that stand for a run file."""
 
@@ -110,20 +114,21 @@ def _request(options: argparse.Namespace) -> Request:
     from stretto.planner.pins import read_pins
     from stretto.planner.request import Request
 
-    run, pins, price = _of_file(options) if options.run_file is not None else _of_options(options)
+    run, pins, (price, source) = _of_file(options) if options.run_file is not None else _of_options(options)
     pins = {**pins, **read_pins(options.pin)}
-    price = options.price if options.price is not None else price
+    if options.price is not None:
+        price, source = options.price, "--price"
     if price is not None and not price > 0:
-        raise ConfigError(f"--price {price:g} must be above 0.")
-    return Request(run=run, pins=pins, objective=options.objective, price=price)
+        raise ConfigError(f"A price of {price:g} for a device and hour must be above 0.")
+    return Request(run=run, pins=pins, objective=options.objective, price=price, price_source=source)
 
 
-def _of_file(options: argparse.Namespace) -> tuple[Any, dict[str, Any], float | None]:
+def _of_file(options: argparse.Namespace) -> tuple[Any, dict[str, Any], Price]:
     from stretto.spec import toml
     from stretto.spec.resolve import resolve_open
 
     run, pins, _ = resolve_open(toml.read(options.run_file), str(options.run_file), options.overrides)
-    training, price = run.training, None
+    training, price = run.training, UNKNOWN
     if options.model is not None:
         run = replace(run, model=_model(options.model))
     if options.cluster is not None:
@@ -136,7 +141,7 @@ def _of_file(options: argparse.Namespace) -> tuple[Any, dict[str, Any], float | 
     return replace(run, training=training), pins, price
 
 
-def _of_options(options: argparse.Namespace) -> tuple[Any, dict[str, Any], float | None]:
+def _of_options(options: argparse.Namespace) -> tuple[Any, dict[str, Any], Price]:
     from stretto.spec.resolve import resolve_open
 
     missing = [f"--{name.replace('_', '-')}" for name in NEEDED if getattr(options, name) is None]
@@ -162,11 +167,11 @@ def _model(name: str) -> Any:
     return read_model(name) if name not in MODELS and Path(name).is_dir() else model_preset(name)
 
 
-def _cluster(name: str) -> tuple[Any, float | None]:
+def _cluster(name: str) -> tuple[Any, Price]:
     from stretto.planner.cluster_file import read_cluster
     from stretto.spec.presets_cluster import cluster_preset
 
     if name.endswith(".toml"):
         found = read_cluster(Path(name))
-        return found.cluster, found.price
-    return cluster_preset(name), None
+        return found.cluster, (found.price, found.source)
+    return cluster_preset(name), UNKNOWN

@@ -25,7 +25,7 @@ def report(answer: Answer) -> str:
     )
     lines = [head, ""]
     lines += _table(answer.plans)
-    lines += ["", *_why(answer), "", *_detail(answer.best), "", *_notes(answer)]
+    lines += ["", *_why(answer), "", *_detail(answer.best, request.price_source), "", *_notes(answer)]
     return "\n".join(lines)
 
 
@@ -55,7 +55,7 @@ def _why(answer: Answer) -> list[str]:
     return [f"{number} before {number + 1}: {why}" for number, why in enumerate(answer.reasons, start=1)]
 
 
-def _detail(best: Estimate) -> list[str]:
+def _detail(best: Estimate, source: str) -> list[str]:
     """Memory by kind, exposed communication by axis, what a step costs, where the axes lie."""
     rank = best.memory[best.fullest]
     inside = ", ".join(f"{name} {format_bytes(value)}" for name, value in kinds(rank).items() if value)
@@ -68,7 +68,8 @@ def _detail(best: Estimate) -> list[str]:
     lines.append(f"communication that ranks wait for, per step: {waits or 'none'}")
     if best.cost is not None:
         tokens = best.work.global_batch_size * best.work.sequence_length
-        lines.append(f"cost of a step: {best.cost:.4g}, of 10^9 tokens: {best.cost / tokens * 1e9:.4g}")
+        of = f"{best.price:g} per device and hour" + (f", {source}" if source else "")
+        lines.append(f"cost of a step: {best.cost:.4g}, of 10^9 tokens: {best.cost / tokens * 1e9:.4g} ({of})")
     lines.append(placement_words(best.plan, best.work.cluster))
     return lines
 

@@ -52,6 +52,8 @@ class Request:
     """What the best plan has least of."""
     price: float | None = None
     """Of one device for an hour, in any currency; None: not known."""
+    price_source: str = ""
+    """Where the price is from."""
     calibration: Calibration | None = None
     """What was measured of the machines; None: the published figures."""
 
