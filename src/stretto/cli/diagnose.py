@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stretto.cli import calibrate
 from stretto.spec.errors import ConfigError
 from stretto.spec.units import format_bytes, format_seconds
 
@@ -26,6 +27,7 @@ EXAMPLES = (
     "stretto diagnose runs/tiny",
     "stretto diagnose runs/tiny --step 20 --html measured.html --trace measured.json",
     "stretto diagnose runs/tiny --json --costs-out costs.json",
+    "stretto diagnose --calibrate --out calibration.toml",
 )
 _STALLS_SHOWN = 3
 OUTPUTS = ("costs_out", "trace", "html")
@@ -34,7 +36,7 @@ OUTPUTS = ("costs_out", "trace", "html")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what diagnose takes."""
-    parser.add_argument("run", metavar="RUN", type=Path, help="directory of the run (its run.dir)")
+    parser.add_argument("run", metavar="RUN", type=Path, nargs="?", help="directory of the run (its run.dir)")
     parser.add_argument("--step", type=int, metavar="N", help="look at this step instead")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON alone, times in seconds")
     parser.add_argument("--costs-out", type=Path, metavar="FILE", help="write the measured costs for stretto simulate")
@@ -42,10 +44,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--trace", type=Path, metavar="FILE", help="write both timelines for Perfetto (ui.perfetto.dev)"
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page of measured over simulated")
+    calibrate.add_arguments(parser)
 
 
 def execute(options: argparse.Namespace) -> int:
     """Diagnose, write the files that are asked for, and print."""
+    if options.calibrate:
+        return calibrate.execute(options)
+    if options.run is None:
+        raise ConfigError("Name the directory of a run (its run.dir), or measure this machine with --calibrate.")
     _check_outputs(options)
     from stretto.resilience.stall import read_stalls
     from stretto.schedule.measured.diagnosis import diagnose

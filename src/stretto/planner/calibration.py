@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from stretto.planner.machine import Machine
+
 FITTED = ("matmul", "memory", "link", "kernel_latency")
 """Fields that a fit to measured step times may move."""
 
@@ -47,3 +49,6 @@ class Calibration:
     """Seconds of one hop between nodes."""
     host_bytes_per_second: float = 2e10
     """Between a device and its host, each way: PCIe 4.0 x16 carries 31.5 GB/s, pinned copies get 2/3."""
+    machine: Machine | None = None
+    """Figures of the very machine, by size (``stretto diagnose --calibrate``): where there are some, a step is put
+    together from them (``measured_step``), and the shares above aren't asked."""

@@ -27,3 +27,5 @@ class ClusterSpec:
     """Bandwidth of a device to others of its node, one direction, in bytes/s; 0: not known."""
     network_bytes_per_second: float = 0.0
     """Bandwidth of a device to other nodes, one direction, in bytes/s; 0: not known."""
+    calibration: str | None = None
+    """File of ``stretto diagnose --calibrate``: what these machines reach; relative to the working directory."""

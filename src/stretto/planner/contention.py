@@ -1,0 +1,159 @@
+"""A schedule on fewer cores than there are processes: whoever has work shares the cores equally.
+
+    rank 0  ──F0──F1─────F2───        2 cores: while two ranks are at work each runs at full speed,
+    rank 1       ──F0──F1─────        while four are each runs at half, and so on.  Between two events
+    rank 2            ──F0────        (an operation ends, a message arrives) speeds stay the same, so
+                                      the step is followed from event to event.
+
+An operation is work, which is slowed, and then a wait (for collectives, whose measured time has the contention in it
+already), which isn't.  A pipeline rank stands for ``weight`` processes that do the same: those of tp, cp and the data
+ranks.  Processor sharing is what an operating system's fair scheduler comes to over a time slice or two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from stretto.schedule.op import Kind
+from stretto.spec.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from stretto.schedule.op import Op
+    from stretto.schedule.schedule import Schedule
+
+PLAYED = (Kind.F, Kind.B, Kind.I, Kind.W, Kind.R)
+"""What is followed."""
+Seconds = Mapping[Kind, Sequence[float]]
+"""Of each kind, per stage."""
+EMPTY: Seconds = {}
+
+
+@dataclass(slots=True, kw_only=True)
+class _Rank:
+    """Where a rank is."""
+
+    ops: list[Op]
+    next: int = 0
+    work: float = 0.0
+    """Left of the operation at hand, in seconds at full speed."""
+    until: float = 0.0
+    """When its wait ends."""
+    state: str = "ready"
+    """``ready`` (for its next operation), ``working``, ``waiting`` or ``over``."""
+    busy: float = 0.0
+
+
+@dataclass(slots=True, kw_only=True)
+class _Play:
+    """A schedule under way."""
+
+    schedule: Schedule
+    work: Seconds
+    waits: Seconds
+    message: float
+    ranks: list[_Rank]
+    ready: dict[tuple[bool, int, int], tuple[float, int]] = field(default_factory=dict)
+    """When an output (True) or a gradient of an input (False) was there, and on which rank."""
+    now: float = 0.0
+
+    def start(self) -> float:
+        """Start whatever can be started; when the next message arrives that somebody waits for."""
+        arrives = float("inf")
+        for number, rank in enumerate(self.ranks):
+            if rank.state != "ready":
+                continue
+            if rank.next == len(rank.ops):
+                rank.state = "over"
+                continue
+            op = rank.ops[rank.next]
+            at = self._arrival(op, number)
+            if at <= self.now + 1e-15:
+                rank.state, rank.work = "working", self.work[op.kind][op.stage]
+            else:
+                arrives = min(arrives, at)
+        return arrives
+
+    def _arrival(self, op: Op, rank: int) -> float:
+        """When what an operation needs is there; infinite while it isn't known."""
+        if op.kind in (Kind.W, Kind.R):
+            return 0.0
+        forward = op.kind is Kind.F
+        look = self.schedule.previous_stage if forward else self.schedule.gradient_source
+        source = look(op.stage, op.microbatch)
+        if source is None:
+            return 0.0
+        found = self.ready.get((forward, source, op.microbatch))
+        if found is None:
+            return float("inf")
+        return found[0] + (0.0 if found[1] == rank else self.message)
+
+    def end_work(self, rank: _Rank) -> None:
+        """The work of an operation is done; its wait begins."""
+        op = rank.ops[rank.next]
+        rank.state, rank.work = "waiting", 0.0
+        rank.until = self.now + (self.waits[op.kind][op.stage] if op.kind in self.waits else 0.0)
+
+    def end(self, rank: _Rank, number: int) -> None:
+        """An operation is over."""
+        op = rank.ops[rank.next]
+        if op.kind in (Kind.F, Kind.B, Kind.I):
+            self.ready[op.kind is Kind.F, op.stage, op.microbatch] = (self.now, number)
+        rank.state, rank.next = "ready", rank.next + 1
+
+
+def contended(
+    schedule: Schedule,
+    work: Seconds,
+    *,
+    waits: Seconds = EMPTY,
+    message: float = 0.0,
+    weight: int = 1,
+    slowdown: Callable[[float], float],
+) -> tuple[float, float]:
+    """Seconds from the first operation to the last, and the most that a rank was at work.
+
+    Args:
+        schedule: without messages, or with them: they are left out, and ``message`` is what each takes.
+        work: seconds at full speed of F, I, W, B and R, per stage.
+        waits: seconds after each that aren't slowed.
+        weight: processes that each rank stands for.
+        slowdown: how many times longer work takes with so many processes at work.
+
+    Raises UnsupportedError for operations that aren't followed.
+    """
+    alien = {Kind(kind) for kind in schedule.kind.tolist()} & {Kind.S, Kind.T, Kind.O, Kind.L}
+    if alien:
+        raise UnsupportedError(
+            f"The time of {schedule.name} on shared cores can't be told yet, because it has "
+            f"{', '.join(sorted(kind.name for kind in alien))}."
+        )
+    orders = [[op for op in schedule.ops(rank) if op.kind in PLAYED] for rank in range(schedule.num_ranks)]
+    play = _Play(
+        schedule=schedule, work=work, waits=waits, message=message, ranks=[_Rank(ops=order) for order in orders]
+    )
+    while True:
+        arrives = play.start()
+        working = [rank for rank in play.ranks if rank.state == "working"]
+        slower = slowdown(weight * len(working)) if working else 1.0
+        ends = [play.now + rank.work * slower for rank in working]
+        ends += [rank.until for rank in play.ranks if rank.state == "waiting"]
+        if not ends and arrives == float("inf"):
+            assert all(rank.state == "over" for rank in play.ranks), "a schedule was validated before it is timed"
+            return play.now, max(rank.busy for rank in play.ranks)
+        _advance(play, min([arrives, *ends]), slower)
+
+
+def _advance(play: _Play, moment: float, slower: float) -> None:
+    """Go to the next event."""
+    passed, play.now = moment - play.now, moment
+    for number, rank in enumerate(play.ranks):
+        if rank.state in ("working", "waiting"):
+            rank.busy += passed
+        if rank.state == "working":
+            rank.work -= passed / slower
+            if rank.work <= 1e-12:
+                play.end_work(rank)
+        if rank.state == "waiting" and rank.until <= moment + 1e-15:
+            play.end(rank, number)

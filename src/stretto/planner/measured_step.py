@@ -1,0 +1,233 @@
+"""Time of a step on a machine that was measured, from the figures of ``machine`` and the cores that ranks share.
+
+    products      by shape, forward and both backward           attention    by heads x T x T x K
+    rest          norms, rotary, activation, calls               loss         by tokens x vocabulary
+    operation     what the runtime adds to each                  collectives  by name, ranks and bytes
+    ─────────────────────────────► operations of the schedule, played on the cores (``contention``)
+                                   + gradients and parameters over the data ranks, unit by unit
+                                   + norm, clipping and update, and what a step takes besides
+
+Nothing here is fitted to steps of training: blocks, calls and messages are measured one by one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import hypot
+from typing import TYPE_CHECKING
+
+from stretto.planner.contention import contended
+from stretto.planner.machine import Machine, rest_elements
+from stretto.schedule.op import Kind
+from stretto.spec.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from stretto.planner.step import StepTime
+    from stretto.planner.workload import Workload
+    from stretto.schedule.schedule import Schedule
+
+REGIONS = 4
+"""Exchanges over tp of a layer in each direction: each of its two regions gathers and scatters."""
+SMALL_BYTES = 64
+"""Of what ranks agree on besides tensors: counts, norms, the wish to stop."""
+AGREEMENTS = 3
+"""Times that they do in a step."""
+MODEL_ERROR = 0.12
+"""Relative error of a step that was put together from parts, beside the spread of the parts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """Seconds of one layer and micro-batch, without contention."""
+
+    forward: float
+    inputs: float
+    """Gradients of inputs."""
+    weights: float
+    """Gradients of weights."""
+    waits: float
+    """For other ranks of tp and cp, in each direction."""
+
+
+def layer(work: Workload, machine: Machine) -> Layer:
+    """One layer of ``work``, with what its plan recomputes."""
+    products, attention = product_seconds(work, machine), attention_seconds(work, machine)
+    elements = elements_of(work)
+    forward = products[0] + attention[0] + machine.rest_forward.at(elements)
+    inputs = products[1] + attention[1] + machine.rest_backward.at(elements)
+    if work.plan.recompute == "full":
+        inputs += forward
+    elif work.plan.recompute == "selective":
+        inputs += attention[0]
+    return Layer(forward=forward, inputs=inputs, weights=products[2], waits=_waits(work, machine))
+
+
+def product_seconds(work: Workload, machine: Machine) -> tuple[float, float, float]:
+    """Products of a layer: forward, gradients of inputs, gradients of weights."""
+    tokens = max(1, round(work.tokens))
+    sums = [0.0, 0.0, 0.0]
+    for inputs, outputs in _shapes(work):
+        sums[0] += machine.product(tokens, outputs, inputs)
+        sums[1] += machine.product(tokens, inputs, outputs)
+        sums[2] += machine.product(outputs, inputs, tokens)
+    return sums[0], sums[1], sums[2]
+
+
+def attention_seconds(work: Workload, machine: Machine) -> tuple[float, float]:
+    """Forward and backward of a layer's attention on one rank, under the mask that packed documents need."""
+    model, length = work.model, work.sequence_length
+    heads = model.num_heads * work.plan.micro_batch_size / work.plan.tp / work.plan.cp
+    operations = heads * length * length * model.head_size
+    return machine.attention_forward.at(operations), machine.attention_backward.at(operations)
+
+
+def elements_of(work: Workload) -> float:
+    """What the rest of a layer works on, on one rank."""
+    model, tp = work.model, work.plan.tp
+    ups = 1 if model.family == "gpt2" else 2
+    split = (model.num_heads + 2 * model.kv_heads) * model.head_size + (1 + ups) * model.intermediate_size
+    return rest_elements(work.tokens, model.hidden_size / tp, split / tp)
+
+
+def head(work: Workload, machine: Machine) -> tuple[float, float, float]:
+    """Logits and loss: forward, gradients of inputs, gradients of weights."""
+    tokens, width = max(1, round(work.tokens)), work.model.hidden_size
+    vocabulary = -(-work.model.vocab_size // work.plan.tp)
+    logits = tokens * vocabulary
+    return (
+        machine.product(tokens, vocabulary, width) + machine.loss_forward.at(logits),
+        machine.product(tokens, width, vocabulary) + machine.loss_backward.at(logits),
+        machine.product(vocabulary, width, tokens),
+    )
+
+
+def turn(work: Workload, machine: Machine) -> tuple[float, float]:
+    """Seconds of one layer and of the head, there and back: what stages are balanced by."""
+    one = layer(work, machine)
+    return one.forward + one.inputs + one.weights + 2 * one.waits, sum(head(work, machine))
+
+
+def measured_step(work: Workload, machine: Machine) -> StepTime:
+    """A whole step; UnsupportedError for schedules that can't be followed on shared cores."""
+    from stretto.planner.step import StepTime
+
+    plan = work.plan
+    if plan.ep > 1:
+        raise UnsupportedError("The time of plan.ep isn't estimated yet; estimate the plan without it.")
+    one = layer(work, machine)
+    seconds, waits = _operations(work, machine, one)
+    weight = plan.num_ranks // plan.pp
+    whole, busiest = contended(
+        _schedule(work),
+        seconds,
+        waits=waits,
+        message=machine.messages.at(_message_bytes(work)) if plan.pp > 1 else 0.0,
+        weight=weight,
+        slowdown=machine.slowdown,
+    )
+    crowd = machine.slowdown(plan.num_ranks)
+    held = work.largest_share / work.states.optimizer
+    layers = work.num_microbatches * max(work.layers_of_rank(rank) for rank in range(plan.pp)) / work.num_replicas
+    waited = 2 * layers * one.waits
+    return StepTime(
+        work=busiest,
+        tensor_communication=waited if plan.cp == 1 else 0.0,
+        context_communication=waited if plan.cp > 1 else 0.0,
+        bubble=max(0.0, whole - busiest),
+        data_communication=data_seconds(work, machine),
+        optimizer=crowd * (machine.optimizer.at(held) + machine.step_seconds),
+        expected_error=hypot(MODEL_ERROR, machine.spread),
+    )
+
+
+def data_seconds(work: Workload, machine: Machine) -> float:
+    """Gradients and parameters over the data ranks unit by unit, and what all ranks agree on.
+
+    A unit is a layer or an end of the model.  On cores that ranks share nothing is hidden: copying messages is work.
+    """
+    plan, stack, states = work.plan, work.stack, work.states
+    if plan.num_ranks == 1:
+        return 0.0
+    seconds = AGREEMENTS * machine.collective("all_reduce", plan.num_ranks, SMALL_BYTES)
+    units = max(work.layers_of_rank(rank) for rank in range(plan.pp)) + 1
+    held = work.largest_share / units
+    ranks = plan.dp * plan.cp * work.num_replicas
+
+    def over(name: str, size: int, num_bytes: float) -> float:
+        return units * machine.collective(name, size, num_bytes) if size > 1 else 0.0
+
+    if plan.tp > 1:
+        seconds += over("all_reduce", plan.tp, 2 * work.model.hidden_size * stack.gradient_bytes)
+    if states.optimizer == 1:
+        return seconds + over("all_reduce", ranks, held * stack.reduction_bytes)
+    scattered = over("reduce_scatter", states.optimizer, held * stack.reduction_bytes)
+    gathered = over("all_gather", states.optimizer, held * stack.parameter_bytes)
+    summed = over("all_reduce", ranks // states.optimizer, held * stack.reduction_bytes / states.optimizer)
+    if states.parameters > 1:
+        return seconds + work.num_microbatches * (scattered + 2 * gathered) + summed
+    times = work.num_microbatches if states.gradients > 1 else 1
+    return seconds + times * scattered + gathered + summed
+
+
+def _shapes(work: Workload) -> tuple[tuple[int, int], ...]:
+    """Inputs and outputs of a layer's weights on one tp rank."""
+    model, tp = work.model, work.plan.tp
+    width, inner = model.hidden_size, -(-model.intermediate_size // tp)
+    queries, keys = -(-model.num_heads * model.head_size // tp), -(-model.kv_heads * model.head_size // tp)
+    ups = 1 if model.family == "gpt2" else 2
+    return (width, queries), (width, keys), (width, keys), (queries, width), *(((width, inner),) * ups), (inner, width)
+
+
+def _waits(work: Workload, machine: Machine) -> float:
+    """Seconds in which a layer waits for ranks of tp and cp, each way."""
+    plan, model, width = work.plan, work.model, work.stack.parameter_bytes
+    seconds = 0.0
+    if plan.tp > 1:
+        seconds += REGIONS * machine.collective("exchange", plan.tp, work.tokens * model.hidden_size * width)
+    if plan.cp > 1:
+        keys = 2 * model.kv_heads * model.head_size / plan.tp * work.tokens * width
+        seconds += machine.collective("exchange", plan.cp, keys * plan.cp)
+    return seconds
+
+
+def _operations(work: Workload, machine: Machine, one: Layer) -> tuple[dict[Kind, list[float]], ...]:
+    """Work and waits of each kind of operation, per stage."""
+    call, last = machine.operation_seconds, head(work, machine)
+    forward = [call + one.forward * layers for layers in work.layers]
+    inputs = [call + one.inputs * layers for layers in work.layers]
+    weights = [one.weights * layers for layers in work.layers]
+    for column, seconds in zip((forward, inputs, weights), last, strict=True):
+        column[-1] += seconds
+    both = [one + two for one, two in zip(inputs, weights, strict=True)]
+    work_of = {Kind.F: forward, Kind.R: forward, Kind.B: both, Kind.I: inputs}
+    waits = [one.waits * layers for layers in work.layers]
+    slow = {Kind.F: waits, Kind.R: waits, Kind.B: waits, Kind.I: waits}
+    return {**work_of, Kind.W: [call + second for second in weights]}, slow
+
+
+def _message_bytes(work: Workload) -> float:
+    return work.tokens * work.model.hidden_size * work.stack.parameter_bytes / work.plan.tp
+
+
+def _schedule(work: Workload) -> Schedule:
+    plan = work.plan
+    options = tuple(sorted((name, _frozen(value)) for name, value in plan.options.items()))
+    return _built(
+        (plan.schedule, plan.pp, plan.chunks, options, plan.passes, plan.memory_limit, plan.schedule_file),
+        work.num_microbatches,
+        plan.offload,
+    )
+
+
+@lru_cache(maxsize=256)
+def _built(key: tuple, microbatches: int, offload: bool) -> Schedule:  # type: ignore[type-arg]
+    from stretto.planner.profile import scheduled
+
+    if offload:
+        raise UnsupportedError("The time of plan.offload on shared cores isn't estimated yet; estimate it without.")
+    return scheduled(key, microbatches)
+
+
+def _frozen(value: object) -> object:
+    return tuple(value) if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,80 @@
+"""What a run of Stretto keeps on a CPU, tensor by tensor: what ``memory_bytes`` of its metrics will say.
+
+There nothing counts allocations, so ``trainer.memory`` counts tensors: states as they lie, and what autograd saves.
+No margin, no temporaries.  Of a layer and a token of one micro-batch, in elements (h width, q and kv widths of
+queries and of keys, f of the feed-forward, H heads, T tokens of a sequence):
+
+    norms          input and one number per token, twice          2 (h + 1), over tp
+    products       their inputs: normed, gathered over tp         2 h
+    attention      q, k, v, output, one number per head           (2 q + 2 kv + H) over tp
+    mask           of packed documents, one for all heads         T
+    feed-forward   gate, silu(gate), up, their product            4 f over tp (gpt2: 2 f)
+
+A stage's micro-batch keeps rotary tables besides, 2 per channel of a head; the last one the norm's input and output and
+the log-probabilities.  With split backwards the inputs of products and their gradients stay from I to W; that is within
+what the activations were.
+"""
+
+from __future__ import annotations
+
+from stretto.planner.memory import RankMemory
+from stretto.planner.workload import Workload
+
+SCORE_BYTES = 4
+"""Of a log-probability: float32 at least."""
+
+
+def tracked(work: Workload, *, packed: bool = True) -> tuple[RankMemory, ...]:
+    """Peak of the tracked tensors of each pipeline rank, by kind; ScheduleError for a schedule that can't be.
+
+    ``packed``: sequences hold several documents, so that attention has a mask.
+    """
+    return tuple(_rank(work, rank, packed) for rank in range(work.plan.pp))
+
+
+def layer_elements(work: Workload, *, packed: bool, recompute: str | None = None) -> float:
+    """What one layer keeps of one micro-batch."""
+    model, tp = work.model, work.plan.tp
+    recompute = recompute or work.plan.recompute
+    if recompute == "full":
+        return work.tokens * model.hidden_size / tp
+    queries, keys = model.num_heads * model.head_size, model.kv_heads * model.head_size
+    ups = 2 if model.family == "gpt2" else 4
+    inside = (2 * queries + 2 * keys + model.num_heads) / tp + (work.sequence_length if packed else 0)
+    if recompute == "selective":
+        inside = (2 * queries + 2 * keys) / tp
+    outside = 2 * (model.hidden_size + 1) / tp + 2 * model.hidden_size
+    return work.tokens * (outside + inside + ups * model.intermediate_size / tp)
+
+
+def _rank(work: Workload, rank: int, packed: bool) -> RankMemory:
+    stack, states, held = work.stack, work.states, work.parameters_of_rank(rank)
+    gradients = held * stack.gradient_bytes / states.gradients
+    if states.optimizer > states.gradients:  # zero 1: whole until they are reduced, beside the shard they go to
+        gradients += held * stack.gradient_bytes / states.optimizer
+    kept = max(_moment(work, moment, packed) for moment in work.profile.alive[rank])
+    loss = _loss_bytes(work) if len(work.layers) - 1 in work.stages_of_rank(rank) else 0.0
+    if work.plan.recompute != "none":  # one whole layer, when the loss is let go already
+        whole = layer_elements(work, packed=packed, recompute="none") - layer_elements(work, packed=packed)
+        kept += max(0.0, whole * stack.parameter_bytes - loss)
+    return RankMemory(
+        parameters=held * stack.parameter_bytes / states.parameters,
+        gradients=gradients,
+        optimizer=held * stack.optimizer_bytes / states.optimizer,
+        activations=kept,
+        logits=loss,
+        reserve=0.0,
+    )
+
+
+def _moment(work: Workload, moment: tuple[tuple[int, int], ...], packed: bool) -> float:
+    """Bytes of what is alive at once: so many micro-batches of each stage."""
+    one = layer_elements(work, packed=packed)
+    tables = 0 if work.model.family == "gpt2" else 2 * work.model.head_size * work.tokens
+    return sum(count * work.stack.parameter_bytes * (work.layers[stage] * one + tables) for stage, count in moment)
+
+
+def _loss_bytes(work: Workload) -> float:
+    model, tokens = work.model, work.tokens
+    width = max(SCORE_BYTES, work.stack.parameter_bytes)
+    return tokens * (model.vocab_size / work.plan.tp * width + 2 * model.hidden_size * work.stack.parameter_bytes)
