@@ -50,9 +50,9 @@ def make_groups(mesh: Mesh, device: torch.device, transport: Transport) -> Group
         rows=make_group(mesh, "pp", "tp"),
         row_gradients=make_group(mesh, "pp", "tp"),
     )
-    for group in (groups.outputs, groups.scores, groups.inputs_of_s, groups.inputs_of_t):
+    for group in (groups.scores, groups.inputs_of_s, groups.inputs_of_t):
         all_reduce(torch.zeros(1, device=device), group).wait()
-    for group in (groups.rows, groups.row_gradients):
+    for group in (groups.outputs, groups.rows, groups.row_gradients):
         here, size = index_in(group), size_of(group)
         for low, high in combinations(range(size), 2):
             if group is not None and here in (low, high):

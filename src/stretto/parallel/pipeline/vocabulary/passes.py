@@ -1,6 +1,6 @@
 """S and T at run time, and both ends of the model that go with them.
 
-    last stage's F ── broadcast ──► S: scores of this rank's shard ── totals ──► T: gradient of the shard
+    last stage's F ── to all ranks ─► S: scores of this rank's shard ── totals ──► T: gradient of the shard
                                          (scores.py)          (behind the arithmetic)
     algorithm 1     T also gives its part of the gradient of the input ── reduce ─────────────────► first backward
     algorithm 2     S gives it before the totals are known, and it is reduced behind them: one wait ► first backward
@@ -35,7 +35,7 @@ from stretto.parallel.pipeline.vocabulary.groups import Groups, make_groups
 from stretto.parallel.pipeline.vocabulary.itinerary import itinerary
 from stretto.parallel.pipeline.vocabulary.rows import Rows, Table
 from stretto.parallel.pipeline.vocabulary.scores import Scores, Totals
-from stretto.parallel.pipeline.vocabulary.spread import Spread, like_outputs
+from stretto.parallel.pipeline.vocabulary.spread import Spread
 from stretto.schedule.arrows import Places
 from stretto.schedule.op import Kind, Op
 from stretto.schedule.schedule import Schedule
@@ -126,7 +126,7 @@ class Passes:
         self._early = by_algorithm_2(schedule)
         self._visits = [v for v in itinerary(schedule, rank) if shard.table.trains or v.what == "look up"]
         order = [op.microbatch for op in own if op.kind is Kind.S]
-        self._spread = Spread(groups.outputs, order, self._ending, here=rank)
+        self._spread = Spread(vocabulary.transport, groups.outputs, order, self._ending, here=rank)
         self._rows = Rows(
             shard.table,
             vocabulary.transport,
@@ -164,7 +164,7 @@ class Passes:
         """Tokens and labels are there."""
         batches, head = play.batches, self._shard.head
         self._rows.begin_step(batches)
-        self._spread.begin_step(lambda m: like_outputs(batches[m].tokens, head.shape[1], head.dtype))
+        self._spread.begin_step(lambda m: [((*batches[m].tokens.shape, head.shape[1]), head.dtype)])
 
     def end_step(self, play: Play) -> None:
         """Sum the losses where the last stage is; return when everything has left."""
@@ -200,6 +200,7 @@ class Passes:
         shard, m = self._shard, microbatch
         flight = self._in_flight[m]
         totals = flight.totals()
+        self._spread.let_go(m)
         scores, flight.scores = flight.scores, None
         assert scores is not None
         dlogits = scores.take_logit_gradient(totals, play.seed(totals.top.dtype))

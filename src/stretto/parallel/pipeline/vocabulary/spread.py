@@ -1,8 +1,8 @@
 """Brings the last stage's output of each micro-batch to all pipeline ranks.
 
-rank 3   3F0 ── give ──┐                 Broadcasts are started in the order of S, which all ranks share; a
-rank 0   ... post ◄────┤ ... take ─ 0S0  rank that will receive starts its side ahead, the rank that sends as
-rank 1   ... post ◄────┘ ... take ─ 1S0  soon as its output and those before it are there
+rank 3   3F0 ── give ──┐                 A message to each rank, not a broadcast: that would make a rank wait
+rank 0   ... post ◄────┤ ... take ─ 0S0  until all others have come as far, which no arrow says.  Messages are
+rank 1   ... post ◄────┘ ... take ─ 1S0  started in the order of S, which all ranks share, receives ahead
 """
 
 from __future__ import annotations
@@ -10,22 +10,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from stretto.parallel.collectives import Pending, broadcast
+from stretto.parallel.collectives import size_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+    from stretto.parallel.pipeline.transport import Layout, Started, Transport
 
 AHEAD = 2
 """Outputs that a rank may be receiving before it needs them."""
 
 
 class Spread:
-    """The broadcasts of one schedule.
+    """The outputs of one schedule.
 
     Args:
+        transport: how messages travel.
         group: the pipeline; None where it is one rank.
         order: micro-batches in the order of S.
         sources: index in the group of the rank that makes each one's output.
@@ -33,19 +35,27 @@ class Spread:
     """
 
     def __init__(
-        self, group: ProcessGroup | None, order: Sequence[int], sources: Mapping[int, int], *, here: int
+        self,
+        transport: Transport,
+        group: ProcessGroup | None,
+        order: Sequence[int],
+        sources: Mapping[int, int],
+        *,
+        here: int,
     ) -> None:
-        self._group, self._order, self._sources, self._here = group, order, sources, here
+        self._transport, self._group, self._order = transport, group, order
+        self._sources, self._here = sources, here
+        self._peers = [rank for rank in range(size_of(group)) if rank != here]
         self._at = self._taken = 0
-        self._empty: Callable[[int], Tensor] | None = None
+        self._layout: Callable[[int], Layout] | None = None
         self._ready: dict[int, Tensor] = {}
-        self._arriving: dict[int, tuple[Tensor, Pending]] = {}
-        self._leaving: list[Pending] = []
+        self._arriving: dict[int, Started] = {}
+        self._leaving: dict[int, list[Started]] = {}
 
-    def begin_step(self, empty: Callable[[int], Tensor]) -> None:
-        """``empty`` makes a tensor to receive a micro-batch's output into."""
+    def begin_step(self, layout: Callable[[int], Layout]) -> None:
+        """``layout`` gives shape and type of a micro-batch's output."""
         self._at = self._taken = 0
-        self._empty = empty
+        self._layout = layout
         self._post()
 
     def give(self, microbatch: int, y: Tensor) -> None:
@@ -58,38 +68,45 @@ class Spread:
         assert self._order[self._taken] == microbatch
         self._taken += 1
         self._post()
-        y, pending = self._arriving.pop(microbatch)
-        if self._sources[microbatch] == self._here:
-            self._leaving.append(pending)
-        else:
-            pending.wait()
-        return y
+        started = self._arriving.pop(microbatch)
+        self._transport.wait(started)
+        return started[1][0]
+
+    def let_go(self, microbatch: int) -> None:
+        """All ranks have taken an output."""
+        for started in self._leaving.pop(microbatch, ()):
+            self._transport.wait(started)
 
     def end_step(self) -> None:
         """Wait until everything has left."""
-        for pending in self._leaving:
-            pending.wait()
-        self._leaving.clear()
+        for microbatch in list(self._leaving):
+            self.let_go(microbatch)
 
     def _post(self) -> None:
         """Start what can be started: all that comes before an output of this rank, and some more."""
-        assert self._empty is not None
-        self._leaving = [pending for pending in self._leaving if not pending.is_over()]
         own = max((i for i, m in enumerate(self._order) if m in self._ready), default=-1)
         while self._at < len(self._order) and self._at <= max(own, self._taken + AHEAD - 1):
             microbatch = self._order[self._at]
             source = self._sources[microbatch]
-            if source == self._here and microbatch not in self._ready:
-                return
+            if source == self._here:
+                if microbatch not in self._ready:
+                    return
+                self._arriving[microbatch] = self._send(microbatch)
+            else:
+                assert self._group is not None and self._layout is not None
+                layout = self._layout(microbatch)
+                self._arriving[microbatch] = self._transport.receive(self._group, source, layout, microbatch)
             self._at += 1
-            y = self._ready.pop(microbatch) if source == self._here else self._empty(microbatch)
-            self._arriving[microbatch] = y, broadcast(y, source, self._group)
+
+    def _send(self, microbatch: int) -> Started:
+        """To all others; this rank has it already."""
+        y = self._ready.pop(microbatch)
+        if self._group is not None:
+            group = self._group
+            self._leaving[microbatch] = [self._transport.send(group, peer, [y], microbatch) for peer in self._peers]
+        return (), [y]
 
     def tensors(self) -> list[Tensor]:
-        """What it keeps until S takes it."""
-        return [*self._ready.values(), *(y for y, _ in self._arriving.values())]
-
-
-def like_outputs(tokens: Tensor, width: int, dtype: torch.dtype) -> Tensor:
-    """A tensor for an output of the last stage, [B, T, D], given the tokens [B, T]."""
-    return torch.empty(*tokens.shape, width, dtype=dtype, device=tokens.device)
+        """What it keeps until S takes it, and until all have it."""
+        moving = [*self._arriving.values(), *(started for sent in self._leaving.values() for started in sent)]
+        return [*self._ready.values(), *(tensor for _, tensors in moving for tensor in tensors)]
