@@ -63,10 +63,10 @@ class Passes:
 def layer_seconds(work: Workload, calibration: Calibration) -> Passes:
     """One layer, without communication and recompute."""
     launched = kernels(work) * calibration.kernel_latency
-    matmul, memory = _rates(work, calibration)
-    forward, backward = _products(work, _shapes(work))
+    matmul, memory = rates(work, calibration)
+    forward, backward = _products(work, weight_shapes(work))
     attention = attention_seconds(work, calibration)
-    moved = _moved_bytes(work)
+    moved = moved_bytes(work)
     return Passes(
         forward=launched + forward / matmul + attention.forward + moved[0] / memory,
         backward=BACKWARD * (launched + backward / matmul) + attention.backward + moved[1] / memory,
@@ -79,7 +79,7 @@ def kernels(work: Workload) -> int:
     stack, gpt2 = work.stack, work.model.family == "gpt2"
     norms = 2 * (FUSED_NORM_KERNELS if stack.fused_norm else UNFUSED_NORM_KERNELS)
     others = GELU_KERNELS if gpt2 else GATED_KERNELS + ROTARY_KERNELS
-    return len(_shapes(work)) + norms + others + RESIDUAL_KERNELS + ATTENTION_KERNELS[stack.attention]
+    return len(weight_shapes(work)) + norms + others + RESIDUAL_KERNELS + ATTENTION_KERNELS[stack.attention]
 
 
 def recompute_seconds(work: Workload, calibration: Calibration) -> float:
@@ -90,12 +90,12 @@ def recompute_seconds(work: Workload, calibration: Calibration) -> float:
         return layer_seconds(work, calibration).forward
     scores = SCORES.get(work.stack.attention, (0, 0))[0] * work.model.num_heads * work.sequence_length
     moved = work.tokens * scores / work.plan.tp
-    return attention_seconds(work, calibration).forward + moved / _rates(work, calibration)[1]
+    return attention_seconds(work, calibration).forward + moved / rates(work, calibration)[1]
 
 
 def head_seconds(work: Workload, calibration: Calibration) -> Passes:
     """Logits and loss; without sharding every tp rank works on all of the loss."""
-    matmul, memory = _rates(work, calibration)
+    matmul, memory = rates(work, calibration)
     model, share = work.model, work.plan.tp
     forward, backward = _products(work, ((model.hidden_size, -(-model.vocab_size // share)),))
     logits = work.tokens * work.model.vocab_size / (work.plan.tp if work.stack.sharded_logits else 1) / memory
@@ -114,7 +114,7 @@ def optimizer_seconds(work: Workload, calibration: Calibration) -> float:
     return held * moved / (work.cluster.memory_bytes_per_second * calibration.memory)
 
 
-def _shapes(work: Workload) -> tuple[tuple[int, int], ...]:
+def weight_shapes(work: Workload) -> tuple[tuple[int, int], ...]:
     """Inputs and outputs of a layer's weights on one tp rank; queries, keys and values are one product."""
     model, tp = work.model, work.plan.tp
     queries, keys = model.num_heads * model.head_size, model.kv_heads * model.head_size
@@ -131,7 +131,8 @@ def _products(work: Workload, shapes: tuple[tuple[int, int], ...]) -> tuple[floa
     return sum(one[0] for one in passes), sum(one[1] for one in passes)
 
 
-def _rates(work: Workload, calibration: Calibration) -> tuple[float, float]:
+def rates(work: Workload, calibration: Calibration) -> tuple[float, float]:
+    """What matrix products reach in operations a second, and kernels that move data in bytes a second."""
     cluster = work.cluster
     return cluster.peak_flops_bfloat16 * calibration.matmul, cluster.memory_bytes_per_second * calibration.memory
 
@@ -148,7 +149,7 @@ def attention_seconds(work: Workload, calibration: Calibration) -> Passes:
     return Passes(forward=seconds, backward=seconds * (2.5 if flash else BACKWARD))
 
 
-def _moved_bytes(work: Workload) -> tuple[float, float]:
+def moved_bytes(work: Workload) -> tuple[float, float]:
     """Bytes that one layer's kernels read and write besides matrix products, forward and backward."""
     model, stack, tp = work.model, work.stack, work.plan.tp
     gpt2 = model.family == "gpt2"

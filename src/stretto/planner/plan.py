@@ -32,6 +32,8 @@ class Answer:
     """At least one; each fits, and ``stretto train`` runs it."""
     counts: Counts
     """What the search looked at."""
+    seen: tuple[tuple[PlanSpec, float], ...] = ()
+    """Plans whose step was estimated, and its seconds."""
 
     @property
     def best(self) -> Estimate:
@@ -72,7 +74,7 @@ def answer(request: Request, *, top: int = 5, thorough: bool = False) -> Answer:
     runnable = [plan for plan in found.plans if _runs(request, plan)]
     if not runnable:
         raise ConfigError(_nothing(request))
-    return Answer(request=request, plans=tuple(runnable), counts=found.counts)
+    return Answer(request=request, plans=tuple(runnable), counts=found.counts, seen=found.seen)
 
 
 def fill_in(run: RunSpec, pins: Mapping[str, Any]) -> PlanSpec:

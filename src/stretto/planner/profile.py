@@ -82,13 +82,16 @@ class Profile:
 
 def profile(plan: PlanSpec, microbatches: int) -> Profile:
     """The profile of a plan's schedule; ScheduleError for a family or shape that can't be.  Remembered."""
+    return _profile(schedule_key(plan), microbatches)
+
+
+def schedule_key(plan: PlanSpec) -> Key:
+    """What of a plan its schedule depends on."""
     options = tuple(sorted((name, _frozen(value)) for name, value in plan.options.items()))
     passes = plan.passes
     if plan.offload and not any(text.partition(":")[0] == "offload" for text in passes):
         passes = (*passes, "offload")
-    return _profile(
-        (plan.schedule, plan.pp, plan.chunks, options, passes, plan.memory_limit, plan.schedule_file), microbatches
-    )
+    return (plan.schedule, plan.pp, plan.chunks, options, passes, plan.memory_limit, plan.schedule_file)
 
 
 Key = tuple[str, int, int, tuple[tuple[str, Any], ...], tuple[str, ...], float | None, str | None]

@@ -82,6 +82,8 @@ class Found:
 
     plans: tuple[Estimate, ...]
     counts: Counts
+    seen: tuple[tuple[PlanSpec, float], ...] = ()
+    """Plans whose step was estimated, and its seconds; most fit."""
 
 
 def search(request: Request, *, top: int = 5, any_size: bool = False, thorough: bool = False) -> Found:
@@ -122,6 +124,7 @@ class _Search:
         self.turns: dict[tuple[Any, ...], Turns] = {}
         self.floors: dict[PlanSpec, tuple[float, bool]] = {}
         self.refused: set[tuple[Any, ...]] = set()
+        self.seen: list[tuple[PlanSpec, float]] = []
 
     def run(self, effort: Effort) -> Found:
         """All cores in the order of their bounds, once per round."""
@@ -135,7 +138,8 @@ class _Search:
                     self._open(core, stage)
         self.counts.unpaid = effort.unpaid
         chosen = sorted(self.best.values(), key=lambda pair: pair[0])[: self.top]
-        return Found(plans=tuple(estimate(request, _plain(work)) for _, work in chosen), counts=self.counts)
+        plans = tuple(estimate(request, _plain(work)) for _, work in chosen)
+        return Found(plans=plans, counts=self.counts, seen=tuple(self.seen))
 
     def _promising(self, bounded: list[tuple[float, PlanSpec]], stage: Round) -> list[tuple[float, PlanSpec]]:
         """The cores of a round, best first.
@@ -244,6 +248,7 @@ class _Search:
         self.counts.estimated += 1
         work = self.request.work(plan)
         seconds = step_time(work, self.request.calibration).total
+        self.seen.append((plan, seconds))
         if self.request.objective != "memory" and self._figure(plan, seconds) > self._limit(plan):
             return
         if not self.any_size:
@@ -253,6 +258,7 @@ class _Search:
                 return
             if fitting is not work:
                 work, seconds = fitting, step_time(fitting, self.request.calibration).total
+                self.seen.append((work.plan, seconds))
         key = key_of(self.request, work, seconds, max(rank.total for rank in memory(work, self.request.margin)))
         group = self._group(plan)
         if group not in self.best or key < self.best[group][0]:

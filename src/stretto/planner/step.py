@@ -65,7 +65,7 @@ class StepTime:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Turns:
+class StageTurns:
     """Seconds of each stage for one micro-batch."""
 
     forward: Sequence[float]
@@ -118,7 +118,13 @@ def _causes(time: StepTime) -> dict[str, float]:
     }
 
 
-def _turns(work: Workload, calibration: Calibration, collectives: float) -> _Turns:
+def stage_turns(work: Workload, calibration: Calibration | None = None) -> StageTurns:
+    """What each stage does with one micro-batch, its collectives over tp and cp included."""
+    calibration = calibration or Calibration()
+    return _turns(work, calibration, sum(tensor_seconds(work, calibration)) + sum(context_seconds(work, calibration)))
+
+
+def _turns(work: Workload, calibration: Calibration, collectives: float) -> StageTurns:
     """Each stage's own; ``collectives`` are seconds of a layer forward and backward, a third of them forward."""
     layer, head = layer_seconds(work, calibration), head_seconds(work, calibration)
     repeated = recompute_seconds(work, calibration)
@@ -130,10 +136,10 @@ def _turns(work: Workload, calibration: Calibration, collectives: float) -> _Tur
         forward[-1] += head.forward + gathered
         backward[-1] += head.backward
         weights[-1] += head.weights
-    return _Turns(forward=forward, backward=backward, weights=weights, head=(head.forward, head.backward))
+    return StageTurns(forward=forward, backward=backward, weights=weights, head=(head.forward, head.backward))
 
 
-def _closed(work: Workload, turns: _Turns, message: float) -> tuple[float, float]:
+def _closed(work: Workload, turns: StageTurns, message: float) -> tuple[float, float]:
     """Seconds of the busiest rank's work, and of all until the last backward.
 
     A rank that blocks in its messages adds them to its turn: two at an end of the pipeline, four in between.
@@ -150,7 +156,7 @@ def _closed(work: Workload, turns: _Turns, message: float) -> tuple[float, float
     return number * longest, way + (number - 1) * max(longest, turn)
 
 
-def _profiled(work: Workload, turns: _Turns, message: float) -> tuple[float, float]:
+def _profiled(work: Workload, turns: StageTurns, message: float) -> tuple[float, float]:
     """The same from the chains of the schedule's simulation."""
     counts = work.profile
     stages, ranks = len(work.layers), work.plan.pp

@@ -32,19 +32,22 @@ STRONG_ENOUGH = 0.75
 """From this strength on, the colour of a label goes by its kind's colour, below by the ground's."""
 
 
-def draw(timeline: Timeline, *, width: float = 1200.0) -> str:
-    """The drawing as the text of an SVG file, ``width`` pixels wide."""
-    schedule = timeline.schedule
+def draw(timeline: Timeline, *, width: float = 1200.0, until: float | None = None, title: str | None = None) -> str:
+    """The drawing as the text of an SVG file, ``width`` pixels wide.
+
+    ``until``: only what begins before that time.  ``title``: instead of the schedule's name and shape.
+    """
+    schedule, shown = timeline.schedule, min(timeline.makespan, until or timeline.makespan)
     lane = max(6.0, min(30.0, 900.0 / schedule.num_ranks))
     height = TOP + lane * schedule.num_ranks + BOTTOM
-    scale = (width - LEFT - RIGHT) / (timeline.makespan or 1.0)
-    shapes, labels = _operations(timeline, lane, scale)
+    scale = (width - LEFT - RIGHT) / (shown or 1.0)
+    shapes, labels = _operations(timeline, lane, scale, shown)
     tones = schedule.num_chunks * len(schedule.placement)
     paths = [
         f'<path class="{Kind(kind).name}" fill-opacity="{strength(tone, tones):.2f}" d="{"".join(parts)}"/>'
         for (kind, tone), parts in sorted(shapes.items())
     ]
-    title = f"{schedule.name}, {schedule.num_ranks} ranks, {schedule.num_microbatches} micro-batches"
+    title = title or f"{schedule.name}, {schedule.num_ranks} ranks, {schedule.num_microbatches} micro-batches"
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" '
@@ -56,7 +59,7 @@ def draw(timeline: Timeline, *, width: float = 1200.0) -> str:
             *_lanes(schedule, lane, width),
             *paths,
             *labels,
-            *_ruler(timeline.makespan, scale, TOP + lane * schedule.num_ranks),
+            *_ruler(shown, scale, TOP + lane * schedule.num_ranks),
             *_legend(sorted({kind for kind, _ in shapes}), height - 12),
             "</svg>\n",
         ]
@@ -108,8 +111,10 @@ def _fits(label: str, room: float) -> bool:
     return len(label) * LETTER + 2 <= room
 
 
-def _operations(timeline: Timeline, lane: float, scale: float) -> tuple[dict[tuple[int, int], list[str]], list[str]]:
-    """Pieces of paths by kind and tone, and the labels that have room."""
+def _operations(
+    timeline: Timeline, lane: float, scale: float, shown: float
+) -> tuple[dict[tuple[int, int], list[str]], list[str]]:
+    """Pieces of paths by kind and tone, and the labels that have room; until the time ``shown``."""
     schedule, first = timeline.schedule, float(timeline.start.min())
     tone_of, labels = _tones(schedule), _Labels(schedule.num_chunks * len(schedule.placement))
     main = timeline.graph.arithmetic.tolist()
@@ -119,9 +124,9 @@ def _operations(timeline: Timeline, lane: float, scale: float) -> tuple[dict[tup
         part, top = timeline.rows(rank), rank * lane + TOP
         columns = ((timeline.start[part] - first).tolist(), (timeline.end[part] - first).tolist(), main[part])
         for (kind, stage, microbatch, _), start, end, on_lane in zip(schedule.rows(rank), *columns, strict=True):
-            if end <= start:
+            if end <= start or start >= shown:
                 continue
-            x, length = LEFT + start * scale, (end - start) * scale
+            x, length = LEFT + start * scale, (min(end, shown) - start) * scale
             y, tall = (top, height) if on_lane else (top + height + 1, lane * 0.14)
             room = length - 1 if length > 4 else length
             tone = tone_of[schedule.voice[microbatch]][stage] if kind <= Kind.R else 0
