@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -189,6 +190,16 @@ def test_balance_within_memory() -> None:
     assert balanced_by_cost(12, ranks=3, most=[2, 4, 12]) == (2, 4, 6)
     assert balanced_by_cost(12, ranks=3, most=[2, 4, 5]) is None
     assert balanced_by_cost(8, ranks=2, chunks=2, last=2.0) == (3, 2, 2, 1)
+
+
+def test_the_clusters_own_calibration_is_asked(tmp_path: Path) -> None:
+    path = tmp_path / "measured.toml"
+    path.write_text('format = "stretto.calibration/1"\n[shares]\nmatmul = 0.2\n')
+    pins = {"cp": 1, "tp": 1, "pp": 1}
+    slow, usual = (
+        search(request_of(cluster_calibration=file, pins=pins), top=1).plans[0] for file in (str(path), None)
+    )
+    assert slow.seconds > 2 * usual.seconds
 
 
 def test_divisors_and_parts_of_a_cluster() -> None:

@@ -14,6 +14,7 @@ from math import prod
 from typing import Any, Literal
 
 from stretto.planner.calibration import Calibration
+from stretto.planner.calibration_file import calibration_of
 from stretto.planner.memory import Margin
 from stretto.planner.own_stack import own_stack
 from stretto.planner.stack import KernelStack
@@ -55,7 +56,12 @@ class Request:
     price_source: str = ""
     """Where the price is from."""
     calibration: Calibration | None = None
-    """What was measured of the machines; None: the published figures."""
+    """What was measured of the machines; None: what ``cluster.calibration`` names, else the published figures."""
+
+    def __post_init__(self) -> None:
+        """Read the cluster's own calibration; ConfigError where its file can't be."""
+        if self.calibration is None:
+            object.__setattr__(self, "calibration", calibration_of(self.run.cluster))
 
     @property
     def model(self) -> ModelSpec:
