@@ -1,0 +1,121 @@
+"""Documents placed on groups of ranks: everything is somewhere, memory holds, and the step is near its best time."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stretto.planner.document_groups import Costs, Placement, allowed, assign, group_sizes
+from stretto.spec.errors import ConfigError
+
+COSTS = st.builds(
+    Costs,
+    pair=st.floats(0.001, 1.0),
+    token=st.floats(0.01, 100.0),
+    exchange=st.sampled_from([0.0, 1.0, 50.0]),
+    window=st.sampled_from([None, 7]),
+)
+
+
+def tail(seed: int, tokens: int, *, longest: int = 65536) -> list[int]:
+    """Lengths of a long tail until there are ``tokens``."""
+    draw, found = random.Random(seed), []
+    while sum(found) < tokens:
+        found.append(min(longest, max(64, round(draw.lognormvariate(math.log(2048), 1.4)))))
+    return found
+
+
+def work_of_ranks(placement: Placement, lengths: list[int], costs: Costs, ranks: int) -> list[float]:
+    """Work of each rank, and proof that memory and micro-batches are as they should be."""
+    times = [0.0] * ranks
+    for piece in placement.pieces:
+        for rank in range(piece.first, piece.first + piece.ranks):
+            times[rank] += costs.time(lengths[piece.document], piece.ranks)
+    return times
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 400), max_size=12),
+    ranks=st.sampled_from([1, 2, 3, 4, 6, 7, 8]),
+    costs=COSTS,
+    memory=st.integers(60, 500),
+)
+def test_every_document_is_placed_once_and_fits(lengths: list[int], ranks: int, costs: Costs, memory: int) -> None:
+    memory = max(memory, -(-max(lengths, default=1) // ranks))
+    placement = assign(lengths, ranks, costs, memory_tokens=memory)
+    assert [piece.document for piece in placement.pieces] == list(range(len(lengths)))
+    held: dict[tuple[int, int], int] = {}
+    groups: dict[tuple[int, int], tuple[int, int]] = {}
+    for piece in placement.pieces:
+        assert piece.ranks in group_sizes(ranks) and piece.first % piece.ranks == 0
+        for rank in range(piece.first, piece.first + piece.ranks):
+            at = rank, piece.micro_batch
+            held[at] = held.get(at, 0) - (-lengths[piece.document] // piece.ranks)
+            # A micro-batch belongs to one group, and groups only become smaller from one to the next.
+            assert groups.setdefault(at, (piece.first, piece.ranks)) == (piece.first, piece.ranks)
+    assert all(tokens <= memory for tokens in held.values())
+    for rank in range(ranks):
+        sizes = [size for (r, _), (_, size) in sorted(groups.items()) if r == rank]
+        assert sizes == sorted(sizes, reverse=True)
+        assert sorted(m for r, m in groups if r == rank) == list(range(len(sizes)))
+    work = work_of_ranks(placement, lengths, costs, ranks)
+    assert placement.times == pytest.approx(work)
+    assert placement.makespan >= placement.lower_bound * (1 - 1e-9)
+    assert assign(lengths, ranks, costs, memory_tokens=memory) == placement
+
+
+def best_time(lengths: list[int], ranks: int, costs: Costs, memory: int) -> float:
+    """The makespan of the best placement, by trying them all."""
+    places = [[(first, size) for size in allowed(n, ranks, memory) for first in range(0, ranks, size)] for n in lengths]
+    best = math.inf
+    for chosen in itertools.product(*places):
+        times = [0.0] * ranks
+        for length, (first, size) in zip(lengths, chosen, strict=True):
+            for rank in range(first, first + size):
+                times[rank] += costs.time(length, size)
+        best = min(best, max(times))
+    return best
+
+
+@settings(max_examples=40, deadline=None)
+@given(lengths=st.lists(st.integers(1, 400), min_size=1, max_size=4), costs=COSTS, memory=st.integers(100, 500))
+def test_near_the_best_placement(lengths: list[int], costs: Costs, memory: int) -> None:
+    placement = assign(lengths, 4, costs, memory_tokens=memory)
+    best = best_time(lengths, 4, costs, memory)
+    assert placement.lower_bound <= best * (1 + 1e-9)
+    assert best * (1 - 1e-9) <= placement.makespan <= 2.1 * best
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_long_tails_are_balanced(seed: int) -> None:
+    costs = Costs(pair=16384.0, token=4.03e8, exchange=1.0e8)
+    lengths = tail(seed, 524288)
+    placement = assign(lengths, 8, costs, memory_tokens=8192)
+    assert placement.makespan <= 1.05 * placement.lower_bound
+    assert min(piece.ranks for piece in placement.pieces) == 1
+
+
+def test_long_documents_get_many_ranks_and_short_ones_one() -> None:
+    costs = Costs(pair=1.0, token=100.0, exchange=50.0)
+    placement = assign([4000, *[100] * 40], 8, costs, memory_tokens=1000)
+    assert placement.pieces[0].ranks >= 4
+    assert {piece.ranks for piece in placement.pieces[1:]} == {1}
+
+
+def test_micro_batches_that_cost_much_are_few() -> None:
+    lengths = tail(1, 60000, longest=8192)
+    free = Costs(pair=1.0, token=100.0)
+    dear = Costs(pair=1.0, token=100.0, micro_batch=1e7)
+    counts = [assign(lengths, 8, costs, memory_tokens=8192).micro_batches for costs in (free, dear)]
+    assert counts[1] <= counts[0]
+
+
+def test_a_document_too_long_says_what_would_fit() -> None:
+    with pytest.raises(ConfigError, match=r"4097 tokens doesn't fit on 4 ranks .* at least 1025"):
+        assign([4097], 4, Costs(pair=1.0, token=1.0), memory_tokens=1024)
