@@ -66,13 +66,6 @@ def reduce(tensor: Tensor, target: int, group: ProcessGroup | None) -> Pending:
     return Pending(dist.reduce(tensor, group=group, group_dst=target, async_op=True), tensor)
 
 
-def broadcast(tensor: Tensor, source: int, group: ProcessGroup | None) -> Pending:
-    """``tensor`` becomes that of the rank at index ``source`` of ``group``."""
-    if group is None or tensor.numel() == 0:
-        return DONE
-    return Pending(dist.broadcast(tensor, group=group, group_src=source, async_op=True), tensor)
-
-
 def reduce_scatter(flat: Tensor, shard: Tensor, group: ProcessGroup | None) -> Pending:
     """``shard`` [n] becomes this rank's part of the sum of all ``flat`` [ranks * n]."""
     if group is None:
