@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from stretto.parallel.mesh import Mesh
 from stretto.parallel.sequence.opening import ContextAttend, kernel_for
 from stretto.parallel.sequence.results import Results
+from stretto.parallel.sequence.states import WAYS, CutStates
 from stretto.parallel.wire import Wire
 from stretto.spec.contract import Batch, SequencePart
 from stretto.spec.plan import PlanSpec
@@ -59,10 +60,11 @@ class SequenceCut:
 
 
 class ContextFiller:
-    """Puts attention over cut rows into the ``attend`` of a model's blocks."""
+    """Puts attention over cut rows into the ``attend`` of a model's blocks, and states over them into ``states``."""
 
     def __init__(self, plan: PlanSpec, mesh: Mesh) -> None:
         self._arrangement = Arrangement.of(plan)
+        self._way = WAYS[plan.linear_context]
         self.wire = Wire(mesh.group("cp"))
         self._results = Results() if plan.recompute == "full" else None
 
@@ -78,9 +80,11 @@ class ContextFiller:
                     kernel=kernel_for(device),
                     results=self._results,
                 )
+            if hasattr(module, "states"):
+                cast(Any, module).states = CutStates(wire=self.wire, way=self._way, results=self._results)
 
 
 def results_in(block: nn.Module) -> Results | None:
     """What keeps the results of a block's attention, if anything does."""
-    openings = (getattr(module, "attend", None) for module in block.modules())
-    return next((o.results for o in openings if isinstance(o, ContextAttend)), None)
+    openings = (getattr(module, name, None) for module in block.modules() for name in ("attend", "states"))
+    return next((o.results for o in openings if isinstance(o, ContextAttend | CutStates)), None)

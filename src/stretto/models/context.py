@@ -36,6 +36,8 @@ class Context:
     first: Tensor | None = None
     """Of rows that are cut, int64 [B or 1, S] on the CPU: the first token of the row that each token sees; None: all
     that precede it."""
+    starts: Tensor | None = None
+    """bool [B, T], where this rank's tokens begin a document, for layers that keep a state; None: only rows begin."""
 
     def tokens(self, length: int, device: torch.device) -> Tensor:
         """Where in their rows the tokens sit that lie between attention and feed-forward, int64 [``length``]."""

@@ -32,6 +32,8 @@ TENSOR_RULES: Mapping[str, TensorRule] = {
     "blocks.*.attention.q": TensorRule.COLUMN,
     "blocks.*.attention.k": TensorRule.COLUMN,
     "blocks.*.attention.v": TensorRule.COLUMN,
+    "blocks.*.attention.decay": TensorRule.COLUMN,
+    "blocks.*.attention.write": TensorRule.COLUMN,
     "blocks.*.attention.o": TensorRule.ROW,
     "blocks.*.feed_forward": TensorRule.REGION,
     "blocks.*.feed_forward.up": TensorRule.COLUMN,
@@ -108,6 +110,7 @@ class Decoder(nn.Module):
             rotary=self.rotary.at(batch.positions, dtype=self.dtype, reach=reach) if self.rotary else None,
             part=part,
             first=None if part is None else first_seen(part, window),
+            starts=batch.positions == 0 if batch.documents is not None and self.spec.keeps_states else None,
         )
 
     def forward(self, batch: Batch, place: Place) -> Tensor:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from stretto.models.attention import Attention
 from stretto.models.decoder import Block, Decoder
 from stretto.models.dropout import EMBEDDING, Dropout
 from stretto.models.feed_forward import FeedForward
+from stretto.models.linear_attention import attention_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +44,7 @@ def gpt_block(spec: ModelSpec, layer: int) -> Block:
     """Build layer ``layer``, counted from 0."""
     parts = {
         "attention_norm": nn.LayerNorm(spec.hidden_size, spec.norm_eps),
-        "attention": Attention(spec, layer, input_bias=True, output_bias=True),
+        "attention": attention_of(spec, layer, input_bias=True, output_bias=True),
         "feed_forward_norm": nn.LayerNorm(spec.hidden_size, spec.norm_eps),
         "feed_forward": FeedForward(spec.hidden_size, spec.intermediate_size),
     }

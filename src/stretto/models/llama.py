@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from stretto.models.attention import Attention
 from stretto.models.decoder import TENSOR_RULES, Block, Decoder
 from stretto.models.dropout import EMBEDDING, Dropout
 from stretto.models.feed_forward import GatedFeedForward
+from stretto.models.linear_attention import attention_of
 from stretto.models.norm import RMSNorm
 from stretto.models.rotary import RotaryTables
 from stretto.spec.sharding import TensorRule
@@ -43,7 +43,7 @@ def llama_block(spec: ModelSpec, layer: int) -> Block:
     """Build layer ``layer``, counted from 0."""
     parts = {
         "attention_norm": RMSNorm(spec.hidden_size, spec.norm_eps),
-        "attention": Attention(spec, layer, input_bias=spec.qkv_bias, output_bias=False),
+        "attention": attention_of(spec, layer, input_bias=spec.qkv_bias, output_bias=False),
         "feed_forward_norm": RMSNorm(spec.hidden_size, spec.norm_eps),
         "feed_forward": GatedFeedForward(spec.hidden_size, spec.intermediate_size),
     }

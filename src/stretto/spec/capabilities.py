@@ -39,6 +39,10 @@ CONTEXT_LAYOUTS = ("zigzag", "contiguous")
 """Which tokens a cp rank can hold (``plan.context_layout``)."""
 CONTEXT_INNER = ("ulysses", "ring")
 """What of the 2D mesh can lie inside (``plan.context_inner``)."""
+LINEAR_CONTEXT = ("all-gather", "ring")
+"""How the states of linear layers travel over cp (``plan.linear_context``)."""
+ATTENTION = ("softmax", "linear", "delta")
+"""What a layer can have in the place of attention (``model.attention``)."""
 ZERO_STAGES = (1, 2, 3)
 """What dp_shard can split (``plan.zero``)."""
 DTYPES = ("float64", "float32", "bfloat16")

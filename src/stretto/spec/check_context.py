@@ -16,6 +16,7 @@ def check_context(run: RunSpec) -> None:
     one_of("plan.context", plan.context, capabilities.CONTEXT)
     one_of("plan.context_layout", plan.context_layout, capabilities.CONTEXT_LAYOUTS)
     one_of("plan.context_inner", plan.context_inner, capabilities.CONTEXT_INNER)
+    one_of("plan.linear_context", plan.linear_context, capabilities.LINEAR_CONTEXT)
     _seats(plan)
     if plan.cp == 1:
         return

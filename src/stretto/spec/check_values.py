@@ -61,6 +61,7 @@ def check_model(model: ModelSpec) -> None:
     if model.family == "foreign":
         _foreign(model)
         return
+    _attention(model)
     _positive(
         "model",
         model,
@@ -166,11 +167,29 @@ def _paths(data: DataSpec) -> list[str]:
 
 
 def _foreign(model: ModelSpec) -> None:
+    if model.attention != ModelSpec().attention:
+        raise ConfigError("model.attention has no meaning in a foreign model, whose layers are its own; leave it out.")
     if not model.module or not all(model.module.rpartition(":")[::2]):
         raise ConfigError(
             'model.family = "foreign" needs model.module = "package.module:function" or "file.py:function" that '
             f"returns the model as a Stack, not {model.module!r}."
         )
+
+
+def _attention(model: ModelSpec) -> None:
+    """Kinds of layers that there are, and nothing that none of them reads."""
+    if not model.attention:
+        raise ConfigError('model.attention is empty; write a kind of layer, for example ["linear", "softmax"].')
+    for index, kind in enumerate(model.attention):
+        one_of(f"model.attention[{index}]", kind, capabilities.ATTENTION)
+    if "softmax" in model.attention[: model.num_layers]:
+        return
+    for key in ("sliding_window", "rope_scaling", "qk_norm"):
+        if getattr(model, key):
+            raise ConfigError(
+                f"model.{key} is read by softmax layers only, and model.attention has none; leave it out, or put "
+                '"softmax" into model.attention.'
+            )
 
 
 def _llama(model: ModelSpec) -> None:

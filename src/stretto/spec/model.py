@@ -74,6 +74,9 @@ class ModelSpec:
     """Probability for embedding, residual and attention dropout."""
     initial_std: float = 0.02
     """Standard deviation of random initial weights."""
+    attention: tuple[str, ...] = ("softmax",)
+    """What the layers have in the place of attention, one name a layer and then again from the first: ``softmax``,
+    ``linear`` (linear attention with decay) or ``delta`` (gated delta rule)."""
 
     @property
     def kv_heads(self) -> int:
@@ -84,3 +87,12 @@ class ModelSpec:
     def head_size(self) -> int:
         """Size of a head, resolved."""
         return self.hidden_size // self.num_heads if self.head_dim is None else self.head_dim
+
+    def attention_of(self, layer: int) -> str:
+        """The kind of attention of layer ``layer``, counted from 0."""
+        return self.attention[layer % len(self.attention)]
+
+    @property
+    def keeps_states(self) -> bool:
+        """Whether some layer keeps a state instead of keys and values."""
+        return any(kind != "softmax" for kind in self.attention[: self.num_layers])

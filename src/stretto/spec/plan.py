@@ -33,6 +33,8 @@ class PlanSpec:
     """Which of the two dims of ``mesh`` has neighbouring ranks: ``ulysses`` or ``ring``."""
     inner_ring: int = 1
     """Seats of a double ring's inner level, for example the ranks of a node; 1: a plain ring."""
+    linear_context: str = "all-gather"
+    """How the states of linear and delta layers travel over cp: ``all-gather`` (LASP-2) or ``ring`` (LASP)."""
     ep: int = 1
     """Expert-parallel ranks."""
     dp_replicate: int = 1

@@ -1,0 +1,223 @@
+"""The states of linear layers over cp: each stretch of tokens makes  S' = through S + gain  of the state S before it.
+
+    all-gather (LASP-2, S8)     through and gain of every stretch to everybody at once; each chains them for itself
+    ring (LASP, S7)             S from the holder of one stretch to the holder of the next, in the order of the row
+
+What travels has the size of states, whatever the length of the sequence.  Backward the gradient of states goes the
+other way through the same chain: gathered once (``through`` is kept, one [K, K] a stretch, or one number), or handed
+from rank to rank.  The ring is a chain: a rank waits for all before it; the gather is one message deep.
+
+A rank holds one stretch, or with the zigzag layout two, that follow each other in the row with others between them.
+Ring or gather, the order is the row's, so both layouts are exact; a zigzag ring goes there and back.
+
+Bytes per rank, with n ranks, p stretches a rank, B rows, G heads of size K and x bytes of a sum (4 for bfloat16):
+
+    way            forward                      backward
+    all-gather     (n-1) p BG (K K + t) x       (n-1) p BG K K x     t: 1 for linear attention, K K for the delta rule
+    ring           h BG K K x                   h BG K K x           h: hops away from this rank; 1 if contiguous
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, autograd
+from torch.autograd.function import once_differentiable
+
+from stretto.parallel.sequence.results import Results
+from stretto.parallel.wire import Wire
+from stretto.spec.contract import SequencePart
+from stretto.spec.sequence import Range, Ranges
+
+
+class Cut(Protocol):
+    """What the opening reads of a model's context."""
+
+    @property
+    def part(self) -> SequencePart | None:
+        """The part of the rows that this rank holds."""
+
+
+class Stretch(Protocol):
+    """What consecutive tokens make of a state."""
+
+    def total(self) -> tuple[Tensor, Tensor]:
+        """``through`` [B, G, K, K], or [B, G, 1, 1] where states are only scaled, and ``gain`` [B, G, K, K]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain:
+    """The stretches of a row in order, and this rank's end of the messages."""
+
+    wire: Wire
+    owners: tuple[int, ...]
+    """Whose each stretch is."""
+
+    @classmethod
+    def of(cls, wire: Wire, shares: tuple[Ranges, ...]) -> Chain:
+        """The chain of rows that are cut in ``shares``."""
+        order: list[tuple[Range, int]] = sorted((part, rank) for rank, ranges in enumerate(shares) for part in ranges)
+        return cls(wire=wire, owners=tuple(rank for _, rank in order))
+
+    @property
+    def own(self) -> list[int]:
+        """Where this rank's stretches are in the chain."""
+        return self.held(self.wire.index)
+
+    def held(self, rank: int) -> list[int]:
+        """Where the stretches of a rank are in the chain."""
+        return [at for at, owner in enumerate(self.owners) if owner == rank]
+
+    def gather(self, own: Sequence[Tensor]) -> list[list[Tensor]]:
+        """``own[i]`` [p, ...] of this rank's stretches -> the same of all stretches, ``[i][stretch]``."""
+        others = [rank for rank in range(max(self.owners) + 1) if rank != self.wire.index]
+        packed = torch.cat([x.flatten(1) for x in own], dim=1)
+        sends = [(packed, rank) for rank in others]
+        receives = [(packed.new_empty(len(self.held(rank)), packed.shape[1]), rank) for rank in others]
+        arrived = dict(zip(others, self.wire.start(sends, receives).wait(), strict=True))
+        arrived[self.wire.index] = packed
+        found: list[list[Tensor]] = [[packed] * len(self.owners) for _ in own]
+        for rank, rows in arrived.items():
+            for part, columns in enumerate(rows.split([x[0].numel() for x in own], dim=1)):
+                for at, row in zip(self.held(rank), columns, strict=True):
+                    found[part][at] = row.view(own[part].shape[1:])
+        self.wire.flush()
+        return found
+
+    def hand_on(self, at: int, state: Tensor | None, like: Tensor, *, step: int) -> Tensor | None:
+        """Give ``state`` (None: not ours) of stretch ``at`` to the holder of the one ``step`` further; return it there.
+
+        Nothing travels between stretches of one rank.
+        """
+        giver, taker, me = self.owners[at], self.owners[at + step], self.wire.index
+        if giver == taker or me not in (giver, taker):
+            return state if taker == me else None
+        if me == giver:
+            assert state is not None
+            self.wire.start([(state, taker)], [])
+            return None
+        return self.wire.start([], [(torch.empty_like(like), giver)]).wait()[0]
+
+
+class Gathered:
+    """One all-gather each way (LASP-2)."""
+
+    @staticmethod
+    def before(chain: Chain, through: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+        """States before own stretches [p, B, G, K, K], and ``through`` of all stretches."""
+        every, gains = chain.gather((through, gain))
+        state = torch.zeros_like(gain[0])
+        states = []
+        for at, owner in enumerate(chain.owners):
+            if owner == chain.wire.index:
+                states.append(state)
+            state = _passed(every[at], state) + gains[at]
+        return torch.stack(states), torch.stack(every)
+
+    @staticmethod
+    def back(chain: Chain, kept: Tensor, gradient: Tensor) -> Tensor:
+        """Gradients of the states after own stretches, given those of the states before them."""
+        (every,) = chain.gather((gradient,))
+        after = torch.zeros_like(gradient[0])
+        found: dict[int, Tensor] = {}
+        for at in reversed(range(len(chain.owners))):
+            found[at] = after
+            after = every[at] + _passed(kept[at].transpose(-1, -2), after)
+        return torch.stack([found[at] for at in chain.own])
+
+
+class Ringed:
+    """One hop after the other (LASP)."""
+
+    @staticmethod
+    def before(chain: Chain, through: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+        """States before own stretches [p, B, G, K, K], and ``through`` of own stretches."""
+        state: Tensor | None = torch.zeros_like(gain[0])
+        states, mine, last = [], iter(zip(through, gain, strict=True)), len(chain.owners) - 1
+        for at, owner in enumerate(chain.owners):
+            if owner == chain.wire.index:
+                assert state is not None
+                states.append(state)
+                step, more = next(mine)
+                state = _passed(step, state) + more
+            if at < last:
+                state = chain.hand_on(at, state, gain[0], step=1)
+        chain.wire.flush()
+        return torch.stack(states), through
+
+    @staticmethod
+    def back(chain: Chain, kept: Tensor, gradient: Tensor) -> Tensor:
+        """Gradients of the states after own stretches, given those of the states before them."""
+        after: Tensor | None = torch.zeros_like(gradient[0])
+        own, found = chain.own, []
+        for at in reversed(range(len(chain.owners))):
+            if chain.owners[at] == chain.wire.index:
+                assert after is not None
+                found.append(after)
+                i = own.index(at)
+                after = gradient[i] + _passed(kept[i].transpose(-1, -2), after)
+            if at > 0:
+                after = chain.hand_on(at, after, gradient[0], step=-1)
+        chain.wire.flush()
+        return torch.stack(found[::-1])
+
+
+Way = type[Gathered] | type[Ringed]
+WAYS: dict[str, Way] = {"all-gather": Gathered, "ring": Ringed}
+"""How states travel, by ``plan.linear_context``."""
+
+
+class _Before(autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, through: Tensor, gain: Tensor, chain: Chain, way: Way, results: Results | None) -> Tensor:
+        found = results.take() if results is not None else None
+        if found is None:
+            found = way.before(chain, through, gain)
+            if results is not None:
+                results.put(*found)
+        states, kept = found
+        ctx.chain, ctx.way, ctx.scaled = chain, way, through.shape[-1] == 1
+        ctx.save_for_backward(states, kept)
+        return states
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        states, kept = ctx.saved_tensors
+        after = ctx.way.back(ctx.chain, kept, gradients[0].contiguous())
+        product = after @ states.transpose(-1, -2)
+        through = product.diagonal(dim1=-1, dim2=-2).sum(-1)[..., None, None] if ctx.scaled else product
+        return through, after, None, None, None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutStates:
+    """Fills the opening ``states`` of a linear layer whose rows are cut over cp."""
+
+    wire: Wire
+    way: Way
+    results: Results | None = None
+    """Keeps states for blocks that are recomputed, so that nothing travels a second time."""
+
+    def lengths(self, context: Cut, tokens: int, /) -> Sequence[int]:
+        """Tokens of each of this rank's stretches."""
+        part = context.part
+        assert part is not None, "the batch was not cut over cp"
+        return [stop - start for start, stop in part.shares[self.wire.index]]
+
+    @torch.compiler.disable
+    def __call__(self, stretches: Sequence[Stretch], context: Cut, /) -> Sequence[Tensor]:
+        """The state before each stretch, [B, G, K, K]."""
+        part = context.part
+        assert part is not None, "the batch was not cut over cp"
+        throughs, gains = zip(*(stretch.total() for stretch in stretches), strict=True)
+        chain = Chain.of(self.wire, part.shares)
+        return _Before.apply(torch.stack(throughs), torch.stack(gains), chain, self.way, self.results).unbind(0)
+
+
+def _passed(through: Tensor, state: Tensor) -> Tensor:
+    """``through`` applied to a state; one of [..., 1, 1] scales it."""
+    return through * state if through.shape[-1] == 1 else through @ state

@@ -1,0 +1,124 @@
+"""Linear and delta layers, and hybrids with softmax ones, cut over cp and all else: one plain rank in float64."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+
+from equivalence.plan_run import batches_of, train_plan
+from equivalence.reference import Record, error, train_reference, vanishing, worst_gradient, worst_of
+from ranks import Ranks
+from stretto.planner.sequence_volume import Heads
+from stretto.planner.state_volume import state_volume
+from stretto.spec.check import check
+from stretto.spec.model import ModelSpec
+from stretto.spec.plan import PlanSpec
+from stretto.spec.run import RunSettings, RunSpec
+from stretto.spec.sequence import cut_sequence
+from stretto.spec.training import TrainingSpec
+from stretto.trainer.session import Session
+
+STEPS = 2
+TOLERANCE = 1e-9
+
+LINEAR = ModelSpec(
+    vocab_size=61,
+    hidden_size=16,
+    intermediate_size=24,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    max_positions=64,
+    initial_std=0.2,
+    attention=("linear",),
+)
+MODELS = {
+    "linear": LINEAR,
+    "delta": replace(LINEAR, attention=("delta",)),
+    "hybrid": replace(LINEAR, num_layers=4, attention=("delta", "softmax", "linear"), dropout=0.2),
+    "gpt2": replace(LINEAR, family="gpt2", num_kv_heads=None, attention=("linear", "softmax"), tied_embeddings=True),
+}
+
+# Model, tokens, whether rows hold several documents, plan.
+CASES: list[tuple[str, int, bool, dict[str, Any]]] = [
+    ("linear", 23, True, {"cp": 2, "linear_context": "ring", "recompute": "full"}),
+    ("delta", 23, True, {"cp": 4, "linear_context": "ring"}),
+    ("delta", 23, False, {"cp": 4, "context_layout": "contiguous", "recompute": "selective"}),
+    ("hybrid", 23, True, {"cp": 4, "context": "all-gather", "recompute": "full"}),
+    ("hybrid", 30, True, {"cp": 2, "pp": 2, "schedule": "zb-h1", "context": "ulysses"}),
+    ("hybrid", 30, True, {"cp": 2, "tp": 2, "dp_shard": 2, "zero": 3, "linear_context": "ring"}),
+    ("gpt2", 30, True, {"cp": 2, "tp": 2, "context_layout": "contiguous", "linear_context": "ring"}),
+]
+
+
+def run_of(model: str, length: int, plan: dict[str, Any]) -> RunSpec:
+    training = TrainingSpec(
+        steps=10, global_batch_size=4, sequence_length=length, dtype="float64", learning_rate=0.01, clip_norm=0.5
+    )
+    return RunSpec(run=RunSettings(seed=7), model=MODELS[model], plan=PlanSpec(**plan), training=training)
+
+
+@cache
+def reference_of(model: str, length: int, documents: bool) -> Record:
+    return train_reference(run_of(model, length, {}), STEPS, documents=documents)
+
+
+def name_of(case: tuple[str, int, bool, dict[str, Any]]) -> str:
+    model, length, documents, plan = case
+    words = [model, f"T{length}", *(["documents"] if documents else []), *(f"{k}={v}" for k, v in plan.items())]
+    return "-".join(words)
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_cut_states_equal_one_rank(ranks: Ranks, case: tuple[str, int, bool, dict[str, Any]]) -> None:
+    model, length, documents, plan = case
+    run = run_of(model, length, plan)
+    check(run, data=False)
+    reference = reference_of(model, length, documents)
+    record = train_plan(ranks, run, STEPS, documents=documents)
+    assert record.tokens == reference.tokens
+    assert worst_of(record.losses, reference.losses) <= TOLERANCE
+    gradient_error, name = worst_gradient(record, reference)
+    assert gradient_error <= TOLERANCE, name
+    assert worst_of(record.norms, reference.norms) <= TOLERANCE
+    compared = reference.weights.keys() - vanishing(reference.gradients[0])
+    weight_errors = {n: error(record.weights[n], reference.weights[n]) for n in compared}
+    assert max(weight_errors.values()) <= TOLERANCE, max(weight_errors, key=weight_errors.__getitem__)
+
+
+def sent_bytes(rank: int, world: int, runs: list[RunSpec]) -> list[int]:
+    """Bytes that this rank sends for the states of all layers in one step of each run."""
+    found = []
+    for run in runs:
+        session = Session.start(run, rank)
+        session.train_step(1, batches_of(run, 1, session.mesh.dp_index, documents=True))
+        layer: Any = session.model.stack.blocks[0]
+        found.append(layer.attention.states.wire.sent)
+    return found
+
+
+def test_bytes_are_those_of_the_papers_and_recompute_adds_none(ranks: Ranks) -> None:
+    runs = [
+        run_of(model, 23, {"cp": 2, "context_layout": layout, "linear_context": way, "recompute": recompute})
+        for model, layout, way, recompute in (
+            ("linear", "contiguous", "ring", "none"),
+            ("linear", "contiguous", "all-gather", "full"),
+            ("delta", "zigzag", "ring", "full"),
+            ("delta", "zigzag", "all-gather", "none"),
+        )
+    ]
+    sent = ranks.run(sent_bytes, 2, runs)
+    heads = Heads(rows=1, heads=4, kv_heads=2, head_size=4, element_bytes=8)
+    state = 2 * 4 * 4 * 8
+    for index, run in enumerate(runs):
+        shares = cut_sequence(23, 2, run.plan.context_layout)
+        kind = run.model.attention[0]
+        for rank in range(2):
+            volume = state_volume(run.plan.linear_context, kind, shares, rank, heads)
+            assert sent[rank][index] == (volume.forward + volume.backward) * 4 * 2  # micro-batches, layers
+    # LASP: one state on to the next rank, one gradient back; LASP-2 by data-dependent decay: one number a head more.
+    assert [s[0] for s in sent] == [state * 8, state * 8]
+    assert [s[1] for s in sent] == [(2 * state + 2 * 8) * 8] * 2
