@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from stretto.spec.sequence import Ranges
+    from stretto.spec.sequence import Ranges, Section
     from stretto.spec.sharding import TensorRule
 
 IGNORE = -100
@@ -34,6 +34,9 @@ class SequencePart:
     """int64 [T], where in the whole row each token of this rank sits."""
     documents: Tensor | None
     """``Batch.documents`` of the whole rows, [B, S]; the tokens of a document follow each other."""
+    sections: tuple[Section, ...] = ()
+    """Where documents have groups of their own, what this rank holds of which, in order (B is 1); ``tokens`` are then
+    counted over each document, and ``shares`` says only how long the longest is."""
 
     @property
     def length(self) -> int:

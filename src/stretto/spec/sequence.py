@@ -63,6 +63,18 @@ def count(ranges: Iterable[Range]) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """A rank's part of a document that has a group of ranks of its own."""
+
+    first: int
+    """First rank of the group; the others follow it."""
+    shares: tuple[Ranges, ...]
+    """Tokens of each rank of the group, counted over the document."""
+    start: int
+    """Where this rank's part begins among its tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Arrangement:
     """Who sits where among the context-parallel ranks of a plan."""
 

@@ -1,0 +1,290 @@
+"""Groups of their own for the documents of a step, against a static mesh of the size that the longest needs.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.dynamic_groups              # 8 ranks, seeds 0, 1 and 2
+
+Lengths from a long tail: log-normal, mu = ln 2048, sigma = 1.4, clipped to 64 and 65,536 tokens.  A rank has memory for
+8,192 tokens of a micro-batch, so that the longest document needs 8 ranks.
+
+packed    `plan.cp = 8`: rows of 65,536 tokens, packed best-fit, cut in zigzag, attention within documents
+dynamic   `plan.context_groups = "dynamic"`: each document over ranks of its own
+
+Processes, messages and the placing are real; compute is a wait in proportion to counted work (linear layers by
+tokens, attention by pairs that see each other), messages one in proportion to bytes (virtual_context.py). The figures
+are those of one layer of a model on devices of a cluster preset, at half their peak, all of it slowed down alike
+(`--slower`), so that this machine keeps up. Ranks are on different nodes (`apart`: what groups save are messages over
+the network) or on one (`together`: only balance is left to win). Gradients of keys are counted like keys, though they
+are twice as wide, and gathering parameters isn't counted: both favour the static mesh. A time is that of the slowest
+rank, of the best turn. `ideal` is computed, not played: a static mesh that has no imbalance and hides all messages
+that it can.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.multiprocessing.spawn import start_processes
+
+from benchmarks.pairs import RESULTS, command, machine
+from benchmarks.virtual_context import BACKWARD, Links, VirtualKernel, VirtualWire
+from stretto.data.packing import best_fit
+from stretto.parallel.pipeline.virtual import wait_until, wake_on_time
+from stretto.parallel.sequence.groups import GroupedAttend
+from stretto.parallel.sequence.opening import ContextAttend
+from stretto.planner.document_groups import Costs, Placement, assign
+from stretto.planner.flops import parameters
+from stretto.spec.contract import SequencePart
+from stretto.spec.presets_cluster import CLUSTERS
+from stretto.spec.presets_model import model_preset
+from stretto.spec.sequence import Arrangement, Section, count, cut_sequence
+
+SHORTEST, LONGEST, MEDIAN, SIGMA = 64, 65536, 2048, 1.4
+EFFICIENCY = 0.5
+"""Share of the peak that compute reaches."""
+VIRTUAL_BYTES = 8
+"""Bytes of a token's key and value here: one head of size one, float32."""
+ASKED = 1.8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seconds:
+    """What things take, forward."""
+
+    pair: float
+    token: float
+    token_bytes: int
+    """Of keys and values of one token."""
+
+    def costs(self, rate: float) -> Costs:
+        """Forward and backward, where a link carries ``rate`` bytes a second (of this slowed-down world)."""
+        return Costs(pair=(1 + BACKWARD) * self.pair, token=3 * self.token, exchange=3 * self.token_bytes / rate)
+
+
+def seconds_of(model_name: str, cluster: str, slower: float) -> Seconds:
+    """Of one layer."""
+    model = model_preset(model_name)
+    rate = EFFICIENCY * CLUSTERS[cluster].peak_flops_bfloat16 / slower
+    return Seconds(
+        pair=4 * model.num_heads * model.head_size / rate,
+        token=2 * parameters(model).layer_matrices / model.num_layers / rate,
+        token_bytes=2 * model.kv_heads * model.head_size * 2,
+    )
+
+
+def lengths_of(seed: int, tokens: int) -> list[int]:
+    """Documents until there are ``tokens``."""
+    draw, found = random.Random(seed), list[int]()
+    while sum(found) < tokens:
+        found.append(min(LONGEST, max(SHORTEST, round(draw.lognormvariate(math.log(MEDIAN), SIGMA)))))
+    return found
+
+
+@dataclass(frozen=True)
+class Context:
+    """What attention reads of a context."""
+
+    part: SequencePart
+    first: Tensor | None = None
+
+
+class NoDropout:
+    """Stands for the attention that the opening replaces."""
+
+    def weight_dropout(self, context: Any) -> None:
+        """Nothing is dropped."""
+
+
+def packed(lengths: Sequence[int], rank: int, ranks: int) -> list[Context]:
+    """Rows of ``LONGEST`` tokens at most, each cut over all ranks."""
+    order = sorted(lengths, reverse=True)
+    row_of = best_fit(np.array(order), LONGEST)
+    found = []
+    for row in range(int(row_of.max()) + 1):
+        documents = [n for n, r in zip(order, row_of, strict=True) if r == row]
+        starts = np.cumsum([0, *documents[:-1]])
+        shares = cut_sequence(sum(documents), ranks, "zigzag")
+        tokens = torch.cat([torch.arange(*part) for part in shares[rank]])
+        first = torch.from_numpy(np.repeat(starts, documents)).unsqueeze(0)
+        found.append(Context(SequencePart(shares=shares, tokens=tokens, documents=None), first))
+    return found
+
+
+def placed(lengths: Sequence[int], rank: int, placement: Placement) -> list[Context]:
+    """The micro-batches of a placement."""
+    found: list[Context] = []
+    for number in range(placement.micro_batches):
+        sections, at, longest = [], 0, 1
+        for piece in placement.pieces:
+            if piece.micro_batch == number and piece.first <= rank < piece.first + piece.ranks:
+                length = lengths[piece.document]
+                shares = cut_sequence(length, piece.ranks, "zigzag")
+                sections.append(Section(first=piece.first, shares=shares, start=at))
+                at, longest = at + count(shares[rank - piece.first]), max(longest, length)
+        if sections:
+            whole = (((0, longest),),)
+            found.append(
+                Context(SequencePart(shares=whole, tokens=torch.zeros(at), documents=None, sections=tuple(sections)))
+            )
+    return found
+
+
+class Layer:
+    """Linear layers and attention, forward and backward, on virtual devices."""
+
+    def __init__(self, seconds: Seconds, kernel: VirtualKernel) -> None:
+        self.seconds, self.kernel = seconds, kernel
+        self.tokens = 0
+
+    def step(self, attend: Callable[..., Tensor], contexts: Sequence[Context]) -> float:
+        """Seconds of a step on the slowest rank."""
+        self.tokens = self.kernel.pairs = 0
+        dist.barrier()
+        start = time.perf_counter()
+        for context in contexts:
+            self._micro_batch(attend, context)
+        mine = torch.tensor(time.perf_counter() - start, dtype=torch.float64)
+        dist.all_reduce(mine, dist.ReduceOp.MAX)
+        return float(mine)
+
+    def _micro_batch(self, attend: Callable[..., Tensor], context: Context) -> None:
+        tokens = len(context.part.tokens)
+        self.tokens += tokens
+        start = time.perf_counter()
+        qkv = [torch.zeros(1, 1, tokens, 1, requires_grad=True) for _ in range(3)]
+        wait_until(start + self.seconds.token * tokens)
+        out = attend(*qkv, context)
+        torch.autograd.grad(out, qkv, torch.zeros_like(out))
+        wait_until(time.perf_counter() + 2 * self.seconds.token * tokens)
+
+    def work(self) -> list[float]:
+        """Seconds of compute of each rank in the last step."""
+        pairs = (1 + BACKWARD) * self.seconds.pair * self.kernel.pairs
+        mine = torch.tensor([3 * self.seconds.token * self.tokens + pairs], dtype=torch.float64)
+        all_ranks = [torch.zeros_like(mine) for _ in range(dist.get_world_size())]
+        dist.all_gather(all_ranks, mine)
+        return [float(x) for x in all_ranks]
+
+
+def sides_of(
+    lengths: Sequence[int], costs: Costs, wire: VirtualWire, kernel: VirtualKernel, args: argparse.Namespace
+) -> tuple[dict[str, tuple[Callable[..., Tensor], list[Context]]], dict[str, Any]]:
+    """What each side plays, and what is to be said of the placing."""
+    rank, ranks = wire.index, args.ranks
+    static = ContextAttend(wire=wire, arrangement=Arrangement(ranks=ranks), local=NoDropout(), kernel=kernel)
+    grouped = GroupedAttend(wire=wire, outside="ring", kernel=kernel)
+    start = time.perf_counter()
+    placement = assign(lengths, ranks, costs, memory_tokens=LONGEST // ranks)
+    took = time.perf_counter() - start
+    sizes = sorted({piece.ranks for piece in placement.pieces})
+    sides: dict[str, tuple[Callable[..., Tensor], list[Context]]] = {
+        "packed": (static, packed(lengths, rank, ranks)),
+        "dynamic": (grouped, placed(lengths, rank, placement)),
+    }
+    return sides, {
+        "documents": len(lengths),
+        "tokens": sum(lengths),
+        "longest": max(lengths),
+        "groups": {str(size): sum(piece.ranks == size for piece in placement.pieces) for size in sizes},
+        "placing_seconds": took,
+        "placed_makespan": placement.makespan,
+        "lower_bound": placement.lower_bound,
+        "ideal_static": sum(costs.time(length, ranks) for length in lengths),
+    }
+
+
+def measure(seed: int, where: str, args: argparse.Namespace) -> dict[str, Any]:
+    """All sides on the documents of one seed."""
+    seconds, cluster = seconds_of(args.model, args.cluster, args.slower), CLUSTERS[args.cluster]
+    rate = cluster.network_bytes_per_second if where == "apart" else cluster.link_bytes_per_second
+    rate /= args.slower
+    carried = rate * VIRTUAL_BYTES / seconds.token_bytes
+    wire = VirtualWire(dist.group.WORLD, Links(node=args.ranks, inside=carried, between=carried))
+    kernel = VirtualKernel(seconds.pair)
+    lengths = lengths_of(seed, args.tokens)
+    sides, row = sides_of(lengths, seconds.costs(rate), wire, kernel, args)
+    layer = Layer(seconds, kernel)
+    for name, (attend, contexts) in sides.items():
+        turns = [layer.step(attend, contexts) for _ in range(args.turns + 1)][1:]
+        work = layer.work()
+        row[name] = {
+            "seconds": min(turns),
+            "tokens_per_second": row["tokens"] / min(turns),
+            "fullest_over_mean": max(work) / (sum(work) / len(work)),
+            "compute_share": sum(work) / len(work) / min(turns),
+        }
+    best = row["dynamic"]["seconds"]
+    ratios = {"over_packed": row["packed"]["seconds"] / best, "over_ideal": row["ideal_static"] / best}
+    return {"seed": seed, "ranks_are": where, **ratios, **row}
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row for people."""
+    told = ", ".join(f"{name} {row[name]['seconds']:.2f} s" for name in ("packed", "dynamic"))
+    return (
+        f"{row['ranks_are']:8} seed {row['seed']}: {row['over_packed']:.2f}x the static mesh's tokens/s, "
+        f"{row['over_ideal']:.2f}x an ideal one's ({told}, placed for {row['placed_makespan']:.2f} s, lower bound "
+        f"{row['lower_bound']:.2f} s; {row['documents']} documents, groups {row['groups']}, balance "
+        f"{row['dynamic']['fullest_over_mean']:.3f}, placed in {1e3 * row['placing_seconds']:.0f} ms)"
+    )
+
+
+def work(rank: int, args: argparse.Namespace, port: int) -> None:
+    """One rank."""
+    torch.set_num_threads(1)
+    wake_on_time()
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=args.ranks)
+    rows = []
+    for where in ("apart", "together"):
+        for seed in args.seeds:
+            row = measure(seed, where, args)
+            rows.append(row)
+            if rank == 0:
+                print(line(row), flush=True)
+    if rank == 0 and args.write:
+        asked = f"apart, over_packed >= {ASKED} for each seed"
+        given = {
+            "model": args.model,
+            "cluster": args.cluster,
+            "ranks": args.ranks,
+            "turns": args.turns,
+            "slower": args.slower,
+        }
+        record = {"command": command("dynamic_groups"), "machine": machine(), "asked": asked, **given, "rows": rows}
+        (RESULTS / "dynamic_groups.json").write_text(json.dumps(record, indent=1) + "\n")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def main() -> None:
+    """Start the ranks."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=524288, help="of a step, at least")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--slower", type=float, default=4.0, help="than the preset's devices and links")
+    parser.add_argument("--model", default="llama-2-7b")
+    parser.add_argument("--cluster", default="h100", choices=[n for n, c in CLUSTERS.items() if c.peak_flops_bfloat16])
+    parser.add_argument("--no-write", dest="write", action="store_false", help="don't write benchmarks/results")
+    args = parser.parse_args()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    start_processes(work, (args, port), nprocs=args.ranks, start_method="fork")
+
+
+if __name__ == "__main__":
+    main()
