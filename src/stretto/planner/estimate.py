@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from stretto.planner.calibration import Calibration
+from stretto.planner.calibration import Calibration, published
 from stretto.planner.communication import context_seconds, logits_seconds, tensor_seconds
 from stretto.planner.compute import head_seconds, layer_seconds, recompute_seconds
 from stretto.planner.flops import mfu, parameters
+from stretto.planner.measured_step import turn
 from stretto.planner.memory import RankMemory, fits, layer_activation_bytes, memory
 from stretto.planner.request import Request
 from stretto.planner.step import StepTime, step_time
@@ -94,7 +95,7 @@ class Estimate:
     @cached_property
     def exposed(self) -> dict[str, float]:
         """Seconds of a step in which ranks wait for each other's data, by axis."""
-        time, calibration = self.time, self.calibration or Calibration()
+        time, calibration = self.time, self.calibration or published(self.work.cluster.name)
         waits = {"pp": 0.0, "tp": time.tensor_communication, "cp": time.context_communication}
         if self.plan.pp > 1:
             silent = step_time(self.work, replace(calibration, message=INSTANT))
@@ -129,7 +130,10 @@ class Turns:
 
 def turns(work: Workload, calibration: Calibration | None) -> Turns:
     """The parts that stages are balanced by and that no schedule can avoid."""
-    calibration = calibration or Calibration()
+    calibration = calibration or published(work.cluster.name)
+    if calibration.machine is not None:
+        one, last = turn(work, calibration.machine)
+        return Turns(layer=one, head=last)
     layer, head = layer_seconds(work, calibration), head_seconds(work, calibration)
     repeated = recompute_seconds(work, calibration)
     between = sum(tensor_seconds(work, calibration)) + sum(context_seconds(work, calibration))

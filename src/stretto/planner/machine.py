@@ -32,7 +32,7 @@ class Curve:
     def at(self, size: float) -> float:
         """Seconds of ``size``.
 
-        >>> Curve(points=((10, 1.0), (1000, 100.0))).at(100), Curve(points=((10, 1.0), (20, 2.0))).at(40)
+        >>> round(Curve(points=((10, 1.0), (1000, 100.0))).at(100), 6), Curve(points=((10, 1.0), (20, 2.0))).at(40)
         (10.0, 4.0)
         """
         first, last = self.points[0], self.points[-1]
@@ -43,7 +43,7 @@ class Curve:
         for (low, before), (high, after) in pairwise(self.points):
             if size <= high:
                 share = log(size / low) / log(high / low)
-                return round(exp(log(before) + share * log(after / before)), 15)
+                return exp(log(before) + share * log(after / before))
         raise AssertionError("sizes grow")
 
 
@@ -132,6 +132,18 @@ class Machine:
             if processes <= high:
                 return before + (after - before) * (processes - low) / (high - low)
         return known[-1][1] * processes / known[-1][0]
+
+    def rates(self) -> dict[str, float]:
+        """Plain rates, by their names in ``[cluster]``: of the largest product, copy and all-reduce."""
+        side, (size, seconds) = self.sides[-1], self.copy.points[-1]
+        sums = [(ranks, curve.points[-1]) for name, ranks, curve in self.collectives if name == "all_reduce"]
+        link = max((2 * (n - 1) / n * num_bytes / spent for n, (num_bytes, spent) in sums), default=1e9)
+        return {
+            "peak_flops_bfloat16": 2.0 * side**3 / self.product(side, side, side),
+            "memory_bytes_per_second": size / seconds,
+            "link_bytes_per_second": link,
+            "network_bytes_per_second": link,
+        }
 
     def as_data(self) -> dict[str, Any]:
         """Plain values, for a file."""

@@ -38,6 +38,8 @@ WAITING_LOGITS = 2
 """Micro-batches whose shard of the logits is alive under vocabulary parallelism, between S and T."""
 GATHERED_LAYERS = 2
 """Whole layers that ZeRO-3 holds: the one at work and the one that is being gathered."""
+REDUCED_LAYERS = 3
+"""Layers whose whole gradients are alive where each backward pass is reduced: one that is filled, two on their way."""
 LOGIT_BYTES = 12.0
 """Bytes per token and vocabulary entry while the loss is computed and differentiated."""
 GATHER_BYTES = 8.0
@@ -84,6 +86,10 @@ class RankMemory:
 def memory(work: Workload, margin: Margin | None = None) -> tuple[RankMemory, ...]:
     """Peak memory of each pipeline rank, first to last; ScheduleError for an unknown schedule or one that can't be."""
     margin, plan = margin or Margin(), work.plan
+    if work.cluster.name.partition(":")[0] == "local-cpu" and not work.vocabulary:
+        from stretto.planner.tracked import tracked
+
+        return tracked(work)
     closed = plan.schedule in CLOSED_FORMS and plan.schedule_file is None and not (plan.passes or plan.offload)
     kept: list[float] = []
     if closed:
@@ -152,9 +158,12 @@ def _rank(work: Workload, share: Share, margin: Margin, *, alive: float, logits:
     whole = held
     if states.parameters > 1:
         whole = held / states.parameters + GATHERED_LAYERS * held / share.layers
+    gradients = held / states.gradients
+    if stack.reduces_each and states.gradients > 1:
+        gradients += min(REDUCED_LAYERS, share.layers) * held / share.layers
     return RankMemory(
         parameters=min(whole, held) * stack.parameter_bytes,
-        gradients=held * stack.gradient_bytes / states.gradients,
+        gradients=gradients * stack.gradient_bytes,
         optimizer=held * stack.optimizer_bytes / states.optimizer,
         activations=alive,
         logits=logits,

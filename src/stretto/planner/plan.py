@@ -51,7 +51,7 @@ class Answer:
         plan = self.plans[number].plan
         request = self.request
         machines = replace(request, pins={}).machines(plan.num_ranks)
-        known: dict[str, Any] = dict.fromkeys(request.assumed, 0.0)
+        known: dict[str, Any] = dict.fromkeys(request.untold, 0.0)
         return replace(request.run, plan=plan, cluster=replace(machines, **known))
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from stretto.planner.calibration import Calibration
+from stretto.planner.calibration import Calibration, published
 from stretto.planner.communication import (
     boundary_seconds,
     context_seconds,
@@ -28,6 +28,7 @@ from stretto.planner.communication import (
     tensor_seconds,
 )
 from stretto.planner.compute import head_seconds, layer_seconds, optimizer_seconds, recompute_seconds
+from stretto.planner.measured_step import measured_step
 from stretto.planner.memory import layer_activation_bytes
 from stretto.planner.uncertainty import expected_error
 from stretto.planner.workload import Workload
@@ -78,7 +79,9 @@ class StageTurns:
 
 def step_time(work: Workload, calibration: Calibration | None = None) -> StepTime:
     """Estimate a step; UnsupportedError for machines of unknown rates, ScheduleError for a schedule that can't be."""
-    calibration, plan = calibration or Calibration(), work.plan
+    calibration, plan = calibration or published(work.cluster.name), work.plan
+    if calibration.machine is not None:
+        return measured_step(work, calibration.machine)
     _check_rates(work)
     if plan.ep > 1:
         raise UnsupportedError("The time of plan.ep isn't estimated yet; estimate the plan without it.")
@@ -87,11 +90,7 @@ def step_time(work: Workload, calibration: Calibration | None = None) -> StepTim
     turns = _turns(work, calibration, sum(between) + sum(context))
     closed = plan.schedule in FAMILIES and plan.schedule_file is None and not (plan.passes or plan.offload)
     longest, whole = (_closed if closed else _profiled)(work, turns, boundary_seconds(work, calibration))
-    data = data_seconds(work, calibration)
-    if (
-        work.stack.overlapped_reduction
-    ):  # whole states: only the last backward and the first forward have it beside them
-        data = max(0.0, data - (longest if work.states.parameters > 1 else longest / work.num_microbatches))
+    data = exposed_seconds(work, longest, calibration)
     layers = work.num_microbatches * max(share.layers for share in work.shares) / work.num_replicas
     time = StepTime(
         work=longest,
@@ -103,6 +102,19 @@ def step_time(work: Workload, calibration: Calibration | None = None) -> StepTim
         host_communication=_host_seconds(work, whole, calibration),
     )
     return replace(time, expected_error=expected_error(_causes(time), work.cluster.name))
+
+
+def exposed_seconds(work: Workload, longest: float, calibration: Calibration) -> float:
+    """What a step waits for its data ranks, where the busiest rank works for ``longest``.
+
+    What is done for each micro-batch lies beside all of the work, what is done once beside the last backward and the
+    first forward pass.  What is hidden takes processors from the work.
+    """
+    each, once = data_seconds(work, calibration)
+    if not work.stack.overlapped_reduction:
+        return each + once
+    waits = max(0.0, each + once - longest, once - longest / work.num_microbatches)
+    return waits + calibration.overlap * (each + once - waits)
 
 
 def _causes(time: StepTime) -> dict[str, float]:
@@ -120,7 +132,7 @@ def _causes(time: StepTime) -> dict[str, float]:
 
 def stage_turns(work: Workload, calibration: Calibration | None = None) -> StageTurns:
     """What each stage does with one micro-batch, its collectives over tp and cp included."""
-    calibration = calibration or Calibration()
+    calibration = calibration or published(work.cluster.name)
     return _turns(work, calibration, sum(tensor_seconds(work, calibration)) + sum(context_seconds(work, calibration)))
 
 

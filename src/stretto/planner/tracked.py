@@ -52,8 +52,10 @@ def _rank(work: Workload, rank: int, packed: bool) -> RankMemory:
     gradients = held * stack.gradient_bytes / states.gradients
     if states.optimizer > states.gradients:  # zero 1: whole until they are reduced, beside the shard they go to
         gradients += held * stack.gradient_bytes / states.optimizer
-    kept = max(_moment(work, moment, packed) for moment in work.profile.alive[rank])
-    loss = _loss_bytes(work) if len(work.layers) - 1 in work.stages_of_rank(rank) else 0.0
+    moments = work.profile.alive[rank]
+    kept = max(_moment(work, moment, packed) for moment in moments)
+    last = len(work.layers) - 1
+    loss = _loss_bytes(work) * max(dict(moment).get(last, 0) for moment in moments)
     if work.plan.recompute != "none":  # one whole layer, when the loss is let go already
         whole = layer_elements(work, packed=packed, recompute="none") - layer_elements(work, packed=packed)
         kept += max(0.0, whole * stack.parameter_bytes - loss)

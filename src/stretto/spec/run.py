@@ -33,6 +33,8 @@ class RunSettings:
     trace: str = "last"
     """Steps of which every operation is recorded for ``stretto diagnose``: ``last`` (the last 8 that were made),
     ``off``, or steps such as ``5,10-12``."""
+    refuse_unfit: bool = True
+    """Refuse, before any process starts, a plan that the planner finds not to fit the devices' memory."""
     drill: str = ""
     """A fault to suffer, such as ``freeze rank 1 step 2 at B``, to see how the run ends; see spec/drill.py."""
 

@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from stretto.planner.remedy import refuse_unfit
 from stretto.resilience import StopRequest
 from stretto.spec import toml
 from stretto.spec.check import check
@@ -41,6 +42,7 @@ def run_training(run: RunSpec, *, run_file: Path | None = None, entry: str = ENT
     """
     membership = find_membership(os.environ)
     check(run, world_size=membership.world.world_size if membership else None)
+    refuse_unfit(run)
     if membership is None:
         run = searched(run)
     if run.plan.schedule != "auto" or run.plan.schedule_file is not None:

@@ -23,6 +23,7 @@ from stretto.trainer.fitting import find_checkpoint
 from stretto.trainer.host_memory import host_bytes
 from stretto.trainer.memory import ActivationMeter, passing_bytes, persistent_bytes
 from stretto.trainer.metrics import Board, MetricsFile, step_line
+from stretto.trainer.prediction import FirstSteps
 from stretto.trainer.rate import learning_rate
 from stretto.trainer.recording import recorder_of
 from stretto.trainer.resume import resume_session, save_session
@@ -120,6 +121,7 @@ class Loop:
         self._metrics = MetricsFile(folder / "metrics.jsonl", after=self._done) if lead else None
         self._evals = MetricsFile(folder / "eval.jsonl", after=self._done) if lead else None
         self._board = Board(folder / "tensorboard", after=self._done) if lead and run.run.tensorboard else None
+        self._first = FirstSteps.of(run, cuda=device.type == "cuda") if lead else None
 
     def _loader(self, split: Any) -> Loader:
         plan, training = self._run.plan, self._run.training
@@ -217,6 +219,8 @@ class Loop:
             if self._board is not None:
                 self._board.write(record, "train")
             self._say(step_line(record, self._run.training.steps))
+            if self._first is not None and (line := self._first.note(record)) is not None:
+                self._say(line)
             self._stopped = self._stopped or result.stop
 
     def _batches(self, loader: Loader, step: int) -> list[Any]:

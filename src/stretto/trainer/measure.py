@@ -97,10 +97,10 @@ def _product(m: int, n: int, k: int) -> float:
 def _attention() -> dict[str, Curve]:
     forward, backward = [], []
     for heads, length, size in ATTENTION:
-        inputs = [torch.randn(1, heads, length, size, requires_grad=True) for _ in range(3)]
+        q, k, v = (torch.randn(1, heads, length, size, requires_grad=True) for _ in range(3))
         mask = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
-        attend = partial(F.scaled_dot_product_attention, *inputs, attn_mask=mask)
-        there, back = _both(attend, inputs, torch.randn(1, heads, length, size))
+        attend = partial(F.scaled_dot_product_attention, q, k, v, attn_mask=mask)
+        there, back = _both(attend, [q, k, v], torch.randn(1, heads, length, size))
         forward.append((float(heads * length**2 * size), there))
         backward.append((float(heads * length**2 * size), back))
     return {"attention_forward": Curve(points=tuple(forward)), "attention_backward": Curve(points=tuple(backward))}

@@ -1,0 +1,55 @@
+"""What the planner expects of a run's own plan, to be laid beside what its first steps measure.
+
+There is a prediction where the machines' rates are known, from a preset, ``[cluster]`` or a calibration; elsewhere
+there is none, rather than one of assumed rates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from stretto.planner.memory import RankMemory
+from stretto.planner.request import Request
+from stretto.planner.step import StepTime, step_time
+from stretto.planner.tracked import tracked
+from stretto.spec.errors import StrettoError
+from stretto.spec.run import RunSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """Of one step and of the fullest rank."""
+
+    time: StepTime
+    memory: RankMemory
+
+    def as_data(self) -> dict[str, Any]:
+        """Plain values."""
+        parts = {field.name: getattr(self.time, field.name) for field in fields(StepTime)}
+        error = parts.pop("expected_error")
+        kinds = {field.name: getattr(self.memory, field.name) for field in fields(RankMemory)}
+        return {
+            "seconds": {"predicted": self.time.total, "expected_error": error, "parts": parts},
+            "bytes": {"predicted": self.memory.total, "expected_error": self.memory.expected_error, "kinds": kinds},
+        }
+
+
+def predict(run: RunSpec, *, cuda: bool = False) -> Prediction | None:
+    """What ``run`` is expected to take; None where that can't be told.
+
+    ``cuda``: the run is measured by the device's count of allocations; otherwise tensors are tracked.
+    """
+    if run.model.family == "foreign" or run.plan.asynchronous != "none":
+        return None
+    try:
+        request = Request(run=run)
+        if request.assumed:
+            return None
+        work = request.work(run.plan)
+        from stretto.planner.memory import memory
+
+        ranks = memory(work, request.margin) if cuda or work.vocabulary else tracked(work)
+        return Prediction(time=step_time(work, request.calibration), memory=max(ranks, key=lambda rank: rank.total))
+    except StrettoError:
+        return None
