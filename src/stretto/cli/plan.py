@@ -58,6 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--critical-batch", type=int, metavar="TOKENS", help="largest useful batch, in tokens; warn beyond"
     )
+    how.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="what stretto diagnose --calibrate measured of the machine"
+    )
     result = parser.add_argument_group("what to say")
     result.add_argument(
         "--why-not", metavar="KEY=VALUE,...", help="explain why the best plan isn't one with these values"
@@ -116,6 +119,8 @@ def _request(options: argparse.Namespace) -> Request:
 
     run, pins, (price, source) = _of_file(options) if options.run_file is not None else _of_options(options)
     pins = {**pins, **read_pins(options.pin)}
+    if options.calibration is not None:
+        run = replace(run, cluster=replace(run.cluster, calibration=str(options.calibration)))
     if options.price is not None:
         price, source = options.price, "--price"
     if price is not None and not price > 0:

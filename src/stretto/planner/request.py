@@ -70,13 +70,21 @@ class Request:
 
     @property
     def cluster(self) -> ClusterSpec:
-        """The machines, with rates that nothing is known of assumed."""
-        rates: dict[str, Any] = {name: ASSUMED[name] for name in self.assumed}
+        """The machines, with rates that they don't tell as measured, or assumed."""
+        machine = None if self.calibration is None else self.calibration.machine
+        known = ASSUMED if machine is None else machine.rates()
+        rates: dict[str, Any] = {name: known[name] for name in self.untold}
         return replace(self.run.cluster, **rates)
 
     @property
     def assumed(self) -> tuple[str, ...]:
         """Rates of the cluster that aren't known."""
+        measured = self.calibration is not None and self.calibration.machine is not None
+        return () if measured else self.untold
+
+    @property
+    def untold(self) -> tuple[str, ...]:
+        """Rates that ``[cluster]`` doesn't tell."""
         return tuple(name for name in ASSUMED if not getattr(self.run.cluster, name))
 
     @property
