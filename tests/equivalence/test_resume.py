@@ -24,7 +24,14 @@ from stretto.trainer.world import World
 
 STEPS, STOP = 6, 3
 MODEL = ModelSpec(
-    vocab_size=260, hidden_size=32, intermediate_size=48, num_layers=4, num_heads=4, num_kv_heads=2, dropout=0.1
+    vocab_size=260,
+    hidden_size=32,
+    intermediate_size=48,
+    num_layers=4,
+    num_heads=4,
+    num_kv_heads=2,
+    dropout=0.1,
+    attention=("softmax", "linear", "softmax", "delta"),
 )
 PLANS: dict[str, dict[str, Any]] = {
     "pp2-dp2": {"pp": 2, "dp_replicate": 2},

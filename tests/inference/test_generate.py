@@ -26,6 +26,7 @@ SPECS = {
     "llama-3": ModelSpec(vocab_size=61, rope_scaling=RopeScaling(original_positions=16)),
     "windowed": ModelSpec(vocab_size=61, sliding_window=4, dropout=0.5),
     "qwen3": ModelSpec(vocab_size=61, qk_norm=True, tied_embeddings=True),
+    "hybrid": ModelSpec(num_kv_heads=2, num_layers=3, vocab_size=61, attention=("linear", "delta", "softmax")),
     "gpt2": ModelSpec(family="gpt2", vocab_size=61, max_positions=40),
 }
 

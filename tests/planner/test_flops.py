@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -98,3 +101,22 @@ def test_foreign_model_is_not_guessed() -> None:
     with pytest.raises(UnsupportedError, match="foreign"):
         flops.parameters(foreign)
     assert flops.mfu(foreign, sequence_length=8, tokens_per_second=1.0, num_devices=1, peak_flops=1.0) is None
+
+
+def test_layers_that_keep_states() -> None:
+    from stretto.models.build import build_model
+
+    for family, heads in (("llama", 2), ("gpt2", 4)):
+        model = model_preset(
+            "tiny" if family == "llama" else "tiny-gpt2", num_layers=3, num_heads=4, num_kv_heads=heads
+        )
+        hybrid = replace(model, attention=("linear", "softmax", "delta"))
+        with torch.device("meta"):
+            module: Any = build_model(hybrid)
+        assert flops.parameters(hybrid).total == sum(p.numel() for p in module.parameters())
+        # Kept: a third of the softmax products.  Instead: 2 K K of a write, a delta layer's read, and each query.
+        states = 2 * model.head_size**2 * ((4 + heads) + (4 + 2 * heads))
+        gates = 2 * model.hidden_size * 3 * heads
+        products = 4 * 4 * model.head_size * flops.keys_per_query(model, 9)
+        expected = flops.forward_flops_per_token(model, 9) - 2 * products + states + gates
+        assert flops.forward_flops_per_token(hybrid, 9) == pytest.approx(expected, rel=1e-12)

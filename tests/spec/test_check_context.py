@@ -27,6 +27,7 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     ({"cp": 4, "context": "token-ring", "inner_ring": 2}, 64, "makes a double ring, but plan.context = 'token-ring'"),
     ({"cp": 4, "context": "rings"}, 64, "plan.context = 'rings' is none of 'ring', 'ulysses'"),
     ({"cp": 4, "context_layout": "striped"}, 64, "plan.context_layout = 'striped' is none of 'zigzag', 'contiguous'"),
+    ({"cp": 4, "linear_context": "lasp"}, 64, "plan.linear_context = 'lasp' is none of 'all-gather', 'ring'"),
     ({"cp": 4, "context_inner": "heads"}, 64, "plan.context_inner = 'heads' is none of 'ulysses', 'ring'"),
     (
         {"cp": 4},

@@ -86,6 +86,7 @@ HEALTHY: dict[str, tuple[ModelSpec, dict[str, Any]]] = {
         {"tp": 2, "dp_shard": 2, "recompute": "selective"},
     ),
     "cp2-tp2-dropout": (DROPOUT, {"cp": 2, "tp": 2, "context": "ulysses"}),
+    "hybrid-cp2-pp2": (replace(LLAMA, num_layers=6, attention=("delta", "linear", "softmax")), {"cp": 2, "pp": 2}),
     "foreign": (FOREIGN, {"pp": 2, "tp": 2}),
 }
 

@@ -16,10 +16,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from stretto.models.attention import Attend, Attention, scaled_dot_product
+from stretto.models.chunked import Summary, passed
 from stretto.models.context import Context
+from stretto.models.linear_attention import LinearAttention, States
 from stretto.spec.contract import Place
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
 
     from torch import Tensor
@@ -49,6 +52,25 @@ class CachedAttend:
         return scaled_dot_product(q_BHTK, keys, values, context.mask, causal=context.mask is None and start == 0)
 
 
+class KeptState:
+    """The state of a linear layer after all tokens so far: its cache, of one size whatever their number."""
+
+    def __init__(self) -> None:
+        self.state: Tensor | None = None
+
+    def lengths(self, context: Context, tokens: int) -> Sequence[int]:
+        """All new tokens follow each other."""
+        return (tokens,)
+
+    def __call__(self, stretches: Sequence[Summary], context: Context) -> Sequence[Tensor]:
+        """Return the state before the new tokens and keep the one after them."""
+        (stretch,) = stretches
+        before = torch.zeros_like(stretch.gain[:, :, 0]) if self.state is None else self.state
+        through, gain = stretch.total()
+        self.state = passed(through, before) + gain
+        return (before,)
+
+
 class Cache:
     """Puts a cache of ``capacity`` tokens into every attention of ``model`` while it is entered."""
 
@@ -57,6 +79,7 @@ class Cache:
         self.capacity = capacity
         self.length = 0
         self.before: list[tuple[Attention, Attend]] = []
+        self.states_before: list[tuple[LinearAttention, States]] = []
 
     def __enter__(self) -> Cache:
         """Take the place of each ``attend``."""
@@ -64,6 +87,9 @@ class Cache:
             if isinstance(module, Attention):
                 self.before.append((module, module.attend))
                 module.attend = CachedAttend(self.capacity)
+            elif isinstance(module, LinearAttention):
+                self.states_before.append((module, module.states))
+                module.states = KeptState()
         return self
 
     def __exit__(
@@ -73,6 +99,9 @@ class Cache:
         for module, attend in self.before:
             module.attend = attend
         self.before.clear()
+        for layer, states in self.states_before:
+            layer.states = states
+        self.states_before.clear()
 
     def context(self, tokens_BT: Tensor) -> Context:
         """Return the context of the next ``tokens_BT`` and count them as seen."""

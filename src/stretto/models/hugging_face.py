@@ -100,6 +100,11 @@ def hugging_face_tensors(spec: ModelSpec) -> dict[str, HuggingFaceTensor]:
     """Return global name -> place in a Hugging Face checkpoint; a tied head lies in the embedding."""
     if spec.family == "foreign":
         raise UnsupportedError("Weights of a foreign model come from its own builder, not from a directory.")
+    if spec.keeps_states:
+        raise UnsupportedError(
+            "Hugging Face has no model with these linear and delta layers (model.attention), so weights can't be read "
+            'from or written to its format; keep to checkpoints of Stretto, with model.weights = "random".'
+        )
     found = {name: locate(name, spec.family) for name in parameter_shapes(spec)}
     if spec.tied_embeddings:
         found["outputs.head.weight"] = found["inputs.tokens.weight"]

@@ -11,6 +11,10 @@ at position i needs the keys 0..i, and a sliding window w at most the last w of 
     keys per query on average = sum over i < T of min(i + 1, w) / T          ((T + 1) / 2 without window)
     forward operations per token and layer = 2 products x 2 x heads x head size x that
 
+A layer that keeps a state [K, K] per key/value head (``linear``, ``delta``) is counted as its recurrence, whatever
+the chunked kernel does besides: a product of K K for what a token writes, another for what a delta layer reads before
+that, and one per query head; none grows with the sequence.
+
 ``causal=False`` counts all T keys for every query, the convention of the PaLM paper (appendix B: 6N + 12LHQT);
 figures compared with others' must use the same.  Softmax, norms and activations are not counted, nor is what
 recompute does twice: MFU is about the model's own work.
@@ -18,6 +22,7 @@ recompute does twice: MFU is about the model's own work.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from stretto.spec.errors import UnsupportedError
@@ -81,12 +86,16 @@ def parameters(model: ModelSpec) -> Parameters:
         vectors += queries + 2 * keys
     if gpt2:
         vectors += width + inner + width  # output projection, feed-forward up, feed-forward down
+    per_kind = Counter(map(model.attention_of, range(model.num_layers)))
+    # A decay per key/value head, and what a delta layer writes; both have biases.
+    gates = model.kv_heads * (per_kind["linear"] + 2 * per_kind["delta"])
+    head_norms = model.head_size * (model.num_layers - per_kind["softmax"])
     if model.qk_norm:
-        vectors += 2 * model.head_size
+        head_norms += 2 * model.head_size * per_kind["softmax"]
     return Parameters(
         embedding=model.vocab_size * width + (model.max_positions * width if gpt2 else 0),
-        layer_matrices=model.num_layers * (attention + feed_forward),
-        layer_vectors=model.num_layers * vectors,
+        layer_matrices=model.num_layers * (attention + feed_forward) + width * gates,
+        layer_vectors=model.num_layers * vectors + gates + head_norms,
         final_norm=norm,
         head=model.vocab_size * width,
         tied=model.tied_embeddings,
@@ -105,8 +114,11 @@ def keys_per_query(model: ModelSpec, sequence_length: int, *, causal: bool = Tru
 def forward_flops_per_token(model: ModelSpec, sequence_length: int, *, causal: bool = True) -> float:
     """Operations of one forward pass per token, in FLOP."""
     keys = keys_per_query(model, sequence_length, causal=causal)
-    attention = 2 * 2 * model.num_layers * model.num_heads * model.head_size * keys
-    return 2 * parameters(model).multiplying + attention
+    kinds = Counter(map(model.attention_of, range(model.num_layers)))
+    attention = 2 * 2 * kinds["softmax"] * model.num_heads * model.head_size * keys
+    products = {"linear": model.num_heads + model.kv_heads, "delta": model.num_heads + 2 * model.kv_heads}
+    states = sum(2 * kinds[kind] * heads * model.head_size**2 for kind, heads in products.items())
+    return 2 * parameters(model).multiplying + attention + states
 
 
 def flops_per_token(model: ModelSpec, sequence_length: int, *, causal: bool = True) -> float:

@@ -182,7 +182,7 @@ def _attention(model: ModelSpec) -> None:
         raise ConfigError('model.attention is empty; write a kind of layer, for example ["linear", "softmax"].')
     for index, kind in enumerate(model.attention):
         one_of(f"model.attention[{index}]", kind, capabilities.ATTENTION)
-    if "softmax" in model.attention[: model.num_layers]:
+    if "softmax" in model.attention:
         return
     for key in ("sliding_window", "rope_scaling", "qk_norm"):
         if getattr(model, key):

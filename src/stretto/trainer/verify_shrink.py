@@ -163,6 +163,7 @@ def shrink_model(run: RunSpec, plan: PlanSpec, training: TrainingSpec) -> ModelS
         max_positions=length + 8,
         sliding_window=window,
         initial_std=0.2,
+        attention=tuple(dict.fromkeys(model.attention)),  # of a pattern, each kind once
     )
 
 
