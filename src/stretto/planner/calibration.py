@@ -3,11 +3,18 @@
 Four numbers are fitted (``FITTED``); their defaults are what ``benchmarks/planner_truth.py`` finds on the 13B runs of
 Hagemann et al. 2023 (arXiv 2311.05610, A100-80GB, 64 devices).  The rest is cited: steps of one small cluster tell
 neither the rates of the flash kernels, which are those of the kernels' own papers, nor the network's.
+
+Later machines reach smaller shares of larger peaks (``OTHERS``).  An H100's tensor cores draw more than its 700 W where
+they are all at work, so that its clock falls: its best product of all shapes reaches 80% of the peak, an A100's 87%
+(Bekman, Machine Learning Engineering).  What remains in training is fitted on MosaicML's runs of one code on both
+machines (``benchmarks/planner_h100.py``).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from stretto.planner.machine import Machine
 
@@ -47,8 +54,32 @@ class Calibration:
     """Seconds of one hop inside a node, kernel launch included."""
     network_latency: float = 1e-5
     """Seconds of one hop between nodes."""
+    overlap: float = 0.0
+    """Of a device's processors, those that a collective takes from the products it is hidden under."""
     host_bytes_per_second: float = 2e10
     """Between a device and its host, each way: PCIe 4.0 x16 carries 31.5 GB/s, pinned copies get 2/3."""
     machine: Machine | None = None
     """Figures of the very machine, by size (``stretto diagnose --calibrate``): where there are some, a step is put
     together from them (``measured_step``), and the shares above aren't asked."""
+
+
+HOPPER: Mapping[str, Any] = {"matmul": 0.63, "flash_2": 0.35, "overlap": 20 / 132}
+"""``matmul``: see above.  ``flash_2``: made for the A100's instructions, it reaches 35% of an H100 (Shah et al. 2024,
+arXiv 2407.08608, abstract).  ``overlap``: 20 of 132 processors communicate (DeepSeek-V3, arXiv 2412.19437, section
+3.2.2); NCCL takes 24 for an all-gather."""
+OTHERS: Mapping[str, Mapping[str, Any]] = {
+    "h100": HOPPER,
+    "h200": HOPPER,
+    # Its best product reaches 78% of the peak (Bekman), an H100's 80%; nothing is published of the rest.
+    "b200": {**HOPPER, "matmul": 0.61},
+}
+"""Preset -> what differs from the A100's shares."""
+
+
+def published(name: str) -> Calibration:
+    """The published shares of a cluster, by the preset in its name (``h100:64``); of others the A100's.
+
+    >>> published("h100:64").matmul, published("a100:64").matmul
+    (0.63, 0.815)
+    """
+    return replace(Calibration(), **OTHERS.get(name.partition(":")[0], {}))

@@ -122,10 +122,12 @@ def logits_seconds(work: Workload, calibration: Calibration) -> float:
 def context_seconds(work: Workload, calibration: Calibration) -> tuple[float, float]:
     """What one layer and micro-batch waits for the sequence of other cp ranks: forward, backward.
 
-    A ring hands keys and values (a token ring queries and outputs) from rank to rank under the attention of those at
-    hand, so that only what takes longer than attention is waited for; backward the gradients travel too.  All-gather
-    brings all keys and values first, Ulysses exchanges heads for sequence before and after attention, and a mesh does
-    so in groups of ``plan.ulysses`` and goes round over the others (volumes: ``sequence_volume``).
+    A ring hands keys and values (a token ring queries and outputs) from seat to seat, each under the attention to those
+    at hand: n - 1 messages under n blocks, and only what a message takes longer than a block is waited for; backward
+    the gradients travel too.  All-gather brings all keys and values first, Ulysses exchanges heads for sequence before
+    and after attention, and a mesh does so in groups of ``plan.ulysses`` and goes round over the others (volumes:
+    ``sequence_volume``).  Each seat of a mesh has all tokens of its ranks, and a share of their heads.  What is hidden
+    takes processors from attention.
     """
     plan, model = work.plan, work.model
     if plan.cp == 1:
@@ -149,9 +151,16 @@ def context_seconds(work: Workload, calibration: Calibration) -> tuple[float, fl
     ring = group(work, seats, plan.tp * plan.cp // seats, calibration)
     attention = attention_seconds(work, calibration)
     return (
-        exchanged + max(0.0, ring.all_gather(carried * seats) - attention.forward),
-        exchanged + max(0.0, ring.all_gather(back * seats) - attention.backward),
+        exchanged + _under(ring, carried, attention.forward, calibration),
+        exchanged + _under(ring, back, attention.backward, calibration),
     )
+
+
+def _under(ring: Group, message: float, attention: float, calibration: Calibration) -> float:
+    """What a seat waits for n - 1 messages of so many bytes, each beside one of n blocks of its attention."""
+    travels = ring.latency + message / ring.bytes_per_second
+    waits = max(0.0, travels - attention / ring.size)
+    return (ring.size - 1) * (waits + calibration.overlap * (travels - waits))
 
 
 def boundary_seconds(work: Workload, calibration: Calibration) -> float:
@@ -170,11 +179,20 @@ def boundary_seconds(work: Workload, calibration: Calibration) -> float:
 
 
 def data_seconds(work: Workload, calibration: Calibration) -> float:
+    """All that the data ranks of the fullest pipeline rank exchange in a step, hidden or not."""
+    return sum(data_parts(work, calibration))
+
+
+def data_parts(work: Workload, calibration: Calibration) -> tuple[float, float]:
     """Reduction of gradients and gathering of parameters of the fullest pipeline rank, hidden or not.
 
     Whole parameters (ZeRO-1 and 2): gradients are summed once a step and scattered over those who keep shards of them,
     and what each rank has stepped is gathered.  Divided ones (ZeRO-3) are gathered for the forward and for the backward
-    pass of every micro-batch, and their gradients reduced after each (Rajbhandari et al. 2020, section 7).
+    pass of every micro-batch, and their gradients reduced after each (Rajbhandari et al. 2020, section 7), as are those
+    of ZeRO-2 where nobody keeps them whole (``stack.reduces_each``).
+
+    Returns:
+        Seconds of what is done for each micro-batch, over all of them, and of what is done once.
     """
     plan, stack, states = work.plan, work.stack, work.states
     ranks = plan.dp * plan.cp * work.num_replicas  # those of a bidirectional pipeline hold the same parameters
@@ -190,6 +208,9 @@ def data_seconds(work: Workload, calibration: Calibration) -> float:
     summed = over(ranks // states.gradients, states.gradients).all_reduce(gradients / states.gradients)
     stepped = over(states.optimizer // states.parameters, states.parameters)
     rest = summed + stepped.all_gather(held / states.parameters * stack.parameter_bytes)
-    if states.parameters == 1:
-        return scattered + rest
-    return work.num_microbatches * (2 * gathered + scattered) + rest
+    number = work.num_microbatches
+    if states.parameters > 1:
+        return number * (2 * gathered + scattered), rest
+    if stack.reduces_each and states.gradients > 1:
+        return number * scattered, rest
+    return 0.0, scattered + rest

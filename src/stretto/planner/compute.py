@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from stretto.planner.blockwise import blockwise_seconds
 from stretto.planner.calibration import Calibration
 from stretto.planner.flops import BACKWARD, keys_per_query
 from stretto.planner.matmul import processors_of, weight_operations
@@ -87,7 +88,9 @@ def recompute_seconds(work: Workload, calibration: Calibration) -> float:
     if work.plan.recompute == "none":
         return 0.0
     if work.plan.recompute == "full":
-        return layer_seconds(work, calibration).forward
+        again = layer_seconds(work, calibration).forward
+        # Attention that is cut over cp keeps its results (parallel/sequence/results).
+        return again - (attention_seconds(work, calibration).forward if cut_by_tiles(work) else 0.0)
     scores = SCORES.get(work.stack.attention, (0, 0))[0] * work.model.num_heads * work.sequence_length
     moved = work.tokens * scores / work.plan.tp
     return attention_seconds(work, calibration).forward + moved / rates(work, calibration)[1]
@@ -137,8 +140,16 @@ def rates(work: Workload, calibration: Calibration) -> tuple[float, float]:
     return cluster.peak_flops_bfloat16 * calibration.matmul, cluster.memory_bytes_per_second * calibration.memory
 
 
+def cut_by_tiles(work: Workload) -> bool:
+    """Whether attention is cut over cp and has no kernel of its own."""
+    return work.plan.cp > 1 and work.stack.context_kernel == "blockwise"
+
+
 def attention_seconds(work: Workload, calibration: Calibration) -> Passes:
     """The two products of attention; flash computes its scores once more in the backward pass."""
+    if cut_by_tiles(work):
+        forward, backward = blockwise_seconds(work, calibration)
+        return Passes(forward=forward, backward=backward)
     model, length, attention = work.model, work.sequence_length, work.stack.attention
     flash = not work.stack.stores_scores
     keys = keys_per_query(model, length, causal=flash)

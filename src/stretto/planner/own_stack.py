@@ -5,7 +5,8 @@ float32    parameters, gradients and sums 4; two moments 8
 float64    parameters, gradients and sums 8; two moments 16
 
 Attention is the flash kernel of ``scaled_dot_product_attention``, a norm keeps its input alone, activations between
-attention and feed-forward and the logits are split over tp, and gradients are reduced under the last backward pass.
+attention and feed-forward and the logits are split over tp, and gradients are reduced under the last backward pass
+(under ZeRO-2 and 3 under each).  Attention that is cut over cp has no kernel of its own yet (``blockwise``).
 """
 
 from __future__ import annotations
@@ -29,4 +30,6 @@ def own_stack(dtype: str) -> KernelStack:
         reduction_bytes=gradient,
         optimizer_bytes=optimizer,
         overlapped_reduction=True,
+        reduces_each=True,
+        context_kernel="blockwise",
     )

@@ -22,6 +22,9 @@ class KernelStack:
 
     attention: Attention = "flash-2"
     """The kernel of scores, softmax and their use."""
+    context_kernel: Literal["same", "blockwise"] = "same"
+    """What computes attention whose sequence is cut over cp: the same kernel block by block, or tiles in plain PyTorch
+    (``blockwise``)."""
     fused_norm: bool = True
     """Whether a norm reads its input once and keeps only that."""
     sequence_parallel: bool = True
@@ -40,6 +43,8 @@ class KernelStack:
     """Network adapters of a node that one ring of a collective uses; None: one for each of its members there."""
     overlapped_reduction: bool = False
     """Whether gradients are summed, and parameters gathered, under the work of one micro-batch."""
+    reduces_each: bool = False
+    """Whether divided gradients (ZeRO-2) are reduced after each backward pass, or once, from whole ones."""
     parameter_bytes: float = 2
     """Bytes of a parameter in the form that multiplies."""
     gradient_bytes: float = 4

@@ -23,7 +23,7 @@ from stretto.planner.calibration import Calibration, published
 from stretto.planner.communication import (
     boundary_seconds,
     context_seconds,
-    data_seconds,
+    data_parts,
     logits_seconds,
     tensor_seconds,
 )
@@ -110,7 +110,7 @@ def exposed_seconds(work: Workload, longest: float, calibration: Calibration) ->
     What is done for each micro-batch lies beside all of the work, what is done once beside the last backward and the
     first forward pass.  What is hidden takes processors from the work.
     """
-    each, once = data_seconds(work, calibration)
+    each, once = data_parts(work, calibration)
     if not work.stack.overlapped_reduction:
         return each + once
     waits = max(0.0, each + once - longest, once - longest / work.num_microbatches)

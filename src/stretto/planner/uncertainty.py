@@ -21,9 +21,9 @@ UNCERTAINTY: Mapping[str, float] = {
     "optimizer": 0.3,
 }
 """Relative error of each cause of a step's time, one standard deviation."""
-FOREIGN = 0.25
-"""Besides, relative error on machines other than the fitted: four of torchtitan's published runs on H100s of 500 W
-reach 7 to 44% fewer tokens a second than the A100's shares say."""
+FOREIGN = 0.2
+"""Besides, relative error on machines other than the fitted: of MosaicML's runs on H100s at 2,048 tokens those of 13B
+and more come out within 7%, smaller ones up to 27% too fast (``benchmarks/planner_h100.py``)."""
 FITTED_MACHINES = ("a100",)
 """Presets whose shares of rates are fitted."""
 MEMORY = 0.1

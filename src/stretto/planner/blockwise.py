@@ -1,0 +1,78 @@
+"""Time of attention cut over cp, as this version runs it: tile by tile, each step over a tile's scores a kernel.
+
+Flash kernels give no log-sum-exp that torch makes public, and partial results can't be merged without one, so a cut row
+is computed in tiles of ``TILE`` x ``TILE`` scores in plain PyTorch (``parallel/sequence/blockwise``).  Scores go
+through memory many times, which costs more than the products themselves:
+
+    per score        forward 64 bytes, backward 86     products 4 K operations forward, 10 K backward
+    per row of a tile and channel   38 and 36 bytes    merging outputs; adding gradients
+    per tile         24 and 22 kernels
+
+Bytes of a score forward: written 2, to float32 6, scaled 8, log-sum-exp 24 (maximum 4, subtracted 8, exponential 8, sum
+4), subtracted 8, exponential 8, to 16 bit 6, read 2.  Backward: written, to float32 and scaled 16, subtracted 8,
+exponential 8; gradients of weights written 2, to float32 6; weights to 16 bit 6, read 2; delta subtracted 8, times
+weights 12, scaled 8; to 16 bit 6, read twice 4.
+
+A zigzag seat of n holds two of 2n chunks.  With c tiles to a chunk it sees (2n - 1) c^2 whole tiles and, on its two
+diagonals, c (c + 1); the last seat of a contiguous cut (n - 1) c^2 + c (c + 1) / 2.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+
+from stretto.planner.calibration import Calibration
+from stretto.planner.flops import keys_per_query
+from stretto.planner.workload import Workload
+
+TILE = 512
+"""Queries, and keys, of a tile."""
+SCORE_BYTES = (64, 86)
+"""Read and written per score, forward and backward."""
+ROW_BYTES = (38, 36)
+"""Per row of a tile and channel."""
+KERNELS = (24, 22)
+"""Per tile."""
+OPERATIONS = (4, 10)
+"""Per score and channel: two products forward, five backward."""
+
+
+def tiles(work: Workload) -> tuple[float, float]:
+    """Tiles that the fullest rank works on for each row and layer, and the tokens of their sides."""
+    plan, length = work.plan, work.sequence_length
+    seats = plan.cp // sharers(work)
+    zigzag = seats > 1 and plan.context_layout == "zigzag"
+    chunk = length / (2 * seats if zigzag else seats)
+    across = ceil(chunk / TILE)
+    number: float
+    if zigzag:
+        number = (2 * seats - 1) * across**2 + across * (across + 1)
+    else:
+        number = (seats - 1) * across**2 + across * (across + 1) / 2
+    seen = keys_per_query(work.model, length) / ((length + 1) / 2)  # a window leaves tiles out
+    return number * seen, chunk / across
+
+
+def sharers(work: Workload) -> int:
+    """Cp ranks that share the heads of a seat."""
+    plan = work.plan
+    return {"ulysses": plan.cp, "mesh": plan.ulysses}.get(plan.context, 1)
+
+
+def blockwise_seconds(work: Workload, calibration: Calibration) -> tuple[float, float]:
+    """Attention of one layer and micro-batch on the fullest rank, forward and backward."""
+    cluster, model = work.cluster, work.model
+    number, side = tiles(work)
+    heads = model.num_heads / work.plan.tp / sharers(work) * work.plan.micro_batch_size
+    scores, rows = number * side * side * heads, number * side * heads * model.head_size
+    matmul, memory = (
+        cluster.peak_flops_bfloat16 * calibration.matmul,
+        cluster.memory_bytes_per_second * calibration.memory,
+    )
+    forward, backward = (
+        OPERATIONS[way] * model.head_size * scores / matmul
+        + (SCORE_BYTES[way] * scores + ROW_BYTES[way] * rows) / memory
+        + KERNELS[way] * number * calibration.kernel_latency
+        for way in (0, 1)
+    )
+    return forward, backward

@@ -1,0 +1,104 @@
+"""Attention cut over cp: tiles as the runtime walks them, what a ring waits for, what overlapping costs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from stretto.planner.blockwise import TILE, blockwise_seconds, tiles
+from stretto.planner.calibration import Calibration, published
+from stretto.planner.communication import context_seconds, group
+from stretto.planner.compute import attention_seconds, layer_seconds, recompute_seconds
+from stretto.planner.own_stack import own_stack
+from stretto.planner.step import exposed_seconds
+from stretto.planner.workload import Workload
+from stretto.spec.plan import PlanSpec
+from stretto.spec.presets_cluster import cluster_preset
+from stretto.spec.presets_model import model_preset
+from stretto.spec.sequence import Arrangement, Range, cut_sequence
+
+
+def work_of(length: int = 8192, **plan: object) -> Workload:
+    """Llama 3 8B on one node."""
+    return Workload(
+        model=model_preset("llama-3-8b"),
+        plan=PlanSpec(**plan),
+        cluster=cluster_preset("h100:8"),
+        sequence_length=length,
+        global_batch_size=8,
+        stack=own_stack("bfloat16"),
+    )
+
+
+def walked(plan: PlanSpec, length: int) -> int:
+    """Tiles in which some query sees some key, on the rank that has most: each pair of pieces, cut in tiles."""
+    who = Arrangement.of(plan)
+    seats = who.seated(cut_sequence(length, plan.cp, plan.context_layout))
+
+    def cut(piece: Range) -> list[Range]:
+        return [(at, min(at + TILE, piece[1])) for at in range(piece[0], piece[1], TILE)]
+
+    counts = []
+    for seat in seats:
+        queries = [tile for piece in seat for tile in cut(piece)]
+        keys = [tile for other in seats for piece in other for tile in cut(piece)]
+        counts.append(sum(key[0] < query[1] for query in queries for key in keys))
+    return max(counts)
+
+
+@pytest.mark.parametrize("length", [4096, 16384])
+@pytest.mark.parametrize(
+    "plan",
+    [
+        PlanSpec(cp=2),
+        PlanSpec(cp=4),
+        PlanSpec(cp=4, context_layout="contiguous"),
+        PlanSpec(cp=8, context="ulysses"),
+        PlanSpec(cp=8, context="mesh", ulysses=2),
+    ],
+)
+def test_tiles_are_those_of_the_runtime(plan: PlanSpec, length: int) -> None:
+    work = replace(work_of(length), plan=plan)
+    number, side = tiles(work)
+    assert number == walked(plan, length)
+    assert side <= TILE
+
+
+def test_cut_attention_costs_more_than_its_kernel() -> None:
+    """The scores of a tile go through memory; a kernel keeps them on the chip."""
+    calibration = published("h100:8")
+    own = work_of(cp=4)
+    with_kernel = replace(own, stack=replace(own.stack, context_kernel="same"))
+    assert attention_seconds(own, calibration).forward == blockwise_seconds(own, calibration)[0]
+    assert attention_seconds(own, calibration).forward > 5 * attention_seconds(with_kernel, calibration).forward
+
+
+def test_recompute_keeps_the_results_of_cut_attention() -> None:
+    calibration = Calibration()
+    work = work_of(cp=4, recompute="full")
+    again = layer_seconds(work, calibration).forward - attention_seconds(work, calibration).forward
+    assert recompute_seconds(work, calibration) == pytest.approx(again)
+
+
+def test_a_ring_hides_a_message_under_one_block() -> None:
+    """Three messages beside four blocks: the last block has none to hide."""
+    work = replace(work_of(cp=4), stack=replace(own_stack("bfloat16"), context_kernel="same"))
+    slow = replace(work, cluster=replace(work.cluster, link_bytes_per_second=1e9))
+    calibration = Calibration()
+    ring = group(slow, 4, 1, calibration)
+    message = 2 * slow.model.kv_heads * slow.tokens * slow.model.head_size * 2
+    travels = ring.latency + message / ring.bytes_per_second
+    block = attention_seconds(slow, calibration).forward / 4
+    assert travels > block
+    assert context_seconds(slow, calibration)[0] == pytest.approx(3 * (travels - block))
+    assert context_seconds(work, calibration)[0] == 0
+    assert context_seconds(work, published("h100"))[0] > 0
+
+
+def test_hidden_reduction_takes_processors() -> None:
+    work = work_of(dp_shard=8, zero=3)
+    free = exposed_seconds(work, 1e3, Calibration())
+    taken = exposed_seconds(work, 1e3, replace(Calibration(), overlap=0.1))
+    assert free == 0
+    assert taken > 0
