@@ -20,7 +20,10 @@ TILES = ((256, 128, 1.0), (128, 256, 1.0), (128, 128, 0.95), (256, 64, 0.85), (6
 DRAIN = 160
 """Depth of the inner dim that a processor could have worked off while it loads a tile's first operands and stores its
 result: some 5 microseconds on an A100, whose processor works off 256 x 128 x 32 of a tile in one."""
-PROCESSORS = {"a100": 108, "h100": 132, "h200": 132, "b200": 148, "mi250x": 110}
+PROCESSORS = {
+    "a100": 108, "h100": 132, "h200": 132, "b200": 148, "mi250x": 110, "leonardo": 124, "fire-flyer": 108,
+    "rtx-4090": 128,
+}  # fmt: skip
 """Multiprocessors (compute units) of a device, from the vendors' data sheets."""
 
 

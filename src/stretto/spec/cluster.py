@@ -25,6 +25,10 @@ class ClusterSpec:
     """Memory bandwidth of a device in bytes/s; 0: not known."""
     link_bytes_per_second: float = 0.0
     """Bandwidth of a device to others of its node, one direction, in bytes/s; 0: not known."""
+    module_devices: int = 0
+    """Neighbours in a node that are linked faster than the whole node (dies of a module, a bridged pair); 0: none."""
+    module_bytes_per_second: float = 0.0
+    """Bandwidth of a device to its neighbours of that module, one direction, in bytes/s."""
     network_bytes_per_second: float = 0.0
     """Bandwidth of a device to other nodes, one direction, in bytes/s; 0: not known."""
     calibration: str | None = None

@@ -78,7 +78,48 @@ CLUSTERS: Mapping[str, ClusterSpec] = MappingProxyType(
             peak_flops_float32=47.85e12,
             memory_bytes_per_second=1.6e12,
             link_bytes_per_second=50e9,
+            module_devices=2,
+            module_bytes_per_second=200e9,
             network_bytes_per_second=12.5e9,
+        ),
+        # LEONARDO's Booster (CINECA; Turisini, Amati and Cestari 2023, arXiv 2307.16885): a node is four custom A100 of
+        # 64 GB at 1,640 GB/s and 124 processors, 22.4 TFLOP/s float64 on tensor cores and float32, and 16 times that
+        # in bfloat16 as on every A100; each pair linked by NVLink at 200 GB/s both ways; four HDR100 ports a node.
+        "leonardo": ClusterSpec(
+            name="leonardo",
+            devices_per_node=4,
+            memory_bytes=64e9,
+            peak_flops_bfloat16=358e12,
+            peak_flops_float32=22.4e12,
+            memory_bytes_per_second=1.64e12,
+            link_bytes_per_second=300e9,
+            network_bytes_per_second=12.5e9,
+        ),
+        # Fire-Flyer 2 (An et al. 2024, arXiv 2408.14158): a node is eight PCIe A100 of 40 GB and one adapter of 200
+        # Gb/s, which they share.  NVIDIA A100 data sheet (PCIe, 40 GB: the rates of SXM, 1,555 GB/s); PCIe 4.0 x16
+        # carries 31.5 GB/s one way.  Boards of the NVLink bridges that later nodes have: ``module_devices``.
+        "fire-flyer": ClusterSpec(
+            name="fire-flyer",
+            devices_per_node=8,
+            memory_bytes=40e9,
+            peak_flops_bfloat16=312e12,
+            peak_flops_float32=19.5e12,
+            memory_bytes_per_second=1.555e12,
+            link_bytes_per_second=31.5e9,
+            network_bytes_per_second=3.125e9,
+        ),
+        # NVIDIA Ada architecture paper (RTX 4090: 165.2 TFLOP/s dense bfloat16 with float32 sums, 82.6 TFLOP/s float32,
+        # 24 GB at 1,008 GB/s; no NVLink).  Without peer-to-peer every byte goes through the host's memory, in and out:
+        # half of PCIe 4.0 x16.  A box is taken to hold eight and one 100 Gb/s adapter: write your own.
+        "rtx-4090": ClusterSpec(
+            name="rtx-4090",
+            devices_per_node=8,
+            memory_bytes=24e9,
+            peak_flops_bfloat16=165.2e12,
+            peak_flops_float32=82.6e12,
+            memory_bytes_per_second=1.008e12,
+            link_bytes_per_second=15.75e9,
+            network_bytes_per_second=1.5625e9,
         ),
     }
 )
