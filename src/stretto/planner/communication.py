@@ -6,7 +6,7 @@
 
 whichever is less (Thakur et al. 2005; NCCL chooses likewise).
 
-Links have levels: modules of a node (``INNER_LEVELS``), the node, the network.  A group whose neighbours are ``stride``
+Links have levels: modules of a node (``module_devices``), the node, the network.  A group whose neighbours are ``stride``
 ranks apart has L = devices per node / stride members in a node.  L = n: only links inside the node count.  Otherwise
 the ring enters and leaves a node through the network adapters of its L members (or as many as the software gives a
 ring), while the other groups of the node use theirs.  Beyond the node flows of all groups share the switches' uplinks,
@@ -28,14 +28,10 @@ ACTIVATION_BYTES = 2
 """Of an activation that is sent, 16-bit."""
 SUM_SHARE = 2.0
 """Bytes of a sum that isn't complete (float32) over those of an activation."""
-STATIC = ("a100", "mi250x")
+STATIC = ("a100", "mi250x", "leonardo", "fire-flyer")
 """Machines whose networks (HDR InfiniBand, first Slingshot) are taken to keep a flow on one path."""
 ADAPTIVE_SPLITS = 8
 """Parts that others are taken to split a flow into."""
-
-INNER_LEVELS = {"mi250x": ((2, 200e9),)}
-"""Levels of links inside a node that are faster than what the cluster states for the whole node: devices, bytes a
-second one way.  Frontier: the two dies of a module (OLCF's user guide)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,10 +78,7 @@ def group(work: Workload, size: int, stride: int, calibration: Calibration) -> G
 
 def inner_rate(cluster: ClusterSpec, span: int) -> float:
     """Bytes a second of a device to others of its node, the nearest ``span`` of them."""
-    for devices, rate in INNER_LEVELS.get(cluster.name.partition(":")[0], ()):
-        if span <= devices:
-            return rate
-    return cluster.link_bytes_per_second
+    return cluster.module_bytes_per_second if span <= cluster.module_devices else cluster.link_bytes_per_second
 
 
 def flow_splits(work: Workload, calibration: Calibration) -> int:
