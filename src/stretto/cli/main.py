@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     argparse itself exits with 2 on arguments that it can't read.
     """
     options = parser().parse_args(arguments)
+    options.command = shlex.join(["stretto", *(sys.argv[1:] if arguments is None else arguments)])
     try:
         code: int = options.execute(options)
         sys.stdout.flush()

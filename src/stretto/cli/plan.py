@@ -25,6 +25,7 @@ EXAMPLES = (
     "stretto plan --model llama-3-70b --cluster h100:512 --seq-len 8192 --global-batch 1024 --why-not tp=8,pp=2",
     "stretto plan --model llama-3-8b --cluster h100:64 --seq-len 8192 --global-batch 512 --objective cost --price 2.5",
     "stretto plan examples/demo.toml --json",
+    "stretto plan --model llama-3-8b --cluster a100:16 --seq-len 4096 --global-batch 256 --html plan.html",
 )
 Price = tuple[float | None, str]
 """Of a device for an hour, and where it is from."""
@@ -66,13 +67,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--why-not", metavar="KEY=VALUE,...", help="explain why the best plan isn't one with these values"
     )
     result.add_argument("--out", type=Path, metavar="FILE", help="write the run file of the best plan")
+    result.add_argument("--html", type=Path, metavar="FILE", help="write a page of the plans for a browser")
     result.add_argument("--json", action="store_true", help="print the figures as JSON alone")
 
 
 def execute(options: argparse.Namespace) -> int:
     """Plan, print, and write the run file."""
-    if options.out is not None and (options.out.is_dir() or not options.out.parent.is_dir()):
-        raise ConfigError(f"--out {options.out} can't be written; name a file in a folder that exists.")
+    _check_outputs(options)
     request = _request(options)
     from stretto.planner.plan import answer
     from stretto.planner.report_data import as_data
@@ -85,13 +86,33 @@ def execute(options: argparse.Namespace) -> int:
         from stretto.spec import toml
 
         toml.save(found.run(), options.out)
+    if options.html is not None:
+        from stretto.planner.report_page import page
+
+        options.html.write_text(page(found, options.command), encoding="utf-8")
     if options.json:
         print(json.dumps(as_data(found)))
         return 0
     _print(found, options)
     if options.out is not None:
         print(f"\nwrote {options.out}: stretto train {options.out}")
+    if options.html is not None:
+        print(f"\nwrote {options.html}")
     return 0
+
+
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Raise ConfigError where a file that is asked for can't be written, before any work is done."""
+    for name in ("out", "html"):
+        path = getattr(options, name)
+        if path is None:
+            continue
+        if options.why_not is not None:
+            raise ConfigError(f"--why-not explains and writes nothing; leave out --{name}.")
+        if path.is_dir() or not path.parent.is_dir():
+            raise ConfigError(f"--{name} {path} can't be written; name a file in a folder that exists.")
+    if options.out is not None and options.html is not None and options.out.resolve() == options.html.resolve():
+        raise ConfigError(f"--out and --html both name {options.out}; name two files.")
 
 
 def _print(found: Answer, options: argparse.Namespace) -> None:

@@ -25,12 +25,12 @@ def report(answer: Answer) -> str:
     )
     lines = [head, ""]
     lines += _table(answer.plans)
-    lines += ["", *_why(answer), "", *_detail(answer.best, request.price_source), "", *_notes(answer)]
+    lines += ["", *_why(answer), "", *_detail(answer.best, request.price_source), "", *notes(answer)]
     return "\n".join(lines)
 
 
 def _table(plans: tuple[Estimate, ...]) -> list[str]:
-    rows = [("", *COLUMNS), *((str(number), *_figures(plan)) for number, plan in enumerate(plans, start=1))]
+    rows = [("", *COLUMNS), *((str(number), *figures(plan)) for number, plan in enumerate(plans, start=1))]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     aligned = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     return [
@@ -39,7 +39,8 @@ def _table(plans: tuple[Estimate, ...]) -> list[str]:
     ]
 
 
-def _figures(plan: Estimate) -> tuple[str, ...]:
+def figures(plan: Estimate) -> tuple[str, ...]:
+    """A plan's figures under ``COLUMNS``; empty where one isn't known."""
     exposed = sum(plan.exposed.values()) / plan.seconds
     return (
         format_seconds(plan.seconds),
@@ -74,7 +75,8 @@ def _detail(best: Estimate, source: str) -> list[str]:
     return lines
 
 
-def _notes(answer: Answer) -> list[str]:
+def notes(answer: Answer) -> list[str]:
+    """How far off the estimates may be, and what the search looked at."""
     counts, request = answer.counts, answer.request
     lines = []
     if not request.assumed:

@@ -1,0 +1,147 @@
+"""The parts of a step on the machine's roofline: how much they compute for each byte they move.
+
+    operations/s ▲        ________ peak
+                 │      /
+                 │    /   x products           below the slanted roof a part waits for memory, under the flat one
+                 │  / x norms                  for arithmetic; the distance to the roof is what it leaves unused
+                 │/
+                 └────────────────▶ operations per byte
+
+Arithmetic grew faster than memory (Gholami et al. 2024, "AI and Memory Wall"), so that this tells what a faster device
+would help.  Bytes are the least that a part can move, each operand once; seconds are the estimate's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stretto.planner.calibration import Calibration
+from stretto.planner.compute import (
+    ATTENTION_KERNELS,
+    LOGITS,
+    attention_seconds,
+    head_seconds,
+    kernels,
+    moved_bytes,
+    optimizer_seconds,
+    rates,
+    weight_shapes,
+)
+from stretto.planner.flops import keys_per_query
+from stretto.planner.matmul import processors_of, weight_operations
+from stretto.planner.workload import Workload
+
+PASSES = 3
+"""Products of a weight in a step: its output, and the gradients of its input and of itself."""
+ELEMENT_BYTES = 2
+"""Of activations and weights."""
+FLASH_BACKWARD, BACKWARD = 2.5, 2.0
+"""Forwards that attention's backward is, with the scores computed again and without."""
+ATTENTION_TENSORS = 6
+"""Times that queries (and outputs) or keys and values are read or written: forward q, o; backward q, o and both's
+gradients; likewise k, v."""
+ADAM_OPERATIONS = 12
+"""Of a parameter: two moments 5, their roots and corrections 4, decay and update 3."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """What a part of the step does on one rank, forward and backward."""
+
+    name: str
+    """Each forward and backward."""
+    operations: float
+    num_bytes: float
+    """Read from and written to the device's memory."""
+    seconds: float
+    unit: str = "layer and micro-batch"
+    """What that is for."""
+
+    @property
+    def intensity(self) -> float:
+        """Operations per byte."""
+        return self.operations / self.num_bytes
+
+    @property
+    def rate(self) -> float:
+        """Operations a second."""
+        return self.operations / self.seconds
+
+
+def roofline(work: Workload, calibration: Calibration | None = None) -> tuple[Part, ...]:
+    """The parts of one layer and micro-batch, of the head, and of the optimizer's step."""
+    calibration, model = calibration or Calibration(), work.model
+    shapes = weight_shapes(work)
+    optimizer = work.largest_share / work.states.optimizer
+    states = 2 * work.stack.optimizer_bytes + work.stack.gradient_bytes + work.stack.parameter_bytes
+    vocabulary = -(-model.vocab_size // work.plan.tp)
+    operations, num_bytes, _ = _product(work, calibration, ((model.hidden_size, vocabulary),))
+    logits = work.tokens * model.vocab_size / (work.plan.tp if work.stack.sharded_logits else 1)
+    head = head_seconds(work, calibration)
+    return (
+        _products("attention's projections", work, calibration, shapes[:2]),
+        _attention(work, calibration),
+        _products("feed-forward", work, calibration, shapes[2:]),
+        _elementwise(work, calibration),
+        Part(
+            name="head and loss",
+            operations=operations,
+            num_bytes=num_bytes + sum(LOGITS) * logits,
+            seconds=head.forward + head.backward,
+            unit="micro-batch",
+        ),
+        Part(
+            name="optimizer",
+            operations=ADAM_OPERATIONS * optimizer,
+            num_bytes=states * optimizer,
+            seconds=optimizer_seconds(work, calibration),
+            unit="step",
+        ),
+    )
+
+
+def _product(work: Workload, calibration: Calibration, shapes: Sequence[tuple[int, int]]) -> tuple[float, float, float]:
+    """Operations, bytes and seconds of products with weights of these inputs and outputs."""
+    tokens, processors = round(work.tokens), processors_of(work.cluster.name)
+    operations = num_bytes = spent = 0.0
+    for inputs, outputs in shapes:
+        operations += PASSES * 2.0 * tokens * inputs * outputs
+        num_bytes += PASSES * ELEMENT_BYTES * float(tokens * inputs + inputs * outputs + tokens * outputs)
+        forward, backward = weight_operations(tokens, inputs, outputs, processors)
+        spent += forward + (PASSES - 1) * backward
+    seconds = spent / rates(work, calibration)[0] + PASSES * len(shapes) * calibration.kernel_latency
+    return operations, num_bytes, seconds
+
+
+def _products(name: str, work: Workload, calibration: Calibration, shapes: Sequence[tuple[int, int]]) -> Part:
+    operations, num_bytes, seconds = _product(work, calibration, shapes)
+    return Part(name=name, operations=operations, num_bytes=num_bytes, seconds=seconds)
+
+
+def _attention(work: Workload, calibration: Calibration) -> Part:
+    """Scores and their use; flash doesn't write them."""
+    model, flash = work.model, not work.stack.stores_scores
+    keys = keys_per_query(model, work.sequence_length, causal=flash)
+    forward = 4 * work.tokens * model.num_heads * model.head_size * keys / work.plan.tp
+    width = (model.num_heads + model.kv_heads) * model.head_size / work.plan.tp
+    seconds = attention_seconds(work, calibration)
+    launched = PASSES * ATTENTION_KERNELS[work.stack.attention] * calibration.kernel_latency
+    return Part(
+        name="attention",
+        operations=forward * (1 + (FLASH_BACKWARD if flash else BACKWARD)),
+        num_bytes=work.tokens * ATTENTION_TENSORS * width * ELEMENT_BYTES,
+        seconds=seconds.forward + seconds.backward + launched,
+    )
+
+
+def _elementwise(work: Workload, calibration: Calibration) -> Part:
+    """Norms, activations, residuals, rotary: about one operation per element that is read or written."""
+    num_bytes = sum(moved_bytes(work))
+    others = kernels(work) - len(weight_shapes(work)) - ATTENTION_KERNELS[work.stack.attention]
+    return Part(
+        name="norms and activations",
+        operations=num_bytes / ELEMENT_BYTES,
+        num_bytes=num_bytes,
+        seconds=num_bytes / rates(work, calibration)[1] + PASSES * others * calibration.kernel_latency,
+    )
