@@ -6,7 +6,7 @@
 
 whichever is less (Thakur et al. 2005; NCCL chooses likewise).
 
-Links have levels: modules of a node (``module_devices``), the node, the network.  A group whose neighbours are ``stride``
+Links have levels: modules (``module_devices``), the node, the network.  A group whose neighbours are ``stride``
 ranks apart has L = devices per node / stride members in a node.  L = n: only links inside the node count.  Otherwise
 the ring enters and leaves a node through the network adapters of its L members (or as many as the software gives a
 ring), while the other groups of the node use theirs.  Beyond the node flows of all groups share the switches' uplinks,
