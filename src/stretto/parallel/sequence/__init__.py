@@ -6,6 +6,8 @@ blockwise    attention of some queries to some keys, block by block, with its ow
 pieces       a rank's queries against somebody's keys, range by range
 ring, token_ring, all_gather      what circulates between ranks that hold different tokens
 ulysses      tokens against heads: all-to-all
+states       linear layers: what states travel instead of tokens
+switch       several sequence dims: the cut moves from one to another
 results      what a recomputed block needn't compute again
 opening      all of it behind the models' ``attend``
 """
