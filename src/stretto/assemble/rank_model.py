@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from stretto.assemble.documents import DocumentCut, GroupFiller
 from stretto.assemble.draw import draw
 from stretto.assemble.segments import make_segment
 from stretto.assemble.sequence import ContextFiller, SequenceCut
@@ -67,6 +68,8 @@ class RankModel:
     """Query heads of the whole model."""
     cut: SequenceCut | None = None
     """How rows are cut over cp; None: every rank sees whole ones."""
+    documents: DocumentCut | None = None
+    """How documents are placed on all ranks that read data; None: rows are cut over cp, or whole."""
     shard: Shard | None = None
     """Its part of embedding and head, where those are split over all pipeline ranks."""
 
@@ -81,7 +84,9 @@ class RankModel:
             unit.publish()
 
     def share(self, batches: Sequence[Batch]) -> Sequence[Batch]:
-        """This cp rank's tokens of whole rows."""
+        """This cp rank's tokens of whole rows, or its parts of the documents in all rows of the global batch."""
+        if self.documents is not None:
+            return self.documents(batches)
         return batches if self.cut is None else [self.cut(batch) for batch in batches]
 
     def context(self, batch: Batch, *, seed: int, step: int, training: bool) -> Any:
@@ -106,7 +111,11 @@ class Assembler:
         self._queue = ReduceQueue()
         self._shared: dict[str, nn.Parameter] = {}
         self._units: dict[str, Unit] = {}
-        self._fill = ContextFiller(plan, mesh) if mesh.size("cp") > 1 else None
+        self._fill: Callable[[nn.Module, torch.device], None] | None = None
+        if plan.context_groups == "dynamic":
+            self._fill = GroupFiller(plan, mesh)
+        elif mesh.size("cp") > 1:
+            self._fill = ContextFiller(plan, mesh)
 
     def build(
         self,

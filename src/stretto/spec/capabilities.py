@@ -39,6 +39,10 @@ CONTEXT_LAYOUTS = ("zigzag", "contiguous")
 """Which tokens a cp rank can hold (``plan.context_layout``)."""
 CONTEXT_INNER = ("ulysses", "ring")
 """What of the 2D mesh can lie inside (``plan.context_inner``)."""
+CONTEXT_GROUPS = ("static", "dynamic")
+"""Which ranks can share a document (``plan.context_groups``)."""
+GROUPED_CONTEXT = ("ring", "token-ring", "all-gather")
+"""How attention can be cut over dynamic groups."""
 LINEAR_CONTEXT = ("all-gather", "ring")
 """How the states of linear layers travel over cp (``plan.linear_context``)."""
 ATTENTION = ("softmax", "linear", "delta")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stretto.spec import capabilities
+from stretto.spec.check_groups import check_groups
 from stretto.spec.check_values import one_of
 from stretto.spec.errors import ConfigError, UnsupportedError
 from stretto.spec.plan import PlanSpec
@@ -17,6 +18,7 @@ def check_context(run: RunSpec) -> None:
     one_of("plan.context_layout", plan.context_layout, capabilities.CONTEXT_LAYOUTS)
     one_of("plan.context_inner", plan.context_inner, capabilities.CONTEXT_INNER)
     one_of("plan.linear_context", plan.linear_context, capabilities.LINEAR_CONTEXT)
+    check_groups(run)
     _seats(plan)
     if plan.cp == 1:
         return

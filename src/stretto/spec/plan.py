@@ -33,6 +33,11 @@ class PlanSpec:
     """Which of the two dims of ``mesh`` has neighbouring ranks: ``ulysses`` or ``ring``."""
     inner_ring: int = 1
     """Seats of a double ring's inner level, for example the ranks of a node; 1: a plain ring."""
+    context_groups: str = "static"
+    """Which ranks share a document: ``static``, those of cp, or ``dynamic``: as many as it needs of all that read data,
+    decided for every step."""
+    context_tokens: int | None = None
+    """Tokens of a micro-batch on a rank, at most, with dynamic groups; None: as many as with static ones."""
     linear_context: str = "all-gather"
     """How the states of linear and delta layers travel over cp: ``all-gather`` (LASP-2) or ``ring`` (LASP)."""
     ep: int = 1

@@ -125,11 +125,12 @@ class Loop:
 
     def _loader(self, split: Any) -> Loader:
         plan, training = self._run.plan, self._run.training
+        placed = plan.context_groups == "dynamic"  # of all rows, by what the documents in them need
         share = Share(
             global_batch_size=training.global_batch_size,
             micro_batch_size=plan.micro_batch_size,
-            dp_rank=self._session.mesh.dp_index,
-            dp_size=plan.dp,
+            dp_rank=0 if placed else self._session.mesh.dp_index,
+            dp_size=1 if placed else plan.dp,
             seed=self._run.run.seed,
         )
         return Loader(self._corpus, share, split=split)

@@ -11,6 +11,7 @@ from functools import partial
 
 import torch
 
+from stretto.assemble.documents import DocumentCut
 from stretto.assemble.rank_model import Assembler, Precision, RankModel, Reader
 from stretto.parallel.mesh import Mesh, build_mesh
 from stretto.parallel.pipeline.channel import Channel, PeerChannel
@@ -25,6 +26,7 @@ from stretto.spec.check import stages_of
 from stretto.spec.contract import Batch, Observer, Silent, Stack
 from stretto.spec.run import RunSpec
 from stretto.trainer.asynchronous import AsynchronousStep, DelayedWeights
+from stretto.trainer.elastic import Elastic
 from stretto.trainer.freezing import spare, trained_parts
 from stretto.trainer.host_memory import limit_host_memory
 from stretto.trainer.optimizer import build_optimizer
@@ -46,7 +48,7 @@ def _assembled(
 ) -> RankModel:
     """What this rank holds of the model."""
     precision = Precision.of(run.training.dtype)
-    return Assembler(stack, run.plan, mesh, precision=precision, seed=run.run.seed).build(
+    model = Assembler(stack, run.plan, mesh, precision=precision, seed=run.run.seed).build(
         stages_of(run),
         schedule.placement,
         num_heads=run.model.num_heads,
@@ -54,6 +56,9 @@ def _assembled(
         reader=reader(stack) if reader else None,
         vocabulary=bool((schedule.kind == Kind.S).any()),
     )
+    if run.plan.context_groups == "dynamic":
+        model.documents = DocumentCut.of(run, mesh)
+    return model
 
 
 def _channel(mesh: Mesh, device: torch.device, schedules: Sequence[Schedule], observer: Observer) -> Channel | None:
@@ -116,7 +121,8 @@ class Session:
         if run.plan.asynchronous != "none":
             delay = max(delays(training, pp))
             delayed = DelayedWeights(model, optimizer, method=run.plan.asynchronous, delay=delay)
-        play = partial(Runtime, model.stages, rank=pp, channel=channel, observer=observer, vocabulary=vocabulary)
+        make = partial(Elastic, run=run) if run.plan.context_groups == "dynamic" else Runtime
+        play = partial(make, model.stages, rank=pp, channel=channel, observer=observer, vocabulary=vocabulary)
         runtime = play(training)
         limit_host_memory(runtime, run)
         spare(model.stages, training, trained, rows=model.shard is not None and model.shard.table.trains)

@@ -101,6 +101,11 @@ def verify(
         RankError: a rank raised, died or didn't finish.
     """
     check(run, data=False)
+    if run.plan.context_groups == "dynamic":
+        raise UnsupportedError(
+            'plan.context_groups = "dynamic": verify compares rows, and places of documents differ from step to step; '
+            'verify the plan with plan.context_groups = "static".'
+        )
     if skips(schedules_of(run)[0]):
         raise UnsupportedError(
             "The schedule leaves out layers for some micro-batches or reorders them, so it is meant to differ from one "

@@ -1,0 +1,147 @@
+"""Documents that have groups of ranks of their own: from the rows of a step to this rank's micro-batches.
+
+    rows of the whole global batch ─► documents ─► placement, equal on every rank ─► own parts, side by side in one row
+
+What no label follows is left out: padding, and the end of a document that nothing is predicted from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from stretto.parallel.mesh import DATA, Mesh
+from stretto.parallel.sequence.groups import GroupedAttend
+from stretto.parallel.sequence.opening import kernel_for
+from stretto.parallel.wire import Wire
+from stretto.planner.document_groups import Costs, Placement, assign
+from stretto.planner.flops import BACKWARD, parameters
+from stretto.spec.contract import IGNORE, Batch, SequencePart
+from stretto.spec.plan import PlanSpec
+from stretto.spec.run import RunSpec
+from stretto.spec.sequence import Section, count, cut_sequence
+
+FLOPS_PER_BYTE = 5000.0
+"""Operations that a device does while a byte is sent, where the cluster doesn't say: accelerators with a network card
+each (A100: 6,240 at half their peak)."""
+Document = tuple[Tensor, Tensor, Tensor]
+"""Tokens, labels and positions, int64 [length] each."""
+
+
+def costs_of(run: RunSpec) -> Costs:
+    """What the run's documents cost, in FLOP of forward and backward."""
+    model, cluster = run.model, run.cluster
+    sizes = {"float64": 8, "float32": 4, "bfloat16": 2}
+    narrow = run.training.dtype == "bfloat16"
+    peak = cluster.peak_flops_bfloat16 if narrow else cluster.peak_flops_float32
+    rate = cluster.link_bytes_per_second if cluster.num_nodes == 1 else cluster.network_bytes_per_second
+    per_byte = peak / 2 / rate if peak and rate else FLOPS_PER_BYTE
+    keys = 2 * model.kv_heads * model.head_size * model.num_layers
+    both = 1 + BACKWARD
+    return Costs(
+        pair=both * 4 * model.num_layers * model.num_heads * model.head_size,
+        token=both * 2 * parameters(model).multiplying,
+        exchange=both * keys * sizes[run.training.dtype] * per_byte,
+        window=model.sliding_window,
+    )
+
+
+def documents_of(batches: Sequence[Batch]) -> Iterator[Document]:
+    """The documents of whole rows, each up to its last label; those without a label are left out."""
+    for batch in batches:
+        for row in range(batch.tokens.shape[0]):
+            tokens, labels, positions = batch.tokens[row], batch.labels[row], batch.positions[row]
+            borders = [0, len(tokens)]
+            if batch.documents is not None:
+                borders[1:1] = (batch.documents[row].diff().nonzero().flatten() + 1).tolist()
+            for start, stop in pairwise(borders):
+                counted = (labels[start:stop] != IGNORE).nonzero()
+                if len(counted):
+                    part = slice(start, start + int(counted[-1]) + 1)
+                    yield tokens[part], labels[part], positions[part]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DocumentCut:
+    """Gives one rank its parts of a step's documents."""
+
+    ranks: int
+    """Ranks that read different tokens, all of them."""
+    index: int
+    """This rank's among them."""
+    costs: Costs
+    memory_tokens: int
+    """Tokens of a micro-batch on a rank, at most."""
+    layout: str
+    """``plan.context_layout``."""
+
+    @classmethod
+    def of(cls, run: RunSpec, mesh: Mesh) -> DocumentCut:
+        """The cut of a run, for one rank of its mesh."""
+        return cls(
+            ranks=mesh.size(*DATA),
+            index=mesh.dp_index * mesh.size("cp") + mesh.index("cp"),
+            costs=costs_of(run),
+            memory_tokens=run.plan.context_tokens or tokens_of(run.plan, run.training.sequence_length),
+            layout=run.plan.context_layout,
+        )
+
+    def __call__(self, batches: Sequence[Batch]) -> list[Batch]:
+        """This rank's micro-batches of the whole global batch; equally many on every rank."""
+        documents = list(documents_of(batches))
+        lengths = [len(tokens) for tokens, _, _ in documents]
+        placement = assign(lengths, self.ranks, self.costs, memory_tokens=self.memory_tokens)
+        device = batches[0].tokens.device
+        return [self._micro_batch(m, documents, placement, device) for m in range(max(1, placement.micro_batches))]
+
+    def _micro_batch(
+        self, number: int, documents: Sequence[Document], placement: Placement, device: torch.device
+    ) -> Batch:
+        nothing = torch.zeros(1, dtype=torch.int64, device=device)
+        found: list[Document] = []
+        places: list[Tensor] = []
+        sections, at, longest = [], 0, 1
+        for piece in placement.pieces:
+            seat = self.index - piece.first
+            if piece.micro_batch != number or not 0 <= seat < piece.ranks:
+                continue
+            document = documents[piece.document]
+            shares = cut_sequence(len(document[0]), piece.ranks, self.layout)
+            sections.append(Section(first=piece.first, shares=shares, start=at))
+            places.append(torch.cat([torch.arange(*part, device=device) for part in shares[seat]] or [nothing[:0]]))
+            tokens, labels, positions = (x[places[-1]] for x in document)
+            found.append((tokens, labels, positions))
+            at, longest = at + count(shares[seat]), max(longest, len(document[0]))
+        if at == 0:  # where the others have one more: a token that nothing is asked of
+            found, places = [*found, (nothing, nothing + IGNORE, nothing)], [*places, nothing]
+            sections.append(Section(first=self.index, shares=(((0, 1),),), start=0))
+        tokens, labels, positions = (torch.cat(same).unsqueeze(0) for same in zip(*found, strict=True))
+        part = SequencePart(
+            shares=(((0, longest),),), tokens=torch.cat(places), documents=None, sections=tuple(sections)
+        )
+        return Batch(tokens=tokens, labels=labels, positions=positions, documents=None, samples=nothing, part=part)
+
+
+def tokens_of(plan: PlanSpec, sequence_length: int) -> int:
+    """Tokens of a micro-batch that a rank of the static mesh of a plan holds."""
+    return plan.micro_batch_size * -(-sequence_length // plan.cp)
+
+
+class GroupFiller:
+    """Puts attention of placed documents into the ``attend`` of a model's blocks."""
+
+    def __init__(self, plan: PlanSpec, mesh: Mesh) -> None:
+        self._outside = plan.context
+        self.wire = Wire(mesh.group(*DATA))
+
+    def __call__(self, part: nn.Module, device: torch.device) -> None:
+        """Fill what of ``part`` has the opening."""
+        for module in part.modules():
+            if hasattr(module, "attend"):
+                kernel = kernel_for(device)
+                cast(Any, module).attend = GroupedAttend(wire=self.wire, outside=self._outside, kernel=kernel)

@@ -1,0 +1,72 @@
+"""The checks of a plan that gives each document ranks of its own (``plan.context_groups = "dynamic"``)."""
+
+from __future__ import annotations
+
+from stretto.spec import capabilities
+from stretto.spec.check_values import one_of
+from stretto.spec.errors import ConfigError, UnsupportedError
+from stretto.spec.plan import PlanSpec
+from stretto.spec.run import RunSpec
+
+
+def check_groups(run: RunSpec) -> None:
+    """ConfigError where documents can't be placed; UnsupportedError for what dynamic groups can't be combined with."""
+    plan = run.plan
+    one_of("plan.context_groups", plan.context_groups, capabilities.CONTEXT_GROUPS)
+    if plan.context_groups == "static":
+        if plan.context_tokens is not None:
+            raise ConfigError(
+                f"plan.context_tokens = {plan.context_tokens} limits what dynamic groups place on a rank, but "
+                'plan.context_groups = "static"; set it to "dynamic", or leave plan.context_tokens out.'
+            )
+        return
+    for met, what, choice in (*_of_plan(plan), *_of_model(run)):
+        if met:
+            raise UnsupportedError(f'plan.context_groups = "dynamic" can\'t be combined with {what}; {choice}.')
+    _memory(run)
+
+
+def _of_plan(plan: PlanSpec) -> tuple[tuple[bool, str, str], ...]:
+    usual = PlanSpec()
+    order = (plan.schedule, plan.chunks, plan.schedule_file, plan.passes, plan.options, plan.offload)
+    plain = (usual.schedule, usual.chunks, usual.schedule_file, usual.passes, usual.options, usual.offload)
+    return (
+        (plan.pp > 1, f"plan.pp = {plan.pp} in this version", "use cp, dp_shard and dp_replicate"),
+        (plan.tp > 1, f"plan.tp = {plan.tp} in this version", "use cp, dp_shard and dp_replicate"),
+        (
+            plan.context not in capabilities.GROUPED_CONTEXT,
+            f"plan.context = {plan.context!r}",
+            f"it may be {', '.join(capabilities.GROUPED_CONTEXT)}",
+        ),
+        (plan.inner_ring > 1, f"plan.inner_ring = {plan.inner_ring}", "leave plan.inner_ring out"),
+        (
+            order != plain,
+            "a schedule, passes or offload",
+            "steps differ in their micro-batches; leave it out",
+        ),
+        (plan.compile, "plan.compile", "set plan.compile = false"),
+        (plan.asynchronous != "none", f"plan.asynchronous = {plan.asynchronous!r}", "leave plan.asynchronous out"),
+    )
+
+
+def _of_model(run: RunSpec) -> tuple[tuple[bool, str, str], ...]:
+    model = run.model
+    return (
+        (model.family == "foreign", "a foreign model, which sees whole rows only", "use family llama or gpt2"),
+        (model.keeps_states, "linear or delta layers in this version", 'set model.attention = "softmax"'),
+        (
+            model.dropout > 0,
+            f"model.dropout = {model.dropout:g}, which is keyed by places in rows",
+            "set model.dropout = 0",
+        ),
+    )
+
+
+def _memory(run: RunSpec) -> None:
+    plan, length = run.plan, run.training.sequence_length
+    ranks = plan.cp * plan.dp
+    if plan.context_tokens is not None and plan.context_tokens * ranks < length:
+        raise ConfigError(
+            f"plan.context_tokens = {plan.context_tokens} leaves no room for a document of training.sequence_length = "
+            f"{length} tokens on {ranks} ranks; set it to at least {-(-length // ranks)}."
+        )

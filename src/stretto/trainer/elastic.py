@@ -1,0 +1,60 @@
+"""A runtime for steps that have as many micro-batches as their documents need.
+
+Where documents are placed anew for every step, so is the number of micro-batches; it is equal on all ranks.  A schedule
+and what plays it are made once for each number and used again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from stretto.parallel.pipeline.runtime import Runtime
+from stretto.parallel.pipeline.stage import Stage
+from stretto.schedule.schedule import Schedule
+from stretto.spec.contract import Batch
+from stretto.spec.run import RunSpec
+from stretto.trainer.schedules import schedules_of
+
+
+class Elastic(Runtime):
+    """Plays a step of any number of micro-batches.
+
+    Args:
+        stages: see Runtime.
+        schedule: the one of the usual number.
+        run: what schedules of other numbers are made for.
+        named: the rest of Runtime's arguments.
+    """
+
+    def __init__(self, stages: Mapping[int, Stage], schedule: Schedule, *, run: RunSpec, **named: Any) -> None:
+        super().__init__(stages, schedule, **named)
+        self._usual, self._run, self._forward_only = schedule.num_microbatches, run, schedule.forward_only
+        self._make: Callable[[Schedule], Runtime] = lambda other: Runtime(stages, other, **named)
+        self._others: dict[int, Runtime] = {}
+
+    def step(
+        self,
+        batches: Sequence[Batch],
+        context_of: Callable[[Batch], Any],
+        scale: Callable[[], Tensor] | None,
+        *,
+        confirm: Callable[[], bool] | None = None,
+    ) -> Tensor | None:
+        """See Runtime."""
+        number = len(batches)
+        if number == self._usual:
+            return super().step(batches, context_of, scale, confirm=confirm)
+        if number not in self._others:
+            schedules = schedules_of(with_micro_batches(self._run, number))
+            self._others[number] = self._make(schedules[self._forward_only])
+        return self._others[number].step(batches, context_of, scale, confirm=confirm)
+
+
+def with_micro_batches(run: RunSpec, number: int) -> RunSpec:
+    """The run, with a global batch of so many micro-batches a rank."""
+    size = number * run.plan.dp * run.plan.micro_batch_size
+    return replace(run, training=replace(run.training, global_batch_size=size))

@@ -1,0 +1,114 @@
+"""Documents in groups of ranks of their own give the loss, gradients and weights of one plain rank.
+
+The bounds are those of test_plans.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from equivalence.plan_run import plain, together
+from equivalence.reference import (
+    Record,
+    error,
+    global_batch,
+    rows_of,
+    train_reference,
+    vanishing,
+    worst_gradient,
+    worst_of,
+)
+from ranks import Ranks
+from stretto.spec.check import check
+from stretto.spec.contract import Batch
+from stretto.spec.model import ModelSpec
+from stretto.spec.plan import PlanSpec
+from stretto.spec.run import RunSettings, RunSpec
+from stretto.spec.training import TrainingSpec
+from stretto.trainer.session import Session
+
+STEPS = 2
+TOLERANCE = 1e-9
+MODEL = ModelSpec(
+    vocab_size=61,
+    hidden_size=32,
+    intermediate_size=48,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    max_positions=64,
+    initial_std=0.2,
+)
+# Whether attention has a window, and the plan; tokens a rank holds are few, so that several sizes of groups are needed.
+CASES: list[tuple[int | None, dict[str, Any]]] = [
+    (None, {"cp": 2, "context_tokens": 12}),
+    (5, {"cp": 2, "dp_shard": 2, "zero": 3, "context_tokens": 9, "context": "token-ring"}),
+    (None, {"dp_replicate": 2, "dp_shard": 2, "zero": 2, "context_tokens": 7, "recompute": "full"}),
+    (None, {"cp": 3, "context_layout": "contiguous", "context": "all-gather", "recompute": "selective"}),
+]
+
+
+def run_of(window: int | None, plan: dict[str, Any]) -> RunSpec:
+    training = TrainingSpec(
+        steps=10, global_batch_size=4, sequence_length=23, dtype="float64", learning_rate=0.01, clip_norm=0.5
+    )
+    model = replace(MODEL, sliding_window=window, tied_embeddings=window is not None)
+    return RunSpec(run=RunSettings(seed=7), model=model, plan=PlanSpec(**plan), training=training)
+
+
+def rows_at(run: RunSpec, step: int) -> list[Batch]:
+    """Every row of a global batch by itself."""
+    whole = global_batch(run, step, documents=True)
+    return [rows_of(whole, at, at + 1) for at in range(run.training.global_batch_size)]
+
+
+def train_on_rank(rank: int, world: int, run: RunSpec, steps: int) -> dict[str, Any]:
+    session = Session.start(run, rank)
+    found: dict[str, Any] = {"losses": [], "norms": [], "tokens": [], "gradients": [], "groups": set()}
+    found["evaluated"] = session.evaluate(rows_at(run, 1))
+    for step in range(1, steps + 1):
+        rows = rows_at(run, step)
+        assert session.model.documents is not None
+        for batch in session.model.documents(rows):
+            assert batch.part is not None
+            found["groups"] |= {len(section.shares) for section in batch.part.sections}
+        result = session.train_step(step, rows)
+        factor = min(1.0, run.training.clip_norm / result.grad_norm)
+        masters = [m for m in session.model.masters if m.tensor.grad is not None]
+        found["gradients"].append(plain([p for m in masters for p in m.pieces("gradient", m.tensor.grad / factor)]))
+        found["losses"].append(result.loss)
+        found["norms"].append(result.grad_norm)
+        found["tokens"].append(result.tokens)
+    found["weights"] = plain([p for m in session.model.masters for p in m.pieces("model", m.tensor)])
+    return found
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(f"{k}={v}" for k, v in case[1].items()))
+def test_placed_documents_equal_one_rank(ranks: Ranks, case: tuple[int | None, dict[str, Any]]) -> None:
+    window, plan = case
+    run = run_of(window, {**plan, "context_groups": "dynamic"})
+    check(run, data=False)
+    reference = train_reference(run_of(window, {}), STEPS, documents=True)
+    found = ranks.run(train_on_rank, run.plan.num_ranks, run, STEPS)
+    record = Record(
+        losses=found[0]["losses"],
+        norms=found[0]["norms"],
+        tokens=found[0]["tokens"],
+        gradients=[together([f["gradients"][step] for f in found]) for step in range(STEPS)],
+        weights=together([f["weights"] for f in found]),
+    )
+    assert {1} < set().union(*(f["groups"] for f in found)), "documents of several sizes of groups"
+    assert record.tokens == reference.tokens
+    assert worst_of(record.losses, reference.losses) <= TOLERANCE
+    gradient_error, name = worst_gradient(record, reference)
+    assert gradient_error <= TOLERANCE, name
+    assert worst_of(record.norms, reference.norms) <= TOLERANCE
+    compared = reference.weights.keys() - vanishing(reference.gradients[0])
+    assert max(error(record.weights[n], reference.weights[n]) for n in compared) <= TOLERANCE
+    for other in found:
+        loss, tokens = other["evaluated"]
+        assert tokens == reference.tokens[0]
+        assert abs(loss / tokens - reference.losses[0]) <= TOLERANCE * reference.losses[0]

@@ -1,0 +1,57 @@
+"""What dynamic groups can't be combined with is said before a process starts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from stretto.spec.check import check
+from stretto.spec.errors import ConfigError, UnsupportedError
+from stretto.spec.model import ModelSpec
+from stretto.spec.plan import PlanSpec
+from stretto.spec.run import RunSpec
+from stretto.spec.training import TrainingSpec
+
+DYNAMIC: dict[str, Any] = {"cp": 2, "dp_shard": 2, "context_groups": "dynamic"}
+
+
+def run_of(plan: dict[str, Any], **model: Any) -> RunSpec:
+    spec = ModelSpec(vocab_size=61, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4, max_positions=64)
+    training = TrainingSpec(global_batch_size=4, sequence_length=32)
+    return RunSpec(model=replace(spec, **model), plan=PlanSpec(**{**DYNAMIC, **plan}), training=training)
+
+
+def test_a_plan_with_dynamic_groups_is_fine() -> None:
+    check(run_of({"context_tokens": 8, "zero": 3, "recompute": "full"}), data=False)
+
+
+@pytest.mark.parametrize(
+    ("plan", "model", "words"),
+    [
+        ({"pp": 2}, {}, r"plan\.pp = 2 in this version; use cp"),
+        ({"tp": 2}, {}, r"plan\.tp = 2 in this version"),
+        ({"context": "ulysses"}, {}, r"may be ring, token-ring, all-gather"),
+        ({"inner_ring": 2}, {}, r"leave plan\.inner_ring out"),
+        ({"schedule": "gpipe"}, {}, r"steps differ in their micro-batches"),
+        ({"compile": True}, {}, r"set plan\.compile = false"),
+        ({}, {"dropout": 0.1}, r"model\.dropout = 0\.1"),
+    ],
+)
+def test_what_it_cannot_be_combined_with(plan: dict[str, Any], model: dict[str, Any], words: str) -> None:
+    with pytest.raises(UnsupportedError, match=words):
+        check(run_of(plan, **model), data=False)
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        ({"context_groups": "both"}, r"static.*dynamic"),
+        ({"context_tokens": 7}, r"32 tokens on 4 ranks; set it to at least 8"),
+        ({"context_groups": "static", "context_tokens": 8}, r"leave plan\.context_tokens out"),
+    ],
+)
+def test_bad_values(plan: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        check(run_of(plan), data=False)
