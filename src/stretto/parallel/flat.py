@@ -229,6 +229,8 @@ class FlatUnit:
 
     def reduce_gradients(self) -> None:
         """Start to reduce: under zero 2 and 3 what came since the last time, else all once it is there."""
+        if not self._trained:
+            return
         if self._zero >= 2:
             if self._whole_gradient is not None:
                 buffer, self._whole_gradient = self._whole_gradient, None
@@ -237,10 +239,12 @@ class FlatUnit:
         elif self._remaining == 0 and not self._reduced:
             assert self._grad is not None and self._grad_shard is not None
             self._reduced = True
-            if self._zero == 1:
-                self._reducing = reduce_scatter(self._grad, _held(self._grad_shard), self._mesh.group(*SHARDS))
-            else:
+            if self._fresh:  # no micro-batch came by, here and on all shards; other holders may have had some
+                _held(self._grad if self._zero == 0 else self._grad_shard).zero_()
+            if self._zero == 0:
                 self._reducing = all_reduce(self._grad, self._replicas)
+            elif not self._fresh:
+                self._reducing = reduce_scatter(self._grad, _held(self._grad_shard), self._mesh.group(*SHARDS))
 
     @property
     def _replicas(self) -> ProcessGroup | None:
@@ -272,9 +276,8 @@ class FlatUnit:
 
     def _finish_reduction(self, grad: Tensor) -> Pending:
         assert self._remaining == 0, f"{self.name} misses {self._remaining} backward passes"
-        if self._fresh:  # no micro-batch came by
+        if self._fresh and self._zero >= 2:  # no micro-batch came by
             _held(grad).zero_()
-            self._reduced = self._zero > 0
         self.reduce_gradients()
         self._queue.drain()
         pending, self._reducing = self._reducing, DONE
