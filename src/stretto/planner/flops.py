@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 
 from stretto.spec.errors import UnsupportedError
 from stretto.spec.model import ModelSpec
@@ -75,6 +76,12 @@ def parameters(model: ModelSpec) -> Parameters:
     """
     if model.family == "foreign":
         raise UnsupportedError("The sizes of a foreign model are not known before its module is loaded.")
+    return _counted(model)
+
+
+@lru_cache(maxsize=256)
+def _counted(model: ModelSpec) -> Parameters:
+    """The counts, remembered: a search asks for the same ones at every estimate."""
     gpt2 = model.family == "gpt2"
     width, inner = model.hidden_size, model.intermediate_size
     queries, keys = model.num_heads * model.head_size, model.kv_heads * model.head_size

@@ -21,6 +21,7 @@ from stretto.planner.step import FAMILIES, step_time
 from stretto.planner.workload import Workload
 from stretto.spec.errors import ScheduleError, UnsupportedError
 from stretto.spec.plan import PlanSpec
+from stretto.spec.stages import balanced
 
 SLOWEST = 8.0
 """Times the best step up to which the front is followed."""
@@ -41,7 +42,9 @@ def points(answer: Answer) -> tuple[Point, ...]:
     """All plans that were estimated, each once: those of the list, of the search, and of the way along the front."""
     request = answer.request
     found = {plan.plan: Point(plan=plan.plan, seconds=plan.seconds, peak=plan.peak_bytes) for plan in answer.plans}
-    for plan, seconds in answer.seen:
+    for seen, seconds in answer.seen:
+        even = seen.stages == balanced(request.model.num_layers, seen.num_stages)
+        plan = replace(seen, stages=None) if even else seen
         if plan not in found:
             found[plan] = _point(request, plan, seconds)
     for point in _along(request, found.values(), SLOWEST * answer.best.seconds):

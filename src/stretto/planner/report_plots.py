@@ -17,7 +17,7 @@ from stretto.planner.explain import described
 from stretto.planner.front import Point, front
 from stretto.planner.plan import Answer
 from stretto.planner.roofline import Part, roofline
-from stretto.spec.units import BYTES, SECONDS, format_bytes, format_count, format_seconds
+from stretto.spec.units import BYTES, SECONDS, format_bytes, format_seconds
 
 T = TypeVar("T")
 SIDE = 1000
@@ -28,10 +28,14 @@ BEYOND = 1.3
 """Times the device's memory up to which plans that don't fit are shown."""
 SLOW = 5.0
 """Times the fastest step up to which plans are shown."""
+FLOPS = {1e15: "PFLOP/s", 1e12: "TFLOP/s", 1e9: "GFLOP/s", 1e6: "MFLOP/s"}
+"""Operations a second and their unit."""
 NEAR = (0.03, 0.06)
 """Shares of the plot's width and height within which two numbers would hide each other."""
 HIGH = 0.8
 """Share of the plot's height from which on numbers give way downwards."""
+STEP = 22
+"""Pixels by which one gives way, ``NEAR`` of the plot's height."""
 FAR = 2.0
 """Times the largest shown plan from which on the limit lies outside."""
 
@@ -92,7 +96,7 @@ def roofline_plot(best: Estimate) -> str:
     roof = "L".join(f"{_x(across.at(x))} {_y(up.at(y))}" for x, y in corner)
     paths = _grid(across, up) + f'<path class="roof" d="M{roof}"/>'
     tips = [
-        f"{at}. {part.name}: {_short(part.intensity)} operations per byte, {format_count(part.rate)}FLOP/s"
+        f"{at}. {part.name}: {_short(part.intensity)} operations per byte, {_flops(part.rate)}"
         for at, part in _from_1(parts)
     ]
     places = zip(widths, rates, tips, strict=True)
@@ -104,7 +108,7 @@ def roofline_plot(best: Estimate) -> str:
         '<span class="axis-x">operations per byte moved</span>'
         f'<span class="axis-y">{large}</span>'
         f'<div role="group" aria-label="Parts of a step" data-roving>{over}</div></div>{_parts(parts)}'
-        f'<p class="note">One device reaches {format_count(peak)}FLOP/s and moves {format_bytes(bandwidth)}/s'
+        f'<p class="note">One device reaches {_flops(peak)} and moves {format_bytes(bandwidth)}/s'
         f"{' (assumed)' if best.assumed else ''}: below {ridge:.3g} operations per byte memory is the limit. "
         "A part's distance to the roof is what it leaves unused.</p>"
     )
@@ -114,7 +118,7 @@ def _parts(parts: Sequence[Part]) -> str:
     """The numbered parts in words."""
     rows = "".join(
         f'<tr><td>{at}</td><td class="words">{escape(part.name)}, {escape(part.unit)}</td>'
-        f"<td>{_short(part.intensity)}</td><td>{format_count(part.rate)}FLOP/s</td><td>{format_seconds(part.seconds)}</td></tr>"
+        f"<td>{_short(part.intensity)}</td><td>{_flops(part.rate)}</td><td>{format_seconds(part.seconds)}</td></tr>"
         for at, part in _from_1(parts)
     )
     return (
@@ -128,25 +132,35 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def _flops(rate: float) -> str:
+    unit = next((unit for unit in (1e15, 1e12, 1e9) if rate >= unit), 1e6)
+    return f"{rate / unit:.3g} {FLOPS[unit]}"
+
+
 def _from_1(items: Iterable[T]) -> Iterator[tuple[int, T]]:
     return enumerate(items, start=1)
 
 
 def _numbered(places: Sequence[tuple[float, float, str]]) -> list[str]:
-    """Numbers at their points, lifted where they would hide each other; a point below tells the place."""
+    """Numbers at their points, moved up or down where they would hide each other; a dot then tells the place."""
     drawn: list[str] = []
+    taken: list[tuple[float, float]] = []
     for at, (x, y, tip) in _from_1(places):
-        before = places[: at - 1]
-        lift = sum(abs(x - left) < NEAR[0] and abs(y - up) < NEAR[1] for left, up, _ in before)
-        if lift:
+        way, moved = -1 if y > HIGH else 1, 0
+        while any(
+            abs(x - left) < NEAR[0] and abs(y + way * moved * NEAR[1] - up) < NEAR[1] * 0.99 for left, up in taken
+        ):
+            moved += 1
+        taken.append((x, y + way * moved * NEAR[1]))
+        if moved:
             drawn.append(f'<span class="at" style="left:{x:.2%};top:{1 - y:.2%}"></span>')
-        drawn.append(_button(x, y, tip, number=at, lift=-lift if y > HIGH else lift))
+        drawn.append(_button(x, y, tip, number=at, lift=way * moved))
     return drawn
 
 
 def _button(x: float, y: float, tip: str, *, number: int | None = None, lift: int = 0) -> str:
     """A point that Tab (the first) and the arrow keys reach."""
-    told, lifted = escape(tip, quote=True), f";margin-top:{-10 - 22 * lift}px" if lift else ""
+    told, lifted = escape(tip, quote=True), f";margin-top:{-10 - STEP * lift}px" if lift else ""
     return (
         f'<button type="button" class="at{" listed" if number else ""}" style="left:{x:.2%};top:{1 - y:.2%}{lifted}" '
         f'tabindex="{0 if number == 1 else -1}" data-tip="{told}" aria-label="{told}">{number or ""}</button>'
@@ -170,7 +184,8 @@ def _thinned(points: Iterable[Point], room: Axis, time: Axis, kept: set[Point]) 
 
 def _words(number: int, too_large: int, hidden: int, limit: float) -> str:
     words = f"{number:,} plans were estimated; close ones share a dot. "
-    words += f"Blue: nothing that fits a device's {format_bytes(limit)} is both faster and smaller. "
+    words += f"Blue: nothing that fits a device's {format_bytes(limit)} is both faster and smaller; of equally fast "
+    words += "plans the list has the simplest, which may be larger. "
     words += f"Red: {too_large:,} that don't fit. " if too_large else ""
     return words + (f"{hidden:,} more are too slow or too large to be shown." if hidden else "")
 

@@ -86,8 +86,8 @@ def notes(answer: Answer) -> list[str]:
         )
     else:
         lines.append(
-            f"{', '.join(request.assumed)} of {request.cluster.name} not known; assumed "
-            f"{', '.join(f'{ASSUMED[name]:.0e}' for name in request.assumed)}. Times only rank the plans."
+            f"not known of {request.cluster.name}, and assumed: "
+            f"{', '.join(f'{name} {ASSUMED[name]:.0e}' for name in request.assumed)}; times only rank the plans"
         )
     lines.append(
         f"{counts.cores:,} ways to cut the model and the batch, {counts.opened:,} of them looked into, "
