@@ -112,3 +112,19 @@ def test_placed_documents_equal_one_rank(ranks: Ranks, case: tuple[int | None, d
         loss, tokens = other["evaluated"]
         assert tokens == reference.tokens[0]
         assert abs(loss / tokens - reference.losses[0]) <= TOLERANCE * reference.losses[0]
+
+
+def sent_bytes(rank: int, world: int, run: RunSpec) -> int:
+    """Bytes that this rank sends for attention in one step."""
+    session = Session.start(run, rank)
+    session.train_step(1, rows_at(run, 1))
+    block: Any = session.model.stack.blocks[0]
+    return block.attention.attend.wire.sent
+
+
+def test_recomputed_blocks_send_nothing_again_and_short_documents_nothing_at_all(ranks: Ranks) -> None:
+    plan = {"cp": 2, "context_groups": "dynamic", "context_tokens": 12}
+    once = ranks.run(sent_bytes, 2, run_of(None, plan))
+    assert ranks.run(sent_bytes, 2, run_of(None, {**plan, "recompute": "full"})) == once
+    static = ranks.run(sent_bytes, 2, run_of(None, {"cp": 2}))
+    assert all(0 < mine < other for mine, other in zip(once, static, strict=True))

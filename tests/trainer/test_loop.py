@@ -64,6 +64,15 @@ def test_offloading_is_told_with_what_it_took(ranks: Ranks, folder: Path) -> Non
     assert offloaded[0]["memory_bytes"] < without[0]["memory_bytes"]
 
 
+def test_documents_with_groups_of_their_own_are_those_of_the_run(ranks: Ranks, folder: Path) -> None:
+    plan = {"dp_shard": 2, "context_groups": "dynamic", "context_tokens": 20}
+    ranks.run(train, 2, small_run(folder, plan, eval_every=2, eval_steps=1))
+    train(0, 1, small_run(folder.with_name("one"), eval_every=2, eval_steps=1))
+    for name in ("metrics", "eval"):
+        for mine, other in zip(records(folder, name), records(folder.with_name("one"), name), strict=True):
+            assert mine["loss"] == pytest.approx(other["loss"], rel=1e-9) and mine["tokens"] == other["tokens"]
+
+
 def test_evaluation_changes_nothing(folder: Path) -> None:
     train(0, 1, small_run(folder, eval_every=1, eval_steps=2))
     train(0, 1, small_run(folder.with_name("without")))

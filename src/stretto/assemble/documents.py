@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from stretto.parallel.mesh import DATA, Mesh
 from stretto.parallel.sequence.groups import GroupedAttend
 from stretto.parallel.sequence.opening import kernel_for
+from stretto.parallel.sequence.results import Results
 from stretto.parallel.wire import Wire
 from stretto.planner.document_groups import Costs, Placement, assign
 from stretto.planner.flops import BACKWARD, parameters
@@ -137,11 +138,18 @@ class GroupFiller:
 
     def __init__(self, plan: PlanSpec, mesh: Mesh) -> None:
         self._outside = plan.context
+        self._results = Results() if plan.recompute == "full" else None
         self.wire = Wire(mesh.group(*DATA))
 
     def __call__(self, part: nn.Module, device: torch.device) -> None:
         """Fill what of ``part`` has the opening."""
         for module in part.modules():
             if hasattr(module, "attend"):
-                kernel = kernel_for(device)
-                cast(Any, module).attend = GroupedAttend(wire=self.wire, outside=self._outside, kernel=kernel)
+                opening = cast(Any, module)
+                opening.attend = GroupedAttend(
+                    wire=self.wire,
+                    outside=self._outside,
+                    kernel=kernel_for(device),
+                    local=opening.attend,
+                    results=self._results,
+                )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from stretto.parallel.mesh import Mesh
+from stretto.parallel.sequence.groups import GroupedAttend
 from stretto.parallel.sequence.opening import ContextAttend, kernel_for
 from stretto.parallel.sequence.results import Results
 from stretto.parallel.sequence.states import WAYS, CutStates
@@ -87,4 +88,4 @@ class ContextFiller:
 def results_in(block: nn.Module) -> Results | None:
     """What keeps the results of a block's attention, if anything does."""
     openings = (getattr(module, name, None) for module in block.modules() for name in ("attend", "states"))
-    return next((o.results for o in openings if isinstance(o, ContextAttend | CutStates)), None)
+    return next((o.results for o in openings if isinstance(o, ContextAttend | CutStates | GroupedAttend)), None)

@@ -10,6 +10,7 @@ several documents meet them in the same order, so nothing can block.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from stretto.parallel.sequence.all_gather import AllGather
 from stretto.parallel.sequence.opening import Cut
 from stretto.parallel.sequence.pieces import Kernel, Scheme, Task, attend_over
+from stretto.parallel.sequence.results import Results
 from stretto.parallel.sequence.ring import Ring
 from stretto.parallel.sequence.sight import Sight
 from stretto.parallel.sequence.token_ring import TokenRing
@@ -33,6 +35,10 @@ class GroupedAttend:
     outside: str
     """What circulates in a group: ``ring``, ``token-ring`` or ``all-gather``."""
     kernel: Kernel
+    local: Callable[..., Tensor] | None = None
+    """Attention over whole documents, for those that a rank has to itself; None: the kernel does them too."""
+    results: Results | None = None
+    """Keeps results of cut documents for blocks that are recomputed."""
 
     @torch.compiler.disable
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, context: Cut, /) -> Tensor:
@@ -42,9 +48,12 @@ class GroupedAttend:
         sight = Sight(context.first)
         found = []
         for section in part.sections:
-            task = Task(kernel=self.kernel, seats=section.shares, sight=sight)
+            task = Task(kernel=self.kernel, seats=section.shares, sight=sight, results=self.results)
             own = [x.narrow(2, section.start, task.tokens(self.seat(section))) for x in (q, k, v)]
-            found.append(attend_over(self.scheme(section), task, *own))
+            if self.local is not None and len(section.shares) == 1 and context.first is None:
+                found.append(self.local(*own, context))
+            else:
+                found.append(attend_over(self.scheme(section), task, *own))
         return torch.cat(found, dim=2)
 
     def seat(self, section: Section) -> int:
