@@ -26,8 +26,10 @@ from stretto.trainer.member import Vital
 from stretto.trainer.world import World
 from trainer.small import MODEL, small_run, write_corpus
 
-SILENT = 1.5
-"""Seconds; a busy machine may keep a healthy rank waiting for one."""
+SILENT = 1.0
+"""Seconds."""
+CHANCES = 5
+"""A busy machine may starve a healthy rank for that long, and it is accused; a defect would accuse it every time."""
 
 
 def train_watched(rank: int, world: int, run: RunSpec) -> dict[str, Any]:
@@ -46,30 +48,41 @@ class Drilled:
     def __init__(self, ranks: Ranks, run: RunSpec) -> None:
         self.run, self.folder = run, Path(run.run.dir)
         self.results: list[Any] = []
+        self.deadline = time.monotonic() + 110  # the pool's own limit is 120
         world = run.plan.num_ranks
         self.thread = threading.Thread(target=lambda: self.results.extend(ranks.run(train_watched, world, run)))
         self.thread.start()
         self.pids = {rank: self._pid(rank) for rank in range(world)}
 
     def _pid(self, rank: int) -> int:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
+        while time.monotonic() < self.deadline:
             try:
                 return read_log(self.folder / "oplog" / f"rank-{rank}").pid
             except (OSError, ValueError):
                 time.sleep(0.02)
         raise AssertionError(f"rank {rank} did not start")
 
-    def verdict(self) -> str:
-        """The next one; whoever is frozen goes on after it."""
-        lookout = Lookout(self.run.run, self.pids)
-        deadline = time.monotonic() + 60
-        while (found := lookout.look({})) is None:
-            assert time.monotonic() < deadline and self.thread.is_alive(), "nothing was noticed"
-            time.sleep(0.02)
-        for pid in self.pids.values():
-            os.kill(pid, signal.SIGCONT)
+    def verdict(self, rank: int) -> str:
+        """What is said once ``rank`` is frozen, which then goes on."""
+        found = ""
+        for _ in range(CHANCES):
+            while not is_stopped(self.pids[rank]):
+                self._wait()
+            found = self._verdict()
+            if re.search(rf"rank {rank} \(host .*, pid \d+\), which has been silent for", found):
+                break
+        os.kill(self.pids[rank], signal.SIGCONT)
         return found
+
+    def _verdict(self) -> str:
+        lookout = Lookout(self.run.run, self.pids)
+        while (found := lookout.look({})) is None:
+            self._wait()
+        return found
+
+    def _wait(self) -> None:
+        assert time.monotonic() < self.deadline and self.thread.is_alive(), "nothing was noticed"
+        time.sleep(0.02)
 
     def finish(self) -> None:
         """It trains to its end."""
@@ -77,12 +90,17 @@ class Drilled:
         assert len(self.results) == self.run.plan.num_ranks
 
 
-def drilled(folder: Path, plan: dict[str, Any], drill: str, **training: Any) -> RunSpec:
+def is_stopped(pid: int) -> bool:
+    """Whether a process was stopped by a signal."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def drilled(folder: Path, plan: dict[str, Any], drill: str, *, silent: float = SILENT, **training: Any) -> RunSpec:
     write_corpus(folder / "corpus")
     run = small_run(
         folder / "run", plan, steps=3, model=replace(MODEL, num_layers=4), eval_every=3, eval_steps=1, **training
     )
-    return replace(run, run=replace(run.run, silent_seconds=SILENT, drill=drill))
+    return replace(run, run=replace(run.run, silent_seconds=silent, drill=drill))
 
 
 CASES: list[tuple[dict[str, Any], list[tuple[str, str]]]] = [
@@ -123,24 +141,23 @@ def test_a_frozen_rank_is_named_in_each_phase(
     drill = "; ".join(f"freeze {where}" for where, _ in faults)
     run = Drilled(ranks, drilled(tmp_path, plan, drill, global_batch_size=8))
     for where, wanted in faults:
-        told = run.verdict()
+        rank = int(where.split()[1])
+        told = run.verdict(rank)
         assert re.search(wanted, told), f"{where}: {told}"
-        rank = where.split()[1]
         assert re.search(rf"rank {rank} \(host .*, pid \d+\), which has been silent for \d s in ", told), told
         assert re.search(r", at \S+\.py:\d+ \(\w+\); its log is ", told), told
     run.finish()
 
 
 def test_a_slow_rank_is_left_alone_and_noted(ranks: Ranks, tmp_path: Path) -> None:
-    plan = {"pp": 2, "schedule": "zb-h1"}
-    run = Drilled(ranks, drilled(tmp_path, plan, f"delay {SILENT * 1.5} rank 1 step 2 at I", global_batch_size=4))
+    plan, silent, delay = {"pp": 2, "schedule": "zb-h1"}, 5.0, 2.25  # noted after a third of ``silent``
+    drill = f"delay {delay} rank 1 step 2 at I"
+    run = Drilled(ranks, drilled(tmp_path, plan, drill, silent=silent, global_batch_size=4))
     lookout = Lookout(run.run.run, run.pids)
     while run.thread.is_alive():
         assert lookout.look({}) is None
         time.sleep(0.02)
     run.finish()
-    longest = read_stalls(run.folder)[0]
-    assert longest.ranks == (1,) and SILENT / 3 < longest.seconds < SILENT * 3
-    assert re.search(
-        r"rank 0 waits for .* from rank 1 .*, which is still in I of stage 1, .* at \S+:\d+ ", longest.sentence
-    )
+    wanted = r"rank 0 waits for .* from rank 1 .*, which is still in I of stage 1, .* at \S+:\d+ "
+    noted = [stall for stall in read_stalls(run.folder) if re.search(wanted, stall.sentence)]
+    assert len(noted) == 1 and noted[0].ranks == (1,) and silent / 3 < noted[0].seconds
