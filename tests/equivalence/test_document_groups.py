@@ -47,6 +47,7 @@ CASES: list[tuple[int | None, dict[str, Any]]] = [
     (None, {"cp": 2, "context_tokens": 12}),
     (5, {"cp": 2, "dp_shard": 2, "zero": 3, "context_tokens": 9, "context": "token-ring"}),
     (None, {"dp_replicate": 2, "dp_shard": 2, "zero": 2, "context_tokens": 7, "recompute": "full"}),
+    (None, {"cp": 4, "dp_shard": 2, "context_tokens": 4}),
     (None, {"cp": 3, "context_layout": "contiguous", "context": "all-gather", "recompute": "selective"}),
 ]
 
