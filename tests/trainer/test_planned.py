@@ -36,6 +36,7 @@ WRONG: list[tuple[list[str], str]] = [
     (['plan.passes=["2bp:when"]'], "write NAME:KEY=VALUE"),
     (['plan.passes=["2bp:when=end,when=late"]'], "when is written twice"),
     (['plan.passes=["sharding", "sharding"]'], "'sharding': 1f1b has .* already"),
+    (['plan.passes=["freeze:stages=0"]'], r"no backward in the stages \[0\], but they have parameters that train"),
     (['plan.passes=["fill-bubbles"]'], "frozen stages besides the model's 2"),
     (["plan.memory_limit=1"], "above the memory limit of 1"),
     (["plan.memory_limit=0.5", 'plan.passes=["split-backward"]'], r"above plan.memory_limit = 0.5; raise it"),

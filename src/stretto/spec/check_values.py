@@ -47,6 +47,8 @@ def check_settings(run: RunSpec) -> None:
             raise ConfigError(
                 f"run.drill names rank {fault.rank}, but the plan has {run.plan.num_ranks} ranks, from 0."
             )
+        if fault.step is not None and not 1 <= fault.step <= run.training.steps:
+            raise ConfigError(f"run.drill names step {fault.step}, but training.steps = {run.training.steps}, from 1.")
     _at_least_zero("checkpoint", checkpoint, ("every", "keep"))
     if checkpoint.resume not in ("auto", "never") and not Path(checkpoint.resume).exists():
         raise ConfigError(

@@ -16,6 +16,11 @@ from stretto.spec.errors import ConfigError
 ACTIONS = ("kill", "freeze", "delay", "raise")
 PHASES = ("START", "JOIN", "BUILD", "LOAD", "DATA", "EVAL", "SAVE", "LEAVE")
 """What a rank does outside a schedule, by the names that its log has for it."""
+OPERATIONS = (
+    *("F", "B", "I", "W", "R", "S", "T", "O", "L", "SEND_F", "RECV_F", "SEND_B", "RECV_B"),
+    *("UNSHARD", "RESHARD", "REDUCE_GRAD", "OPT", "FLUSH", "NORM", "VALIDATE"),
+)
+"""Likewise inside a step: the kinds of a schedule's operations, and what comes behind them."""
 _FAULT = re.compile(r"(kill|freeze|raise|delay (\d+(?:\.\d+)?)) rank (\d+)(?: step (\d+))? at (\d*[A-Z_]+\d*)")
 
 
@@ -51,6 +56,11 @@ def faults_of(text: str) -> tuple[Fault, ...]:
                 f"(1F3, or F for the first F) and {', '.join(PHASES)}."
             )
         action, seconds, rank, step, at = match.groups()
+        kind = at.strip("0123456789")
+        if kind not in (*OPERATIONS, *PHASES):
+            raise ConfigError(
+                f'run.drill = "{part}": no rank ever does {kind}; write one of {", ".join((*OPERATIONS, *PHASES))}.'
+            )
         fault = Fault(
             action=action.split()[0],
             rank=int(rank),

@@ -39,11 +39,13 @@ def planned(run: RunSpec) -> Schedule:
     plan = run.plan
     schedule = _of_file(run, plan.schedule_file) if plan.schedule_file is not None else _of_family(run)
     _check_whole(schedule, plan)
-    schedule = _frozen(schedule, run)
+    frozen = _frozen_stages(run)
+    schedule = _frozen(schedule, frozen, plan)
     schedule, costs = _changed(schedule, passes_of(plan))
     if passes_of(plan) or plan.schedule_file is not None:
         _check_limit(schedule, costs, plan)
         _check_played(schedule, plan)
+        _check_trained(schedule, frozen, plan)
     return schedule
 
 
@@ -138,23 +140,32 @@ def _check_whole(schedule: Schedule, plan: PlanSpec) -> None:
             )
 
 
-def _frozen(schedule: Schedule, run: RunSpec) -> Schedule:
-    """Without backward in the first stages where nothing trains; ConfigError where others are frozen."""
-    frozen: set[int] = set()
-    if run.training.freeze:
-        from stretto.trainer.freezing import frozen_stages
-        from stretto.trainer.structure import make_stack
+def _frozen_stages(run: RunSpec) -> frozenset[int]:
+    """The first stages, as far as nothing of them trains."""
+    if not run.training.freeze:
+        return frozenset()
+    from stretto.trainer.freezing import frozen_stages
+    from stretto.trainer.structure import make_stack
 
-        frozen = set(frozen_stages(run, make_stack(run)))
+    return frozenset(frozen_stages(run, make_stack(run)))
+
+
+def _frozen(schedule: Schedule, frozen: frozenset[int], plan: PlanSpec) -> Schedule:
+    """Without backward in the stages where nothing trains."""
+    added = sorted(frozen - schedule.frozen)
+    try:
+        return freeze(schedule, stages=added) if added else schedule
+    except ScheduleError as error:
+        raise ConfigError(f"{_origin(plan)} can't have training.freeze: {error}") from error
+
+
+def _check_trained(schedule: Schedule, frozen: frozenset[int], plan: PlanSpec) -> None:
+    """ConfigError where a stage that has something to train has no backward."""
     if wrong := sorted(schedule.frozen - frozen):
         raise ConfigError(
-            f"{_origin(run.plan)} has no backward in the stages {wrong}, but they have parameters that train; "
+            f"{_origin(plan)} has no backward in the stages {wrong}, but they have parameters that train; "
             "name them in training.freeze, or take another schedule."
         )
-    try:
-        return freeze(schedule, stages=sorted(frozen - schedule.frozen)) if frozen - schedule.frozen else schedule
-    except ScheduleError as error:
-        raise ConfigError(f"{_origin(run.plan)} can't have training.freeze: {error}") from error
 
 
 def _changed(schedule: Schedule, passes: tuple[str, ...]) -> tuple[Schedule, Costs]:
