@@ -106,7 +106,7 @@ def test_bad_input(arguments: list[str], message: str, capsys: pytest.CaptureFix
     [
         ('name = "a100:8"\nnum_nodes = 0', "there are no devices"),
         ('name = "a100:8"\nmemry_bytes = 8e9', "did you mean 'cluster.memory_bytes'?"),
-        ('[[groups]]\nname = "a100:8"', "several groups of devices in one run aren't in this version"),
+        ('[[groups]]\nname = "local-cpu:8"', "doesn't tell"),
         ("price_per_device_hour = '2'", "price_per_device_hour must be a number"),
     ],
 )

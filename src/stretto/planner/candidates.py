@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import gcd
 
+from stretto.planner.groups import divides
 from stretto.planner.request import DEGREES, Request
 from stretto.spec import capabilities
 from stretto.spec.plan import PlanSpec
@@ -33,7 +34,7 @@ def worlds(request: Request) -> list[int]:
     All devices, but for ``cost`` also every divisor of the nodes or of one node: fewer devices may be cheaper.
     """
     devices = request.devices
-    if request.objective != "cost":
+    if request.objective != "cost" or request.cluster.groups:
         return [devices]
     per_node = request.cluster.devices_per_node
     nodes = devices // per_node
@@ -63,6 +64,8 @@ def meshes(request: Request, ranks: int) -> Iterator[tuple[int, int, int]]:
     split = gcd(model.num_heads, model.kv_heads, model.intermediate_size, length)
     for pp in request.values("pp", divisors(ranks)):
         for tp in request.values("tp", divisors(gcd(split, ranks // pp))):
+            if request.cluster.groups and not divides(request.cluster, pp):
+                continue
             for cp in request.values("cp", _context_degrees(request, ranks // (pp * tp), tp)):
                 yield pp, tp, cp
 

@@ -176,8 +176,10 @@ def data_seconds(work: Workload, calibration: Calibration) -> float:
     return sum(data_parts(work, calibration))
 
 
-def data_parts(work: Workload, calibration: Calibration) -> tuple[float, float]:
-    """Reduction of gradients and gathering of parameters of the fullest pipeline rank, hidden or not.
+def data_parts(work: Workload, calibration: Calibration, held: float | None = None) -> tuple[float, float]:
+    """Reduction of gradients and gathering of parameters of a pipeline rank, hidden or not.
+
+    ``held``: its parameters; None: those of the fullest.
 
     Whole parameters (ZeRO-1 and 2): gradients are summed once a step and scattered over those who keep shards of them,
     and what each rank has stepped is gathered.  Divided ones (ZeRO-3) are gathered for the forward and for the backward
@@ -189,7 +191,7 @@ def data_parts(work: Workload, calibration: Calibration) -> tuple[float, float]:
     """
     plan, stack, states = work.plan, work.stack, work.states
     ranks = plan.dp * plan.cp * work.num_replicas  # those of a bidirectional pipeline hold the same parameters
-    held = work.largest_share
+    held = work.largest_share if held is None else held
 
     def over(size: int, inner: int) -> Group:
         """Ranks with the same shard of ``inner``, ``size`` of them."""

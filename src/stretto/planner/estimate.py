@@ -9,6 +9,7 @@ from stretto.planner.calibration import Calibration, published
 from stretto.planner.communication import context_seconds, logits_seconds, tensor_seconds
 from stretto.planner.compute import head_seconds, layer_seconds, recompute_seconds
 from stretto.planner.flops import mfu, parameters
+from stretto.planner.groups import limits, plain
 from stretto.planner.measured_step import turn
 from stretto.planner.memory import RankMemory, fits, layer_activation_bytes, memory
 from stretto.planner.request import Request
@@ -69,8 +70,13 @@ class Estimate:
 
     @cached_property
     def fullest(self) -> int:
-        """The pipeline rank with the most bytes."""
-        return max(range(len(self.memory)), key=lambda rank: self.memory[rank].total)
+        """The pipeline rank with the most bytes; on unequal devices, with the most of its device's."""
+        return max(range(len(self.memory)), key=lambda rank: self.memory[rank].total / self.limits[rank])
+
+    @cached_property
+    def limits(self) -> tuple[float, ...]:
+        """Memory of the devices of each pipeline rank, in bytes."""
+        return limits(self.work)
 
     @property
     def peak_bytes(self) -> float:
@@ -129,7 +135,12 @@ class Turns:
 
 
 def turns(work: Workload, calibration: Calibration | None) -> Turns:
-    """The parts that stages are balanced by and that no schedule can avoid."""
+    """The parts that stages are balanced by and that no schedule can avoid; on unequal devices the least of them."""
+    if work.cluster.groups:
+        each = {group: turns(replace(work, cluster=plain(group)), calibration) for group in work.cluster.groups}
+        devices = sum(group.devices for group in each)
+        together = sum(group.devices / one.layer for group, one in each.items())
+        return Turns(layer=devices / together, head=min(one.head for one in each.values()))
     calibration = calibration or published(work.cluster.name)
     if calibration.machine is not None:
         one, last = turn(work, calibration.machine)

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from stretto.planner.groups import limits
 from stretto.planner.in_flight import CLOSED_FORMS, in_flight
 from stretto.planner.stack import KernelStack
 from stretto.planner.uncertainty import MEMORY
@@ -114,7 +115,7 @@ def memory(work: Workload, margin: Margin | None = None) -> tuple[RankMemory, ..
 
 def fits(work: Workload, margin: Margin | None = None) -> bool:
     """Whether every rank stays within its device."""
-    return max(rank.total for rank in memory(work, margin)) <= work.cluster.memory_bytes
+    return all(rank.total <= limit for rank, limit in zip(memory(work, margin), limits(work), strict=True))
 
 
 def layer_activation_bytes(work: Workload, *, recompute: str | None = None) -> float:

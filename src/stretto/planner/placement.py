@@ -10,6 +10,7 @@ more than a node's devices (and they divide evenly), else across nodes.
 
 from __future__ import annotations
 
+from stretto.planner.groups import group_words
 from stretto.spec.cluster import ClusterSpec
 from stretto.spec.plan import PlanSpec
 
@@ -44,4 +45,8 @@ def placement_words(plan: PlanSpec, cluster: ClusterSpec) -> str:
         return "placement: one rank"
     words = [f"{' and '.join(inside)} inside a node"] if inside else []
     words += [f"{' and '.join(across)} across nodes"] if across else []
-    return f"placement: {', '.join(words)} (ranks in order, node by node)"
+    line = f"placement: {', '.join(words)} (ranks in order, node by node)"
+    mix = group_words(plan, cluster)
+    if not mix:
+        return line
+    return f"{line}\n{mix}: start the nodes in this order; every replica has the same mix and the same batch"

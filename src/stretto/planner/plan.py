@@ -51,6 +51,8 @@ class Answer:
         plan = self.plans[number].plan
         request = self.request
         machines = replace(request, pins={}).machines(plan.num_ranks)
+        if machines.groups:
+            machines = self.plans[number].work.cluster
         known: dict[str, Any] = dict.fromkeys(request.untold, 0.0)
         return replace(request.run, plan=plan, cluster=replace(machines, **known))
 

@@ -33,6 +33,7 @@ from stretto.planner.estimate import (
     least_state_bytes,
     turns,
 )
+from stretto.planner.groups import arranged, limits, of_ranks
 from stretto.planner.memory import Margin, fits, memory
 from stretto.planner.request import DEGREES, Request
 from stretto.planner.step import step_time
@@ -91,6 +92,28 @@ def search(request: Request, *, top: int = 5, any_size: bool = False, thorough: 
 
     ``any_size``: also those that don't fit their devices.  ``thorough``: pay for more shapes of more schedules.
     """
+    if len(request.run.cluster.groups) > 1:
+        each = [
+            _search(replace(request, run=replace(request.run, cluster=order)), top, any_size, thorough)
+            for order in arranged(request.run.cluster)
+        ]
+        return _best_of(request, each, top)
+    return _search(request, top, any_size, thorough)
+
+
+def _best_of(request: Request, each: list[Found], top: int) -> Found:
+    """The short list over several orders of unequal devices; of equal plans the first order's."""
+    plans = [plan for found in each for plan in found.plans]
+    plans.sort(key=lambda plan: key_of(request, plan.work, plan.seconds, plan.peak_bytes))
+    kept: dict[tuple[int, int], Estimate] = {}
+    for plan in plans:
+        kept.setdefault((plan.plan.pp, plan.plan.tp), plan)
+    seen = tuple(pair for found in each for pair in found.seen)
+    return Found(plans=tuple(kept.values())[:top], counts=each[0].counts, seen=seen)
+
+
+def _search(request: Request, top: int, any_size: bool, thorough: bool) -> Found:
+    """The short list for machines in one order."""
     found = Found(plans=(), counts=Counts())
     for layout in LAYOUTS:
         found = _Search(request, top=top, layout=layout, any_size=any_size).run(Effort(thorough=thorough))
@@ -214,10 +237,16 @@ class _Search:
         return self.turns[key]
 
     def _stages(self, plan: PlanSpec, most: list[int] | None = None) -> tuple[int, ...] | None:
-        turn = self._turns(self.request.work(plan))
+        work = self.request.work(plan)
+        turn, layers = self._turns(work), self.request.model.num_layers
+        if not work.cluster.groups:
+            last = turn.head / turn.layer
+            return balanced_by_cost(layers, ranks=plan.pp, chunks=plan.chunks, last=last, most=most)
+        own = [self._turns(replace(work, cluster=machines)) for machines in of_ranks(plan, work.cluster)]
         return balanced_by_cost(
-            self.request.model.num_layers, ranks=plan.pp, chunks=plan.chunks, last=turn.head / turn.layer, most=most
-        )
+            layers, ranks=plan.pp, chunks=plan.chunks, last=own[-1].head / own[-1].layer, most=most,
+            costs=[one.layer for one in own],
+        )  # fmt: skip
 
     def _note(self, core: PlanSpec, floor: float, fitted: bool) -> None:
         """Remember the best of a core without the communication of its data ranks, and whether anything fitted."""
@@ -301,7 +330,7 @@ class _Search:
 
     def _most_layers(self, work: Workload) -> list[int]:
         """Layers that each rank can hold: memory grows by the same for each."""
-        plan, limit = work.plan, work.cluster.memory_bytes
+        plan = work.plan
         one, two = (
             [
                 rank.total
@@ -311,7 +340,10 @@ class _Search:
             ]
             for count in (1, 2)
         )
-        room = ((limit - low) * plan.chunks / max(high - low, 1.0) for low, high in zip(one, two, strict=True))
+        room = (
+            (limit - low) * plan.chunks / max(high - low, 1.0)
+            for limit, low, high in zip(limits(work), one, two, strict=True)
+        )
         return [plan.chunks + max(-plan.chunks, int(layers)) for layers in room]
 
 
@@ -325,4 +357,4 @@ def _plain(work: Workload) -> PlanSpec:
 
 def _full(work: Workload, margin: Margin) -> list[bool]:
     """The pipeline ranks that exceed their device."""
-    return [rank.total > work.cluster.memory_bytes for rank in memory(work, margin)]
+    return [rank.total > limit for rank, limit in zip(memory(work, margin), limits(work), strict=True)]

@@ -28,6 +28,7 @@ from stretto.planner.communication import (
     tensor_seconds,
 )
 from stretto.planner.compute import head_seconds, layer_seconds, optimizer_seconds, recompute_seconds
+from stretto.planner.groups import apart, of_ranks
 from stretto.planner.measured_step import measured_step
 from stretto.planner.memory import layer_activation_bytes
 from stretto.planner.uncertainty import expected_error
@@ -79,12 +80,15 @@ class StageTurns:
 
 def step_time(work: Workload, calibration: Calibration | None = None) -> StepTime:
     """Estimate a step; UnsupportedError for machines of unknown rates, ScheduleError for a schedule that can't be."""
-    calibration, plan = calibration or published(work.cluster.name), work.plan
+    given, plan = calibration, work.plan
+    calibration = calibration or published(work.cluster.name)
     if calibration.machine is not None:
         return measured_step(work, calibration.machine)
     _check_rates(work)
     if plan.ep > 1:
         raise UnsupportedError("The time of plan.ep isn't estimated yet; estimate the plan without it.")
+    if work.cluster.groups:
+        return _mixed_step(work, given)
     between = tensor_seconds(work, calibration)
     context = context_seconds(work, calibration)
     turns = _turns(work, calibration, sum(between) + sum(context))
@@ -104,13 +108,43 @@ def step_time(work: Workload, calibration: Calibration | None = None) -> StepTim
     return replace(time, expected_error=expected_error(_causes(time), work.cluster.name))
 
 
-def exposed_seconds(work: Workload, longest: float, calibration: Calibration) -> float:
+def _mixed_step(work: Workload, given: Calibration | None) -> StepTime:
+    """A step on unequal devices: each pipeline rank at its own rates, messages over the slowest links.
+
+    A rank's data ranks are on its own machines; the slowest of them and of the optimizers is waited for.
+    """
+    turns, plan = stage_turns(work, given), work.plan
+    closed = plan.schedule in FAMILIES and plan.schedule_file is None and not (plan.passes or plan.offload)
+    rates = given or published(work.cluster.name)
+    longest, whole = (_closed if closed else _profiled)(work, turns, boundary_seconds(work, rates))
+    layers, tensor, context, data, optimizer = 0, 0.0, 0.0, 0.0, 0.0
+    for machines, ranks in apart(work).items():
+        one, own = replace(work, cluster=machines), given or published(machines.name)
+        layers = work.num_microbatches * max(work.shares[rank].layers for rank in ranks)
+        held = max(work.shares[rank].parameters for rank in ranks)
+        tensor = max(tensor, layers * sum(tensor_seconds(one, own)))
+        context = max(context, layers * sum(context_seconds(one, own)))
+        data = max(data, exposed_seconds(one, longest, own, held))
+        optimizer = max(optimizer, optimizer_seconds(one, own, held))
+    time = StepTime(
+        work=longest,
+        tensor_communication=min(tensor, longest),
+        bubble=whole - longest,
+        data_communication=data,
+        optimizer=optimizer,
+        context_communication=min(context, longest),
+        host_communication=_host_seconds(work, whole, rates),
+    )
+    return replace(time, expected_error=expected_error(_causes(time), work.cluster.name))
+
+
+def exposed_seconds(work: Workload, longest: float, calibration: Calibration, held: float | None = None) -> float:
     """What a step waits for its data ranks, where the busiest rank works for ``longest``.
 
     What is done for each micro-batch lies beside all of the work, what is done once beside the last backward and the
     first forward pass.  What is hidden takes processors from the work.
     """
-    each, once = data_parts(work, calibration)
+    each, once = data_parts(work, calibration, held)
     if not work.stack.overlapped_reduction:
         return each + once
     waits = max(0.0, each + once - longest, once - longest / work.num_microbatches)
@@ -132,8 +166,24 @@ def _causes(time: StepTime) -> dict[str, float]:
 
 def stage_turns(work: Workload, calibration: Calibration | None = None) -> StageTurns:
     """What each stage does with one micro-batch, its collectives over tp and cp included."""
+    if work.cluster.groups:
+        return _mixed_turns(work, calibration)
     calibration = calibration or published(work.cluster.name)
     return _turns(work, calibration, sum(tensor_seconds(work, calibration)) + sum(context_seconds(work, calibration)))
+
+
+def _mixed_turns(work: Workload, given: Calibration | None) -> StageTurns:
+    """Each stage on the machines of its rank."""
+    each = {machines: stage_turns(replace(work, cluster=machines), given) for machines in apart(work)}
+    on = of_ranks(work.plan, work.cluster)
+    rank_of = {stage: rank for rank, share in enumerate(work.shares) for stage in share.stages}
+    of = [each[on[rank_of[stage]]] for stage in range(len(work.layers))]
+    return StageTurns(
+        forward=[turns.forward[stage] for stage, turns in enumerate(of)],
+        backward=[turns.backward[stage] for stage, turns in enumerate(of)],
+        weights=[turns.weights[stage] for stage, turns in enumerate(of)],
+        head=of[-1].head,
+    )
 
 
 def _turns(work: Workload, calibration: Calibration, collectives: float) -> StageTurns:

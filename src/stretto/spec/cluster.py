@@ -6,8 +6,39 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceGroup:
+    """Some of the nodes of mixed machines, equal among themselves; rates as in ``ClusterSpec``, all known."""
+
+    name: str
+    """Preset and number of devices, or a label."""
+    num_nodes: int
+    """Number of nodes."""
+    devices_per_node: int
+    """Devices in a node."""
+    memory_bytes: float
+    """Memory of a device in bytes."""
+    peak_flops_bfloat16: float
+    """Dense peak of a device in FLOP/s with bfloat16 inputs."""
+    memory_bytes_per_second: float
+    """Memory bandwidth of a device."""
+    link_bytes_per_second: float
+    """Of a device to others of its node, one direction."""
+    network_bytes_per_second: float
+    """Of a device to other nodes of its group, one direction."""
+    module_devices: int = 0
+    """As ``ClusterSpec.module_devices``."""
+    module_bytes_per_second: float = 0.0
+    """As ``ClusterSpec.module_bytes_per_second``."""
+
+    @property
+    def devices(self) -> int:
+        """Number of devices."""
+        return self.num_nodes * self.devices_per_node
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterSpec:
-    """Equal nodes of equal devices."""
+    """Equal nodes of equal devices; or groups of such nodes, and what the planner may take for all of them."""
 
     name: str = "local-cpu"
     """Preset, or a label of your own; ``h100:512`` means 512 devices of the preset."""
@@ -31,5 +62,7 @@ class ClusterSpec:
     """Bandwidth of a device to its neighbours of that module, one direction, in bytes/s."""
     network_bytes_per_second: float = 0.0
     """Bandwidth of a device to other nodes, one direction, in bytes/s; 0: not known."""
+    groups: tuple[DeviceGroup, ...] = ()
+    """Groups of unequal devices, in the order of their ranks: the first group's nodes have the first ranks."""
     calibration: str | None = None
     """File of ``stretto diagnose --calibrate``: what these machines reach; relative to the working directory."""
