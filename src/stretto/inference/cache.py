@@ -22,7 +22,7 @@ from stretto.models.linear_attention import LinearAttention, States
 from stretto.spec.contract import Place
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
     from torch import Tensor
@@ -62,13 +62,13 @@ class KeptState:
         """All new tokens follow each other."""
         return (tokens,)
 
-    def __call__(self, stretches: Sequence[Summary], context: Context) -> Sequence[Tensor]:
-        """Return the state before the new tokens and keep the one after them."""
+    def begin(self, stretches: Sequence[Summary], context: Context) -> Callable[[], Sequence[Tensor]]:
+        """Give the state before the new tokens and keep the one after them."""
         (stretch,) = stretches
         before = torch.zeros_like(stretch.gain[:, :, 0]) if self.state is None else self.state
         through, gain = stretch.total()
         self.state = passed(through, before) + gain
-        return (before,)
+        return lambda: (before,)
 
 
 class Cache:

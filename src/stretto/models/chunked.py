@@ -70,14 +70,19 @@ class Tokens:
 class Summary:
     """What the chunks of consecutive tokens make of any state before them."""
 
-    reads: Tensor
-    """[B, G, R, N, C, K]."""
-    own: Tensor
-    """[B, G, R, N, C, K]."""
     through: Tensor
     """[B, G, N, K, K]; [B, G, N, 1, 1] of linear attention, whose states are only scaled."""
     gain: Tensor
     """[B, G, N, K, K]."""
+    q: Tensor
+    """[B, G, R, N, C, K]."""
+    k: Tensor
+    """[B, G, N, C, K]."""
+    written: Tensor
+    """Y, what tokens write where the state before is 0, [B, G, N, C, K]."""
+    taken: Tensor | None
+    """W, how much less they write for what a state says, [B, G, N, C, K]; None: linear."""
+    decay: Decay
     length: int
     """Tokens, without those that fill the last chunk."""
 
@@ -89,13 +94,37 @@ class Summary:
             through, gain = step @ through, passed(step, gain) + self.gain[:, :, n]
         return through, gain
 
+    def read(self) -> Reading:
+        """What queries see of their own chunk, and how they read a state: nothing here waits for one."""
+        mixed = (self.q @ self.k.transpose(3, 4).unsqueeze(2)) * self.decay.between.unsqueeze(2)
+        reads = self.q * self.decay.since_start.unsqueeze(-1).unsqueeze(2)
+        if self.taken is not None:
+            reads = reads - mixed @ self.taken.unsqueeze(2)
+        return Reading(reads=reads, own=mixed @ self.written.unsqueeze(2), summary=self)
+
     def output(self, state: Tensor) -> Tensor:
         """[B, H, T, K], given the state [B, G, K, K] before the first token."""
+        return self.read().output(state)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """Outputs as far as they don't need the state before the first token."""
+
+    reads: Tensor
+    """[B, G, R, N, C, K]."""
+    own: Tensor
+    """[B, G, R, N, C, K]."""
+    summary: Summary
+
+    def output(self, state: Tensor) -> Tensor:
+        """[B, H, T, K], given the state [B, G, K, K] before the first token."""
+        through, gain = self.summary.through, self.summary.gain
         states = [state]
-        for n in range(self.gain.size(2) - 1):
-            states.append(passed(self.through[:, :, n], states[-1]) + self.gain[:, :, n])
+        for n in range(gain.size(2) - 1):
+            states.append(passed(through[:, :, n], states[-1]) + gain[:, :, n])
         out = self.own + self.reads @ torch.stack(states, dim=2).unsqueeze(2)
-        return out.flatten(1, 2).flatten(2, 3)[:, :, : self.length]
+        return out.flatten(1, 2).flatten(2, 3)[:, :, : self.summary.length]
 
 
 def passed(through: Tensor, state: Tensor) -> Tensor:
@@ -107,33 +136,30 @@ def summarise(tokens: Tokens, chunk: int = CHUNK) -> Summary:
     """Summarise consecutive tokens in chunks of ``chunk``; the last is filled up with tokens that do nothing."""
     length = tokens.k.size(2)
     chunk = min(chunk, length)
-    groups = tokens.k.size(1)
     q, k, v = (_chunked(at_least_float32(x), chunk) for x in (tokens.q, tokens.k, tokens.v))
-    q = q.unflatten(1, (groups, -1))
-    decay = _Decay.of(tokens, chunk)
-    mixed = (q @ k.transpose(3, 4).unsqueeze(2)) * decay.between.unsqueeze(2)
-    reads = q * decay.since_start.unsqueeze(-1).unsqueeze(2)
+    decay = Decay.of(tokens, chunk)
     kept = (k * decay.to_end.unsqueeze(-1)).transpose(3, 4)
-    through = decay.since_start[..., -1, None, None]
-    if tokens.write is None:
-        return Summary(reads=reads, own=mixed @ v.unsqueeze(2), through=through, gain=kept @ v, length=length)
-    write = _chunked(at_least_float32(tokens.write).unsqueeze(-1), chunk)
-    again = (write * (k @ k.transpose(3, 4)) * decay.between).tril(-1)
-    right = torch.cat((write * v, write * decay.since_start.unsqueeze(-1) * k), dim=-1)
-    solved = torch.linalg.solve_triangular(again, right, upper=False, unitriangular=True)
-    own, taken = solved.chunk(2, dim=-1)
-    one = torch.eye(k.size(-1), dtype=k.dtype, device=k.device)
+    through, written, taken = decay.since_start[..., -1, None, None], v, None
+    if tokens.write is not None:
+        write = _chunked(at_least_float32(tokens.write).unsqueeze(-1), chunk)
+        again = (write * (k @ k.transpose(3, 4)) * decay.between).tril(-1)
+        right = torch.cat((write * v, write * decay.since_start.unsqueeze(-1) * k), dim=-1)
+        written, taken = torch.linalg.solve_triangular(again, right, upper=False, unitriangular=True).chunk(2, dim=-1)
+        through = through * torch.eye(k.size(-1), dtype=k.dtype, device=k.device) - kept @ taken
     return Summary(
-        reads=reads - mixed @ taken.unsqueeze(2),
-        own=mixed @ own.unsqueeze(2),
-        through=through * one - kept @ taken,
-        gain=kept @ own,
+        through=through,
+        gain=kept @ written,
+        q=q.unflatten(1, (k.size(1), -1)),
+        k=k,
+        written=written,
+        taken=taken,
+        decay=decay,
         length=length,
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Decay:
+class Decay:
     """Products of decays inside chunks, 0 across the start of a document."""
 
     between: Tensor
@@ -144,7 +170,8 @@ class _Decay:
     """From a token to the chunk's last, [B, G, N, C]."""
 
     @classmethod
-    def of(cls, tokens: Tokens, chunk: int) -> _Decay:
+    def of(cls, tokens: Tokens, chunk: int) -> Decay:
+        """Those of tokens in chunks of ``chunk``."""
         decays = _chunked(at_least_float32(tokens.log_decay).unsqueeze(-1), chunk).squeeze(-1)
         total = decays.cumsum(-1)
         between = total.unsqueeze(-1) - total.unsqueeze(-2)

@@ -25,7 +25,7 @@ from stretto.models.chunked import Summary, Tokens, summarise
 from stretto.models.norm import RMSNorm, at_least_float32
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -42,8 +42,8 @@ class States(Protocol):
     def lengths(self, context: Context, tokens: int, /) -> Sequence[int]:
         """Tokens of each stretch of consecutive ones among ``tokens``."""
 
-    def __call__(self, stretches: Sequence[Summary], context: Context, /) -> Sequence[Tensor]:
-        """The state before each stretch, [B, G, K, K]."""
+    def begin(self, stretches: Sequence[Summary], context: Context, /) -> Callable[[], Sequence[Tensor]]:
+        """Send for the state before each stretch, [B, G, K, K]; a call of what is returned waits for them."""
 
 
 class NoState:
@@ -53,9 +53,9 @@ class NoState:
         """All tokens follow each other."""
         return (tokens,)
 
-    def __call__(self, stretches: Sequence[Summary], context: Context) -> Sequence[Tensor]:
+    def begin(self, stretches: Sequence[Summary], context: Context) -> Callable[[], Sequence[Tensor]]:
         """Zeros."""
-        return [torch.zeros_like(stretch.gain[:, :, 0]) for stretch in stretches]
+        return lambda: [torch.zeros_like(stretch.gain[:, :, 0]) for stretch in stretches]
 
 
 class LinearAttention(nn.Module):
@@ -106,8 +106,9 @@ class LinearAttention(nn.Module):
         for length in self.states.lengths(context, tokens.k.size(2)):
             stretches.append(summarise(tokens.narrow(at, length)))
             at += length
-        before = self.states(stretches, context)
-        return torch.cat([part.output(state) for part, state in zip(stretches, before, strict=True)], dim=2)
+        before = self.states.begin(stretches, context)
+        readings = [stretch.read() for stretch in stretches]  # while the states are under way
+        return torch.cat([part.output(state) for part, state in zip(readings, before(), strict=True)], dim=2)
 
     def split_heads(self, x: Tensor) -> Tensor:
         """View [B, T, heads here * K] as [B, T, heads here, K]."""

@@ -19,7 +19,7 @@ Bytes per rank, with n ranks, p stretches a rank, B rows, G heads of size K and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,7 +28,7 @@ from torch import Tensor, autograd
 from torch.autograd.function import once_differentiable
 
 from stretto.parallel.sequence.results import Results
-from stretto.parallel.wire import Wire
+from stretto.parallel.wire import Transfer, Wire
 from stretto.spec.contract import SequencePart
 from stretto.spec.sequence import Range, Ranges
 
@@ -71,21 +71,14 @@ class Chain:
         """Where the stretches of a rank are in the chain."""
         return [at for at, owner in enumerate(self.owners) if owner == rank]
 
-    def gather(self, own: Sequence[Tensor]) -> list[list[Tensor]]:
-        """``own[i]`` [p, ...] of this rank's stretches -> the same of all stretches, ``[i][stretch]``."""
+    def gather(self, own: Sequence[Tensor]) -> Gathering:
+        """Send ``own[i]`` [p, ...] of this rank's stretches to all."""
         others = [rank for rank in range(max(self.owners) + 1) if rank != self.wire.index]
         packed = torch.cat([x.flatten(1) for x in own], dim=1)
         sends = [(packed, rank) for rank in others]
         receives = [(packed.new_empty(len(self.held(rank)), packed.shape[1]), rank) for rank in others]
-        arrived = dict(zip(others, self.wire.start(sends, receives).wait(), strict=True))
-        arrived[self.wire.index] = packed
-        found: list[list[Tensor]] = [[packed] * len(self.owners) for _ in own]
-        for rank, rows in arrived.items():
-            for part, columns in enumerate(rows.split([x[0].numel() for x in own], dim=1)):
-                for at, row in zip(self.held(rank), columns, strict=True):
-                    found[part][at] = row.view(own[part].shape[1:])
-        self.wire.flush()
-        return found
+        shapes = [x.shape[1:] for x in own]
+        return Gathering(chain=self, others=others, own=packed, shapes=shapes, coming=self.wire.start(sends, receives))
 
     def hand_on(self, at: int, state: Tensor | None, like: Tensor, *, step: int) -> Tensor | None:
         """Give ``state`` (None: not ours) of stretch ``at`` to the holder of the one ``step`` further; return it there.
@@ -102,39 +95,84 @@ class Chain:
         return self.wire.start([], [(torch.empty_like(like), giver)]).wait()[0]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gathering:
+    """An all-gather under way."""
+
+    chain: Chain
+    others: list[int]
+    """Ranks from which something comes."""
+    own: Tensor
+    """What this rank gave, [p, numbers]."""
+    shapes: list[torch.Size]
+    """Of each tensor of a stretch."""
+    coming: Transfer
+
+    def wait(self) -> list[list[Tensor]]:
+        """The same of all stretches, ``[i][stretch]``."""
+        arrived = dict(zip(self.others, self.coming.wait(), strict=True))
+        arrived[self.chain.wire.index] = self.own
+        rows = {at: row for rank, x in arrived.items() for at, row in zip(self.chain.held(rank), x, strict=True)}
+        self.chain.wire.flush()
+        parts = [rows[at].split([shape.numel() for shape in self.shapes]) for at in range(len(rows))]
+        return [[part[i].view(shape) for part in parts] for i, shape in enumerate(self.shapes)]
+
+
 class Gathered:
-    """One all-gather each way (LASP-2)."""
+    """One all-gather each way, under the products inside chunks (LASP-2)."""
 
-    @staticmethod
-    def before(chain: Chain, through: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
-        """States before own stretches [p, B, G, K, K], and ``through`` of all stretches."""
-        every, gains = chain.gather((through, gain))
-        state = torch.zeros_like(gain[0])
-        states = []
-        for at, owner in enumerate(chain.owners):
-            if owner == chain.wire.index:
-                states.append(state)
-            state = _passed(every[at], state) + gains[at]
-        return torch.stack(states), torch.stack(every)
+    def __init__(self, chain: Chain) -> None:
+        self.chain = chain
 
-    @staticmethod
-    def back(chain: Chain, kept: Tensor, gradient: Tensor) -> Tensor:
-        """Gradients of the states after own stretches, given those of the states before them."""
-        (every,) = chain.gather((gradient,))
-        after = torch.zeros_like(gradient[0])
-        found: dict[int, Tensor] = {}
-        for at in reversed(range(len(chain.owners))):
-            found[at] = after
-            after = every[at] + _passed(kept[at].transpose(-1, -2), after)
-        return torch.stack([found[at] for at in chain.own])
+    def begin(self, through: Tensor, gain: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
+        """Gather; then: states before own stretches [p, B, G, K, K], and ``through`` of all stretches."""
+        gathering = self.chain.gather((through, gain))
+
+        def finish() -> tuple[Tensor, Tensor]:
+            every, gains = gathering.wait()
+            state = torch.zeros_like(gain[0])
+            states = []
+            for at, owner in enumerate(self.chain.owners):
+                if owner == self.chain.wire.index:
+                    states.append(state)
+                state = _passed(every[at], state) + gains[at]
+            return torch.stack(states), torch.stack(every)
+
+        return finish
+
+    def begin_back(self, kept: Tensor, gradient: Tensor) -> Callable[[], Tensor]:
+        """Gather gradients of states before own stretches; then: those of the states after them."""
+        gathering = self.chain.gather((gradient,))
+
+        def finish() -> Tensor:
+            (every,) = gathering.wait()
+            after = torch.zeros_like(gradient[0])
+            found: dict[int, Tensor] = {}
+            for at in reversed(range(len(self.chain.owners))):
+                found[at] = after
+                after = every[at] + _passed(kept[at].transpose(-1, -2), after)
+            return torch.stack([found[at] for at in self.chain.own])
+
+        return finish
 
 
 class Ringed:
-    """One hop after the other (LASP)."""
+    """One hop after the other (LASP): begun forward when everything else is done, backward before."""
 
-    @staticmethod
-    def before(chain: Chain, through: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+    def __init__(self, chain: Chain) -> None:
+        self.chain = chain
+
+    def begin(self, through: Tensor, gain: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
         """States before own stretches [p, B, G, K, K], and ``through`` of own stretches."""
+        return lambda: self._before(through, gain)
+
+    def begin_back(self, kept: Tensor, gradient: Tensor) -> Callable[[], Tensor]:
+        """Gradients of the states after own stretches, given those of the states before them."""
+        found = self._back(kept, gradient)
+        return lambda: found
+
+    def _before(self, through: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+        chain = self.chain
         state: Tensor | None = torch.zeros_like(gain[0])
         states, mine, last = [], iter(zip(through, gain, strict=True)), len(chain.owners) - 1
         for at, owner in enumerate(chain.owners):
@@ -148,9 +186,8 @@ class Ringed:
         chain.wire.flush()
         return torch.stack(states), through
 
-    @staticmethod
-    def back(chain: Chain, kept: Tensor, gradient: Tensor) -> Tensor:
-        """Gradients of the states after own stretches, given those of the states before them."""
+    def _back(self, kept: Tensor, gradient: Tensor) -> Tensor:
+        chain = self.chain
         after: Tensor | None = torch.zeros_like(gradient[0])
         own, found = chain.own, []
         for at in reversed(range(len(chain.owners))):
@@ -170,27 +207,78 @@ WAYS: dict[str, Way] = {"all-gather": Gathered, "ring": Ringed}
 """How states travel, by ``plan.linear_context``."""
 
 
-class _Before(autograd.Function):
+class Passage:
+    """The way of one layer's states through the chain, and of their gradients back, each begun and later finished.
+
+    Autograd goes through the nodes of a graph from the last to the first, so what was computed between ``_Begin`` and
+    ``_End`` is differentiated between the two as well, while gradients of states are under way.
+    """
+
+    def __init__(self, way: Gathered | Ringed, results: Results | None) -> None:
+        self._way, self._results = way, results
+        self._finish: Callable[[], tuple[Tensor, Tensor]] | None = None
+        self._finish_back: Callable[[], tuple[Tensor, Tensor]] | None = None
+
+    def begin(self, through: Tensor, gain: Tensor) -> None:
+        """Send, unless the states are kept from before a recomputation."""
+        found = self._results.take() if self._results is not None else None
+        self._finish = self._way.begin(through, gain) if found is None else lambda: found
+
+    def finish(self) -> tuple[Tensor, Tensor]:
+        """States before own stretches, and what their gradients need."""
+        assert self._finish is not None
+        found, self._finish = self._finish(), None
+        if self._results is not None:
+            self._results.put(*found)
+        return found
+
+    def begin_back(self, states: Tensor, kept: Tensor, gradient: Tensor) -> None:
+        """Send gradients of the states."""
+        after = self._way.begin_back(kept, gradient)
+
+        def finish() -> tuple[Tensor, Tensor]:
+            found = after()
+            through = found @ states.transpose(-1, -2)
+            if kept.shape[-1] == 1:
+                through = through.diagonal(dim1=-1, dim2=-2).sum(-1)[..., None, None]
+            return through, found
+
+        self._finish_back = finish
+
+    def finish_back(self) -> tuple[Tensor, Tensor]:
+        """Gradients of ``through`` and ``gain``."""
+        assert self._finish_back is not None
+        found, self._finish_back = self._finish_back(), None
+        return found
+
+
+class _Begin(autograd.Function):
     @staticmethod
-    def forward(ctx: Any, through: Tensor, gain: Tensor, chain: Chain, way: Way, results: Results | None) -> Tensor:
-        found = results.take() if results is not None else None
-        if found is None:
-            found = way.before(chain, through, gain)
-            if results is not None:
-                results.put(*found)
-        states, kept = found
-        ctx.chain, ctx.way, ctx.scaled = chain, way, through.shape[-1] == 1
+    def forward(ctx: Any, through: Tensor, gain: Tensor, passage: Passage) -> tuple[Tensor, Tensor]:
+        passage.begin(through, gain)
+        ctx.passage = passage
+        return through.view_as(through), gain.view_as(gain)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return *ctx.passage.finish_back(), None
+
+
+class _End(autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, through: Tensor, gain: Tensor, passage: Passage) -> Tensor:
+        states, kept = passage.finish()
+        ctx.passage, ctx.shapes = passage, (through.shape, gain.shape)
         ctx.save_for_backward(states, kept)
         return states
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Any) -> Any:
-        states, kept = ctx.saved_tensors
-        after = ctx.way.back(ctx.chain, kept, gradients[0].contiguous())
-        product = after @ states.transpose(-1, -2)
-        through = product.diagonal(dim1=-1, dim2=-2).sum(-1)[..., None, None] if ctx.scaled else product
-        return through, after, None, None, None
+        ctx.passage.begin_back(*ctx.saved_tensors, gradients[0].contiguous())
+        # What _Begin gives in their place is still under way.
+        return *(gradients[0].new_zeros(()).expand(shape) for shape in ctx.shapes), None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,13 +297,14 @@ class CutStates:
         return [stop - start for start, stop in part.shares[self.wire.index]]
 
     @torch.compiler.disable
-    def __call__(self, stretches: Sequence[Stretch], context: Cut, /) -> Sequence[Tensor]:
-        """The state before each stretch, [B, G, K, K]."""
+    def begin(self, stretches: Sequence[Stretch], context: Cut, /) -> Callable[[], Sequence[Tensor]]:
+        """Send for the state before each stretch, [B, G, K, K]; a call of what is returned waits for them."""
         part = context.part
         assert part is not None, "the batch was not cut over cp"
         throughs, gains = zip(*(stretch.total() for stretch in stretches), strict=True)
-        chain = Chain.of(self.wire, part.shares)
-        return _Before.apply(torch.stack(throughs), torch.stack(gains), chain, self.way, self.results).unbind(0)
+        passage = Passage(self.way(Chain.of(self.wire, part.shares)), self.results)
+        both = _Begin.apply(torch.stack(throughs), torch.stack(gains), passage)
+        return lambda: _End.apply(*both, passage).unbind(0)
 
 
 def _passed(through: Tensor, state: Tensor) -> Tensor:
