@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from stretto.planner.workload import Workload
     from stretto.schedule.schedule import Schedule
 
+SUMS = 3
+"""Sums over tp of a figure per token that the loss is made of."""
 REGIONS = 4
 """Exchanges over tp of a layer in each direction: each of its two regions gathers and scatters."""
 SMALL_BYTES = 64
@@ -115,11 +117,13 @@ def measured_step(work: Workload, machine: Machine) -> StepTime:
     plan = work.plan
     if plan.ep > 1:
         raise UnsupportedError("The time of plan.ep isn't estimated yet; estimate the plan without it.")
+    if plan.offload:
+        raise UnsupportedError("The time of plan.offload on shared cores isn't estimated yet; estimate it without.")
     one = layer(work, machine)
     seconds, waits = _operations(work, machine, one)
     weight = plan.num_ranks // plan.pp
     whole, busiest = contended(
-        _schedule(work),
+        schedule_of(work),
         seconds,
         waits=waits,
         message=machine.messages.at(_message_bytes(work)) if plan.pp > 1 else 0.0,
@@ -191,6 +195,13 @@ def _waits(work: Workload, machine: Machine) -> float:
     return seconds
 
 
+def _ends(work: Workload, machine: Machine) -> tuple[float, float]:
+    """Seconds in which the embedding and the head wait for ranks of tp, each way."""
+    width = work.stack.parameter_bytes
+    once = machine.collective("exchange", work.plan.tp, work.tokens * work.model.hidden_size * width)
+    return once, once + SUMS / 2 * machine.collective("all_reduce", work.plan.tp, work.tokens * width)
+
+
 def _operations(work: Workload, machine: Machine, one: Layer) -> tuple[dict[Kind, list[float]], ...]:
     """Work and waits of each kind of operation, per stage."""
     call, last = machine.operation_seconds, head(work, machine)
@@ -202,6 +213,10 @@ def _operations(work: Workload, machine: Machine, one: Layer) -> tuple[dict[Kind
     both = [one + two for one, two in zip(inputs, weights, strict=True)]
     work_of = {Kind.F: forward, Kind.R: forward, Kind.B: both, Kind.I: inputs}
     waits = [one.waits * layers for layers in work.layers]
+    if work.plan.tp > 1:
+        ends = _ends(work, machine)
+        waits[0] += ends[0]
+        waits[-1] += ends[1]
     slow = {Kind.F: waits, Kind.R: waits, Kind.B: waits, Kind.I: waits}
     return {**work_of, Kind.W: [call + second for second in weights]}, slow
 
@@ -210,22 +225,20 @@ def _message_bytes(work: Workload) -> float:
     return work.tokens * work.model.hidden_size * work.stack.parameter_bytes / work.plan.tp
 
 
-def _schedule(work: Workload) -> Schedule:
+def schedule_of(work: Workload) -> Schedule:
+    """The order of a step, without messages; remembered."""
     plan = work.plan
     options = tuple(sorted((name, _frozen(value)) for name, value in plan.options.items()))
     return _built(
         (plan.schedule, plan.pp, plan.chunks, options, plan.passes, plan.memory_limit, plan.schedule_file),
         work.num_microbatches,
-        plan.offload,
     )
 
 
 @lru_cache(maxsize=256)
-def _built(key: tuple, microbatches: int, offload: bool) -> Schedule:  # type: ignore[type-arg]
+def _built(key: tuple, microbatches: int) -> Schedule:  # type: ignore[type-arg]
     from stretto.planner.profile import scheduled
 
-    if offload:
-        raise UnsupportedError("The time of plan.offload on shared cores isn't estimated yet; estimate it without.")
     return scheduled(key, microbatches)
 
 

@@ -17,8 +17,10 @@ what the activations were.
 
 from __future__ import annotations
 
+from stretto.planner.measured_step import schedule_of
 from stretto.planner.memory import RankMemory
 from stretto.planner.workload import Workload
+from stretto.schedule.op import Kind
 
 SCORE_BYTES = 4
 """Of a log-probability: float32 at least."""
@@ -54,8 +56,8 @@ def _rank(work: Workload, rank: int, packed: bool) -> RankMemory:
         gradients += held * stack.gradient_bytes / states.optimizer
     moments = work.profile.alive[rank]
     kept = max(_moment(work, moment, packed) for moment in moments)
-    last = len(work.layers) - 1
-    loss = _loss_bytes(work) * max(dict(moment).get(last, 0) for moment in moments)
+    last = len(work.layers) - 1 in work.stages_of_rank(rank)
+    loss = _loss_bytes(work) * _waiting_losses(work, rank) if last else 0.0
     if work.plan.recompute != "none":  # one whole layer, when the loss is let go already
         whole = layer_elements(work, packed=packed, recompute="none") - layer_elements(work, packed=packed)
         kept += max(0.0, whole * stack.parameter_bytes - loss)
@@ -74,6 +76,17 @@ def _moment(work: Workload, moment: tuple[tuple[int, int], ...], packed: bool) -
     one = layer_elements(work, packed=packed)
     tables = 0 if work.model.family == "gpt2" else 2 * work.model.head_size * work.tokens
     return sum(count * work.stack.parameter_bytes * (work.layers[stage] * one + tables) for stage, count in moment)
+
+
+def _waiting_losses(work: Workload, rank: int) -> int:
+    """Micro-batches at most whose loss waits for its backward; what W waits for keeps no loss."""
+    schedule, last = schedule_of(work), len(work.layers) - 1
+    now = most = 0
+    for op in schedule.ops(rank):
+        if op.stage == last:
+            now += (op.kind is Kind.F) - (op.kind in (Kind.B, Kind.I))
+            most = max(most, now)
+    return most
 
 
 def _loss_bytes(work: Workload) -> float:
