@@ -12,8 +12,8 @@ Processes, messages and the placing are real; compute is a wait in proportion to
 tokens, attention by pairs that see each other), messages one in proportion to bytes (virtual_context.py). The figures
 are those of one layer of a model on devices of a cluster preset, at half their peak, all of it slowed down alike
 (`--slower`), so that this machine keeps up. Ranks are on different nodes (`apart`: what groups save are messages over
-the network) or on one (`together`: only balance is left to win). Gradients of keys are counted like keys, though they
-are twice as wide, and gathering parameters isn't counted: both favour the static mesh. A time is that of the slowest
+the network) or on one (`together`: only balance is left to win). Bytes are those that training in bfloat16 sends
+(keys and values in 2 bytes, their gradients in 4); gathering parameters isn't counted. A time is that of the slowest
 rank, of the best turn. `ideal` is computed, not played: a static mesh that has no imbalance and hides all messages
 that it can.
 """
@@ -53,8 +53,10 @@ from stretto.spec.sequence import Arrangement, Section, count, cut_sequence
 SHORTEST, LONGEST, MEDIAN, SIGMA = 64, 65536, 2048, 1.4
 EFFICIENCY = 0.5
 """Share of the peak that compute reaches."""
-VIRTUAL_BYTES = 8
-"""Bytes of a token's key and value here: one head of size one, float32."""
+VIRTUAL_BYTES = 4
+"""Bytes of a token's key and value here: one head of size one, bfloat16."""
+PASSED = 4
+"""Bytes passed on in forward and backward, in those of keys and values: these twice, and their gradients in float32."""
 ASKED = 1.8
 
 
@@ -69,7 +71,7 @@ class Seconds:
 
     def costs(self, rate: float) -> Costs:
         """Forward and backward, where a link carries ``rate`` bytes a second (of this slowed-down world)."""
-        return Costs(pair=(1 + BACKWARD) * self.pair, token=3 * self.token, exchange=3 * self.token_bytes / rate)
+        return Costs(pair=(1 + BACKWARD) * self.pair, token=3 * self.token, exchange=PASSED * self.token_bytes / rate)
 
 
 def seconds_of(model_name: str, cluster: str, slower: float) -> Seconds:
@@ -162,7 +164,7 @@ class Layer:
         tokens = len(context.part.tokens)
         self.tokens += tokens
         start = time.perf_counter()
-        qkv = [torch.zeros(1, 1, tokens, 1, requires_grad=True) for _ in range(3)]
+        qkv = [torch.zeros(1, 1, tokens, 1, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
         wait_until(start + self.seconds.token * tokens)
         out = attend(*qkv, context)
         torch.autograd.grad(out, qkv, torch.zeros_like(out))

@@ -37,7 +37,8 @@ Document = tuple[Tensor, Tensor, Tensor]
 def costs_of(run: RunSpec) -> Costs:
     """What the run's documents cost, in FLOP of forward and backward."""
     model, cluster = run.model, run.cluster
-    sizes = {"float64": 8, "float32": 4, "bfloat16": 2}
+    size = {"float64": 8, "float32": 4, "bfloat16": 2}[run.training.dtype]
+    passed = 2 * size + max(size, 4)  # keys and values twice, and their gradients
     narrow = run.training.dtype == "bfloat16"
     peak = cluster.peak_flops_bfloat16 if narrow else cluster.peak_flops_float32
     rate = cluster.link_bytes_per_second if cluster.num_nodes == 1 else cluster.network_bytes_per_second
@@ -47,7 +48,7 @@ def costs_of(run: RunSpec) -> Costs:
     return Costs(
         pair=both * 4 * model.num_layers * model.num_heads * model.head_size,
         token=both * 2 * parameters(model).multiplying,
-        exchange=both * keys * sizes[run.training.dtype] * per_byte,
+        exchange=keys * passed * per_byte,
         window=model.sliding_window,
     )
 
