@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from stretto.spec.errors import ConfigError
 
 if TYPE_CHECKING:
-    from stretto.planner.plan import Answer
     from stretto.planner.request import Request
 
 SUMMARY = "find the fastest plan that fits, and say why"
@@ -75,8 +75,10 @@ def execute(options: argparse.Namespace) -> int:
     """Plan, print, and write the run file."""
     _check_outputs(options)
     request = _request(options)
+    said = _critical_batch(request, options)
     from stretto.planner.plan import answer
     from stretto.planner.report_data import as_data
+    from stretto.planner.report_text import report
 
     if options.why_not is not None:
         _print_why_not(request, options)
@@ -85,17 +87,18 @@ def execute(options: argparse.Namespace) -> int:
     if options.out is not None:  # before anything is printed: whoever reads may leave early
         from stretto.spec import toml
 
+        replaced = " (instead of an older file)" if options.out.exists() else ""
         toml.save(found.run(), options.out)
     if options.html is not None:
         from stretto.planner.report_page import page
 
         options.html.write_text(page(found, options.command), encoding="utf-8")
     if options.json:
-        print(json.dumps(as_data(found)))
+        print(json.dumps(as_data(found) | ({"critical_batch": said} if said else {})))
         return 0
-    _print(found, options)
+    print("\n".join([report(found), *([said] if said else [])]))
     if options.out is not None:
-        print(f"\nwrote {options.out}: stretto train {options.out}")
+        print(f"\nwrote {options.out}{replaced}: stretto train {options.out}")
     if options.html is not None:
         print(f"\nwrote {options.html}")
     return 0
@@ -115,22 +118,24 @@ def _check_outputs(options: argparse.Namespace) -> None:
         raise ConfigError(f"--out and --html both name {options.out}; name two files.")
 
 
-def _print(found: Answer, options: argparse.Namespace) -> None:
-    from stretto.planner.report_text import report
+def _critical_batch(request: Request, options: argparse.Namespace) -> str | None:
+    """What the batch is against the critical one, where that is asked."""
+    if options.critical_batch is None:
+        return None
+    from stretto.planner.critical_batch import verdict
 
-    print(report(found))
-    if options.critical_batch is not None:
-        from stretto.planner.critical_batch import verdict
-
-        training = found.request.run.training
-        print(verdict(training.global_batch_size * training.sequence_length, options.critical_batch))
+    training = request.run.training
+    return verdict(training.global_batch_size * training.sequence_length, options.critical_batch)
 
 
 def _print_why_not(request: Request, options: argparse.Namespace) -> None:
     from stretto.planner.explain import why_not
     from stretto.planner.pins import read_pins
 
-    why = why_not(request, read_pins([options.why_not], "--why-not"))
+    pins = read_pins([options.why_not], "--why-not")
+    if not pins:
+        raise ConfigError("--why-not names no value; write KEY=VALUE,..., for example --why-not tp=8,pp=2.")
+    why = why_not(request, pins)
     print(json.dumps({"why_not": why}) if options.json else why)
 
 
@@ -156,10 +161,12 @@ def _of_file(options: argparse.Namespace) -> tuple[Any, dict[str, Any], Price]:
     run, pins, _ = resolve_open(toml.read(options.run_file), str(options.run_file), options.overrides)
     training, price = run.training, UNKNOWN
     if options.model is not None:
-        run = replace(run, model=_model(options.model))
+        run = replace(run, model=_model(options.model, options.overrides))
     if options.cluster is not None:
-        cluster, price = _cluster(options.cluster)
+        cluster, price = _cluster(options.cluster, options.overrides)
         run = replace(run, cluster=cluster)
+    if options.dtype is not None:
+        training = replace(training, dtype=options.dtype)
     if options.seq_len is not None:
         training = replace(training, sequence_length=options.seq_len)
     if options.global_batch is not None:
@@ -173,9 +180,9 @@ def _of_options(options: argparse.Namespace) -> tuple[Any, dict[str, Any], Price
     missing = [f"--{name.replace('_', '-')}" for name in NEEDED if getattr(options, name) is None]
     if missing:
         raise ConfigError(f"Without a run file plan also needs {', '.join(missing)}.")
-    cluster, price = _cluster(options.cluster)
-    cpu = cluster.name.partition(":")[0] == "local-cpu"
     run, pins, _ = resolve_open("", "--set", options.overrides)
+    cluster, price = _cluster(options.cluster, options.overrides)
+    cpu = cluster.name.partition(":")[0] == "local-cpu"
     training = replace(
         run.training,
         sequence_length=options.seq_len,
@@ -183,21 +190,38 @@ def _of_options(options: argparse.Namespace) -> tuple[Any, dict[str, Any], Price
         dtype=options.dtype or ("float32" if cpu else "bfloat16"),
     )
     data = run.data if run.data.path or run.data.sources else replace(run.data, path="stdlib")
-    return replace(run, model=_model(options.model), cluster=cluster, training=training, data=data), pins, price
+    model = _model(options.model, options.overrides)
+    return replace(run, model=model, cluster=cluster, training=training, data=data), pins, price
 
 
-def _model(name: str) -> Any:
-    from stretto.spec.presets_model import MODELS, model_preset
-    from stretto.spec.resolve import read_model
+def _model(name: str, overrides: list[str]) -> Any:
+    """A preset or a directory, and what --set writes over it."""
+    from stretto.spec.presets_model import MODELS
 
-    return read_model(name) if name not in MODELS and Path(name).is_dir() else model_preset(name)
+    directory = name not in MODELS and (os.sep in name or Path(name).is_dir())
+    return _section("model", "path" if directory else "name", name, overrides).model
 
 
-def _cluster(name: str) -> tuple[Any, Price]:
+def _cluster(name: str, overrides: list[str]) -> tuple[Any, Price]:
+    """A preset with what --set writes over it, or a file and its price."""
+    if not name.endswith(".toml"):
+        return _section("cluster", "name", name, overrides).cluster, UNKNOWN
     from stretto.planner.cluster_file import read_cluster
-    from stretto.spec.presets_cluster import cluster_preset
 
-    if name.endswith(".toml"):
-        found = read_cluster(Path(name))
-        return found.cluster, (found.price, found.source)
-    return cluster_preset(name), UNKNOWN
+    if not Path(name).is_file():
+        raise ConfigError(
+            f"The cluster file {name} doesn't exist; write one, or name a preset and a number, as a100:8."
+        )
+    written = [word for word in overrides if word.startswith("cluster.")]
+    if written:
+        raise ConfigError(f"--set {written[0]} says what the cluster file {name} should; write it there.")
+    found = read_cluster(Path(name))
+    return found.cluster, (found.price, found.source)
+
+
+def _section(section: str, key: str, value: str, overrides: list[str]) -> Any:
+    """A run of which one section is a preset with its own overrides."""
+    from stretto.spec.resolve import resolve_open
+
+    own = [word for word in overrides if word.startswith(f"{section}.")]
+    return resolve_open("", f"--{section}", [f"{section}.{key}={json.dumps(value)}", *own])[0]

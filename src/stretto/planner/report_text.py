@@ -21,7 +21,7 @@ def report(answer: Answer) -> str:
     training = request.run.training
     head = (
         f"{request.model.name}, {training.sequence_length} tokens x {training.global_batch_size} sequences a step, "
-        f"{training.dtype}, on {request.cluster.name} ({request.devices} devices)"
+        f"{training.dtype}, on {request.cluster.name} ({request.devices} device{'s' if request.devices > 1 else ''})"
     )
     lines = [head, ""]
     lines += _table(answer.plans)
@@ -47,7 +47,7 @@ def figures(plan: Estimate) -> tuple[str, ...]:
         format_count(plan.tokens_per_second),
         "" if plan.mfu is None else f"{plan.mfu:.1%}",
         format_bytes(plan.peak_bytes),
-        f"{plan.bubble:.1%}",
+        f"{max(0.0, plan.bubble):.1%}",
         f"{exposed:.1%}",
     )
 

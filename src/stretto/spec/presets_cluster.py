@@ -144,7 +144,7 @@ def cluster_preset(name: str, **overrides: Any) -> ClusterSpec:
     cluster = dataclasses.replace(CLUSTERS[preset], name=name)
     if colon:
         if not count.isascii() or not count.isdigit() or int(count) < 1:
-            raise ConfigError(f"{name!r} must end in a number of devices, for example {preset}:8.")
+            raise ConfigError(f"{name!r} must end in a number of devices, at least 1, for example {preset}:8.")
         cluster = _sized(cluster, preset, int(count))
     return dataclasses.replace(cluster, **overrides)
 

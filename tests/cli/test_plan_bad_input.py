@@ -1,0 +1,70 @@
+"""What ``stretto plan`` says to input that can't be, and that nothing which is asked for is passed over in silence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stretto.cli.main import main
+
+ASKED = ["plan", "--model", "gpt2", "--cluster", "a100:2", "--seq-len", "128", "--global-batch", "4", "--top", "1"]
+ASKED += ["--pin", "pp=1", "tp=1", "cp=1"]
+DEMO = str(Path(__file__).parents[2] / "examples" / "demo.toml")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--why-not", ""], "--why-not names no value; write KEY=VALUE"),
+        (["--why-not", "pp=auto"], "--why-not names no value"),
+        (["--why-not", "foo=1"], "--why-not: unknown key plan.foo; keys: pp, tp"),
+        (["--cluster", "no.toml"], "The cluster file no.toml doesn't exist"),
+        (["--cluster", "a100:0"], "must end in a number of devices, at least 1"),
+        (["--cluster", "rtx4090:4"], "did you mean 'rtx-4090'?"),
+        (["--model", "./nowhere"], "The model directory nowhere doesn't exist"),
+        (["--critical-batch", "0"], "--critical-batch 0 must be at least 1 token"),
+        (["--dtype", "float16"], "did you mean 'bfloat16'?"),
+        (["--seq-len", "0"], "training.sequence_length = 0 must be above 0"),
+        (["--seq-len", "5000"], "longer than the model's 1024 positions"),
+        (["--pin", "dp_shard=4"], "plan.dp_shard = 4 can't divide 2 devices"),
+        (["--set", "cluster.memry=1"], "unknown key cluster.memry; did you mean 'cluster.memory_bytes'?"),
+    ],
+)
+def test_refused_in_one_line(more: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*ASKED, *more]) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.err.count("\n") == 1 and not printed.out
+
+
+def test_set_writes_over_presets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wide = ["--seq-len", "2048", "--set", "model.max_positions=4096", "cluster.memory_bytes=6e9"]
+    assert main([*ASKED, *wide]) == 0
+    assert "of 6.00 GB: " in capsys.readouterr().out
+    path = tmp_path / "machines.toml"
+    path.write_text('name = "a100:2"\n')
+    assert main([*ASKED, "--cluster", str(path), "--set", "cluster.memory_bytes=3e9"]) == 2
+    assert f"says what the cluster file {path} should" in capsys.readouterr().err
+
+
+def test_dtype_of_a_run_file_is_written_over(capsys: pytest.CaptureFixture[str]) -> None:
+    found = []
+    for dtype in ("float32", "float64"):
+        assert main(["plan", DEMO, "--dtype", dtype, "--json", "--top", "1"]) == 0
+        found.append(json.loads(capsys.readouterr().out)["plans"][0]["memory"][0])
+    assert found[1]["parameters"] == 2 * found[0]["parameters"]
+
+
+def test_critical_batch_is_in_the_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*ASKED, "--critical-batch", "1024", "--json"]) == 0
+    assert "0.50 of the critical 1,024" in json.loads(capsys.readouterr().out)["critical_batch"]
+
+
+def test_a_file_that_was_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run.toml"
+    assert main([*ASKED, "--out", str(out)]) == 0
+    assert "older" not in capsys.readouterr().out
+    assert main([*ASKED, "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert f"wrote {out} (instead of an older file)" in text and "(2 devices)" in text
