@@ -277,7 +277,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=524288, help="of a step, at least")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--turns", type=int, default=2)
-    parser.add_argument("--slower", type=float, default=4.0, help="than the preset's devices and links")
+    parser.add_argument("--slower", type=float, default=8.0, help="than the preset's devices and links")
     parser.add_argument("--model", default="llama-2-7b")
     parser.add_argument("--cluster", default="h100", choices=[n for n, c in CLUSTERS.items() if c.peak_flops_bfloat16])
     parser.add_argument("--no-write", dest="write", action="store_false", help="don't write benchmarks/results")

@@ -10,4 +10,5 @@ states       linear layers: what states travel instead of tokens
 switch       several sequence dims: the cut moves from one to another
 results      what a recomputed block needn't compute again
 opening      all of it behind the models' ``attend``
+groups       the same for documents that each have ranks of their own
 """
