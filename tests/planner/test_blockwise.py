@@ -11,12 +11,16 @@ from stretto.planner.calibration import Calibration, published
 from stretto.planner.communication import context_seconds, group
 from stretto.planner.compute import attention_seconds, layer_seconds, recompute_seconds
 from stretto.planner.own_stack import own_stack
+from stretto.planner.request import Request
+from stretto.planner.search import search
 from stretto.planner.step import exposed_seconds
 from stretto.planner.workload import Workload
 from stretto.spec.plan import PlanSpec
 from stretto.spec.presets_cluster import cluster_preset
 from stretto.spec.presets_model import model_preset
+from stretto.spec.run import RunSpec
 from stretto.spec.sequence import Arrangement, Range, cut_sequence
+from stretto.spec.training import TrainingSpec
 
 
 def work_of(length: int = 8192, **plan: object) -> Workload:
@@ -102,3 +106,16 @@ def test_hidden_reduction_takes_processors() -> None:
     taken = exposed_seconds(work, 1e3, replace(Calibration(), overlap=0.1))
     assert free == 0
     assert taken > 0
+
+
+def test_the_fastest_way_to_cut_is_chosen() -> None:
+    """Against every way pinned, one after the other."""
+    training = TrainingSpec(global_batch_size=1, sequence_length=8192, dtype="bfloat16")
+    run = RunSpec(model=model_preset("llama-3-8b"), cluster=cluster_preset("h100:8"), training=training)
+    pins = {"pp": 1, "tp": 1, "cp": 8, "recompute": "full", "micro_batch_size": 1}
+    free = search(Request(run=run, pins=pins), top=1).plans[0]
+    ways: list[dict[str, object]] = [{"context": way} for way in ("ring", "ulysses", "token-ring", "all-gather")]
+    ways += [{"context": "mesh", "ulysses": sharers} for sharers in (2, 4)]
+    each = [search(Request(run=run, pins={**pins, **way}), top=1).plans[0].seconds for way in ways]
+    assert free.seconds == min(each)
+    assert len(set(each)) > 2

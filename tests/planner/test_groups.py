@@ -61,7 +61,7 @@ def test_no_division_is_faster(tmp_path: Path, pp: int, other: str) -> None:
 
 def test_faster_devices_have_more_layers(tmp_path: Path) -> None:
     cluster = machines(tmp_path, 'name = "h100:8"', 'name = "a100:8"')
-    best = answer(asked(cluster, pp=2), top=1).best
+    best = answer(asked(cluster, pp=2, tp=8, schedule="1f1b"), top=1).best
     layers = {of.name: best.work.layers_of_rank(rank) for rank, of in enumerate(of_ranks(best.plan, best.work.cluster))}
     assert layers["h100:8"] > layers["a100:8"]
     assert f"on {best.work.cluster.groups[0].name} (pipeline rank 0)" in group_words(best.plan, best.work.cluster)
@@ -81,7 +81,7 @@ def test_equal_groups_are_one_cluster(tmp_path: Path) -> None:
 def test_each_group_has_its_memory(tmp_path: Path) -> None:
     """A small device has as many layers as it can hold, however fast it is."""
     cluster = machines(tmp_path, 'name = "h100:8"\nmemory_bytes = 8e9', 'name = "a100:8"')
-    best = answer(asked(cluster, pp=2, tp=8), top=1).best
+    best = answer(asked(cluster, pp=2, tp=8, schedule="1f1b"), top=1).best
     for rank, limit in zip(best.memory, limits(best.work), strict=True):
         assert rank.total <= limit
     assert best.memory[best.fullest].total / best.limits[best.fullest] > 0.5
@@ -89,7 +89,7 @@ def test_each_group_has_its_memory(tmp_path: Path) -> None:
 
 def test_run_file_says_the_order(tmp_path: Path) -> None:
     cluster = machines(tmp_path, 'name = "h100:8"', 'name = "a100:8"', more="network_bytes_per_second = 5e9\n")
-    found = answer(asked(cluster), top=1)
+    found = answer(asked(cluster, pp=2, tp=8, schedule="1f1b"), top=1)
     run = load_run(toml.save(found.run(), tmp_path / "run.toml"))
     assert run.cluster.groups == found.best.work.cluster.groups
     assert run.cluster.network_bytes_per_second == 5e9

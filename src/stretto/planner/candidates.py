@@ -1,6 +1,7 @@
 """Which plans there are, from the widest choice to the narrowest.
 
     core        pp x tp x cp x data ranks = devices, micro-batch, recompute, offload    what a rank computes
+    context     how attention is cut over cp: the fastest way for each core             what cp ranks exchange
     sharding    dp_replicate x dp_shard = data ranks, zero                              who keeps which states
     order       schedule family and chunks                                              when it is computed
     stages      balanced by number, by cost, within each rank's memory                  (``search``)
@@ -13,6 +14,7 @@ divide, a batch that the data ranks don't) aren't made; what is made passes ``sp
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from math import gcd
 
 from stretto.planner.groups import divides
@@ -70,6 +72,18 @@ def meshes(request: Request, ranks: int) -> Iterator[tuple[int, int, int]]:
                 yield pp, tp, cp
 
 
+def contexts(request: Request, core: PlanSpec) -> Iterator[PlanSpec]:
+    """The ways to cut the core's attention over cp, simplest first."""
+    heads, given = request.model.num_heads // core.tp, request.pins.get("ulysses")
+    for way in request.values("context", capabilities.CONTEXT):
+        if way == "mesh":
+            for sharers in request.values("ulysses", divisors(core.cp)):
+                if 1 < sharers < core.cp and heads % sharers == 0:
+                    yield replace(core, context=way, ulysses=sharers)
+        elif given in (None, 1) and (way != "ulysses" or heads % core.cp == 0):
+            yield replace(core, context=way, ulysses=1)
+
+
 def shardings(request: Request, core: PlanSpec) -> Iterator[PlanSpec]:
     """The ways to keep the core's states; one rank per shard has nothing to split, and zero 1 stands for all."""
     data = core.dp
@@ -123,5 +137,5 @@ def _context_degrees(request: Request, ranks: int, tp: int) -> list[int]:
 
 
 def _chosen(plan: PlanSpec) -> dict[str, object]:
-    keys = (*DEGREES, "micro_batch_size", "recompute", "offload", "zero")
+    keys = (*DEGREES, "context", "ulysses", "micro_batch_size", "recompute", "offload", "zero")
     return {key: getattr(plan, key) for key in keys}

@@ -135,7 +135,8 @@ def context_seconds(work: Workload, calibration: Calibration) -> tuple[float, fl
     if plan.context in ("ulysses", "mesh"):
         seats = 1 if plan.context == "ulysses" else plan.cp // plan.ulysses
         inner = group(work, plan.cp // seats, plan.tp, calibration)
-        exchanged = inner.all_to_all(keys + queries)
+        repeated = max(1.0, inner.size * plan.tp / model.kv_heads)  # ranks that share a key/value head each get it
+        exchanged = inner.all_to_all(keys * repeated + queries)
     if seats == 1:
         return exchanged, exchanged
     carried, back = keys, (1 + SUM_SHARE) * keys

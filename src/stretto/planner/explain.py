@@ -50,6 +50,8 @@ def described(plan: PlanSpec) -> str:
     """
     axes = ("pp", "tp", "cp", "dp_replicate", "dp_shard")
     words = [" x ".join(f"{axis} {getattr(plan, axis)}" for axis in axes if getattr(plan, axis) > 1) or "one rank"]
+    if plan.cp > 1 and plan.context != "ring":
+        words.append(f"{plan.context} {plan.ulysses}" if plan.context == "mesh" else plan.context)
     if plan.dp_shard > 1:
         words.append(f"zero {plan.zero}")
     if plan.pp > 1:
@@ -126,7 +128,7 @@ def why_not(request: Request, pins: Mapping[str, Any], best: Estimate | None = N
 
 def too_large(least: Estimate) -> str:
     """What the plan that needs least memory needs, against what there is."""
-    limit, rank = least.work.cluster.memory_bytes, least.memory[least.fullest]
+    limit, rank = least.limits[least.fullest], least.memory[least.fullest]
     inside = sorted(kinds(rank).items(), key=lambda pair: -pair[1])
     listed = ", ".join(f"{name} {format_bytes(value)}" for name, value in inside if value > 0.01 * rank.total)
     return (

@@ -30,7 +30,19 @@ OBJECTIVES = ("time", "cost", "memory")
 """Shortest step, fewest devices x seconds (any number of the devices may be used), least peak memory."""
 DEGREES = ("pp", "tp", "cp", "dp_replicate", "dp_shard")
 """Their product is the number of ranks; ep divides the data ranks and adds none."""
-CHOSEN = (*DEGREES, "ep", "schedule", "chunks", "micro_batch_size", "stages", "zero", "recompute", "offload")
+CHOSEN = (
+    *DEGREES,
+    "context",
+    "ulysses",
+    "ep",
+    "schedule",
+    "chunks",
+    "micro_batch_size",
+    "stages",
+    "zero",
+    "recompute",
+    "offload",
+)
 """Keys of the plan that the search chooses where they aren't pinned."""
 ASSUMED = {
     "peak_flops_bfloat16": 5e10,

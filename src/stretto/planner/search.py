@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stretto.planner.balance import balanced_by_cost
-from stretto.planner.candidates import cores, orders, shardings, worlds
+from stretto.planner.candidates import contexts, cores, orders, shardings, worlds
 from stretto.planner.effort import Effort, Round
 from stretto.planner.estimate import (
     Estimate,
@@ -145,6 +145,7 @@ class _Search:
         self.best: dict[tuple[Any, ...], tuple[Key, Workload]] = {}
         self.threshold: float = float("inf")
         self.turns: dict[tuple[Any, ...], Turns] = {}
+        self.ways: dict[tuple[Any, ...], dict[str, Any]] = {}
         self.floors: dict[PlanSpec, tuple[float, bool]] = {}
         self.refused: set[tuple[Any, ...]] = set()
         self.seen: list[tuple[PlanSpec, float]] = []
@@ -183,12 +184,24 @@ class _Search:
     def _bounded(self) -> Iterator[tuple[float, PlanSpec]]:
         request = self.request
         for ranks in worlds(request):
-            for core in cores(request, ranks):
+            for core in map(self._cut, cores(request, ranks)):
                 if request.objective == "memory":
                     yield 0.0, core
                 else:
                     work = request.work(core)
                     yield self._figure(core, least_seconds(work, self._turns(work))), core
+
+    def _cut(self, core: PlanSpec) -> PlanSpec:
+        """The core with its fastest way to cut attention over cp; nothing else of a plan depends on that way."""
+        if core.cp == 1:
+            return core
+        key = (core.tp, core.cp, core.micro_batch_size, core.recompute)
+        if key not in self.ways:
+            each = list(contexts(self.request, core)) or [core]
+            layer = {plan: turns(self.request.work(plan), self.request.calibration).layer for plan in each}
+            best = min(each, key=lambda plan: float(f"{layer[plan]:.6g}"))
+            self.ways[key] = {"context": best.context, "ulysses": best.ulysses}
+        return replace(core, **self.ways[key])
 
     def _open(self, core: PlanSpec, stage: Round) -> None:
         """Every order of the core, and under each that can be on the list every sharding."""
