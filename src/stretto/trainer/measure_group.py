@@ -28,6 +28,10 @@ SIZES = (64, 4096, 65_536, 524_288, 4_194_304)
 """Bytes of the whole tensor."""
 REPEATS = {64: 15, 4096: 15, 65_536: 11, 524_288: 7, 4_194_304: 3}
 """Times that each size is measured."""
+SHORT, LONG = 4, 20
+"""Products of a piece of work: between two exchanges, and to see how processes share cores."""
+LEAST_SECONDS = 1e-5
+"""What an exchange takes at least."""
 WORK_SECONDS = 0.15
 """How long processes compute to see how they share cores."""
 PATIENCE = timedelta(seconds=120)
@@ -94,15 +98,37 @@ def _group_of(rank: int, world: int, size: int) -> Any:
 
 def _collective(name: str, ranks: int, num_bytes: int, group: Any) -> float:
     """Of the slowest rank."""
+    if name == "exchange":
+        return _exchange(ranks, num_bytes, group)
     count = max(1, num_bytes // ELEMENT // ranks)
     whole, part = torch.zeros(count * ranks), torch.zeros(count)
     calls: dict[str, Callable[[], object]] = {
         "all_reduce": lambda: collectives.all_reduce(whole, group).wait(),
         "all_gather": lambda: collectives.all_gather(part, whole, group).wait(),
         "reduce_scatter": lambda: collectives.reduce_scatter(whole, part, group).wait(),
-        "exchange": lambda: collectives.gather_dim(part, 0, group),
     }
     return _slowest(_typical(calls[name], REPEATS[num_bytes]))
+
+
+def _exchange(ranks: int, num_bytes: int, group: Any) -> float:
+    """Gathering and scattering of activations between pieces of work, as layers do: what both add to the work.
+
+    Ranks then come at different moments, to cold caches and fresh memory, and share the cores with those who work.
+    """
+    width = max(1, min(64, num_bytes // ELEMENT // ranks))
+    rows = max(1, num_bytes // ELEMENT // ranks // width)
+    part, whole = torch.zeros(1, rows, width), torch.zeros(1, rows * ranks, width)
+    work = _unit(SHORT)
+
+    def layer() -> None:
+        work()
+        collectives.gather_dim(part, 1, group)
+        work()
+        collectives.reduce_scatter_dim(whole, 1, group)
+
+    repeats = 2 * REPEATS[num_bytes]
+    both, alone = _slowest(_typical(layer, repeats)), _slowest(_typical(work, repeats))
+    return max(LEAST_SECONDS, both / 2 - alone)
 
 
 def _typical(call: Callable[[], object], repeats: int) -> float:
@@ -137,7 +163,7 @@ def _message(rank: int, num_bytes: int) -> float:
 
 def _contention(rank: int, world: int) -> list[tuple[int, float]]:
     """How many times longer work takes when so many processes do it."""
-    work = _unit()
+    work = _unit(LONG)
     for _ in range(3):
         work()
     repeats, alone, found = 1, 0.0, []
@@ -160,12 +186,12 @@ def _contention(rank: int, world: int) -> list[tuple[int, float]]:
     return found
 
 
-def _unit() -> Callable[[], None]:
+def _unit(times: int) -> Callable[[], None]:
     """A piece of what training does: a product, and kernels that move data."""
     x, weight = torch.randn(256, 128), torch.randn(256, 128)
 
     def work() -> None:
-        for _ in range(20):
+        for _ in range(times):
             y = F.silu(F.linear(x, weight))
             (y * y).sum()
 
