@@ -34,19 +34,18 @@ from stretto.spec.training import TrainingSpec
 from stretto.trainer.schedules import schedules_of
 
 MODEL = replace(LLAMA, num_layers=16, hidden_size=16, intermediate_size=24, dropout=0.2, tied_embeddings=True)
-MICROBATCHES = 5
 
 
-def run_of(plan: PlanSpec) -> RunSpec:
+def run_of(plan: PlanSpec, rows: int) -> RunSpec:
     training = TrainingSpec(
-        steps=10, global_batch_size=MICROBATCHES, sequence_length=8, dtype="float64", learning_rate=0.01, clip_norm=0.0
+        steps=10, global_batch_size=rows, sequence_length=8, dtype="float64", learning_rate=0.01, clip_norm=0.0
     )
     return RunSpec(run=RunSettings(seed=7), model=MODEL, plan=plan, training=training)
 
 
 @cache
-def reference() -> Record:
-    return train_reference(run_of(PlanSpec()), 1)
+def reference(rows: int) -> Record:
+    return train_reference(run_of(PlanSpec(), rows), 1)
 
 
 def whole_model(run: RunSpec, schedule: Schedule) -> RankModel:
@@ -60,11 +59,12 @@ def whole_model(run: RunSpec, schedule: Schedule) -> RankModel:
     return assembler.build(stages_of(run), placement, num_heads=run.model.num_heads, device=torch.device("cpu"))
 
 
+@pytest.mark.parametrize("microbatches", [3, 5])
 @pytest.mark.parametrize("name", sorted(set(capabilities.SCHEDULES) - {"auto", "skip-pipe"}))
-def test_family_equals_one_rank(name: str) -> None:
+def test_family_equals_one_rank(name: str, microbatches: int) -> None:
     counts = capabilities.SCHEDULES[name]
-    plan = PlanSpec(pp=4, schedule=name, chunks=2 if 2 in counts else counts[0], offload=True)
-    run = run_of(plan)
+    plan = PlanSpec(pp=4, schedule=name, chunks=2 if 2 in counts else counts[0], offload=microbatches > 4)
+    run = run_of(plan, microbatches)
     schedule, _ = schedules_of(run)
     model = whole_model(run, schedule)
     held = [{s for v in range(len(schedule.placement)) for s in schedule.stages_of(r, v)} for r in range(plan.pp)]
@@ -77,13 +77,14 @@ def test_family_equals_one_rank(name: str) -> None:
         lambda: torch.tensor(1 / tokens, dtype=torch.float64),
     )
     settle_all(model.units)
-    assert loss is not None and abs(float(loss) / tokens - reference().losses[0]) <= TOLERANCE
-    expected = reference().gradients[0]
+    expected = reference(microbatches)
+    assert loss is not None and abs(float(loss) / tokens - expected.losses[0]) <= TOLERANCE
+    gradients = expected.gradients[0]
     found: dict[str, Tensor] = {}
     for master in model.masters:
         assert master.tensor.grad is not None
         found[master.sharding.name] = master.tensor.grad
-    assert found.keys() == expected.keys()
-    for parameter in expected.keys() - vanishing(expected):
-        assert error(found[parameter], expected[parameter]) <= TOLERANCE, parameter
+    assert found.keys() == gradients.keys()
+    for parameter in gradients.keys() - vanishing(gradients):
+        assert error(found[parameter], gradients[parameter]) <= TOLERANCE, parameter
     assert process.makespan == simulate(schedule, Costs()).makespan
