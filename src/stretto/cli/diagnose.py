@@ -22,7 +22,7 @@ Read the operations that a run recorded, simulate the same schedule under their 
 difference is: a slow stage or rank, late messages, idle time that isn't predicted. Of all recorded steps the one of
 median length is looked at; where a rank was slow once, that is named in whatever step it was. A run records its last
 8 steps, or others where run.trace says so (20-30); --costs-out writes the medians as a costs file for
-stretto simulate --costs."""
+stretto simulate --costs. With --calibrate no run is read: this machine's CPU is measured for stretto plan."""
 EXAMPLES = (
     "stretto diagnose runs/tiny",
     "stretto diagnose runs/tiny --step 20 --html measured.html --trace measured.json",
