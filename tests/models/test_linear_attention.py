@@ -81,3 +81,17 @@ def test_decays_of_any_size_stay_finite(delta: bool) -> None:
     torch.testing.assert_close(out, step_by_step(tokens, zero)[0], rtol=0, atol=1e-12)
     for gradient in torch.autograd.grad(out.sum(), leaves(tokens)):
         assert bool(gradient.isfinite().all())
+
+
+@pytest.mark.parametrize("delta", [False, True], ids=["linear", "delta"])
+def test_narrow_types_are_summed_in_float32(delta: bool) -> None:
+    exact = tokens_of(delta=delta, starts=None)
+    zero = torch.zeros(B, G, K, K)
+    expected = summarise(exact).output(zero.double()).detach()
+    for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 0.05)):
+        narrow = {n: getattr(exact, n).to(dtype) for n in ("q", "k", "v")}
+        write = None if exact.write is None else exact.write.float()
+        tokens = Tokens(**narrow, log_decay=exact.log_decay.float(), write=write)
+        out = summarise(tokens, 8).output(zero).detach()
+        assert out.dtype == torch.float32
+        assert float((out - expected).abs().max() / expected.abs().max()) <= bound
