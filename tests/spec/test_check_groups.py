@@ -44,6 +44,12 @@ def test_what_it_cannot_be_combined_with(plan: dict[str, Any], model: dict[str, 
         check(run_of(plan, **model), data=False)
 
 
+def test_steps_that_differ_are_not_traced() -> None:
+    run = run_of({})
+    with pytest.raises(UnsupportedError, match=r"run\.trace = '3-4'; steps differ"):
+        check(replace(run, run=replace(run.run, trace="3-4")), data=False)
+
+
 @pytest.mark.parametrize(
     ("plan", "words"),
     [

@@ -6,7 +6,7 @@ from stretto.spec import capabilities
 from stretto.spec.check_values import one_of
 from stretto.spec.errors import ConfigError, UnsupportedError
 from stretto.spec.plan import PlanSpec
-from stretto.spec.run import RunSpec
+from stretto.spec.run import RunSettings, RunSpec
 
 
 def check_groups(run: RunSpec) -> None:
@@ -20,7 +20,9 @@ def check_groups(run: RunSpec) -> None:
                 'plan.context_groups = "static"; set it to "dynamic", or leave plan.context_tokens out.'
             )
         return
-    for met, what, choice in (*_of_plan(plan), *_of_model(run)):
+    traced = run.run.trace not in ("off", RunSettings().trace)
+    trace = (traced, f"run.trace = {run.run.trace!r}", "steps differ in their micro-batches; leave it out")
+    for met, what, choice in (*_of_plan(plan), *_of_model(run), trace):
         if met:
             raise UnsupportedError(f'plan.context_groups = "dynamic" can\'t be combined with {what}; {choice}.')
     _memory(run)

@@ -20,9 +20,12 @@ if TYPE_CHECKING:
 
 
 def recorder_of(run: RunSpec, world: World, observer: Observer, *, device: str) -> Recorder | None:
-    """The recorder that ``run.trace`` asks for; None where it is off."""
+    """The recorder that ``run.trace`` asks for; None where it is off.
+
+    Steps with dynamic groups have as many micro-batches as they need, so no one schedule says what they played.
+    """
     steps = traced_steps(run.run.trace)
-    if run.run.trace == "off":
+    if run.run.trace == "off" or run.plan.context_groups == "dynamic":
         return None
     plan = run.plan
     pipelines = plan.num_ranks // plan.pp
