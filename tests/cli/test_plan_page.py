@@ -15,6 +15,7 @@ import pytest
 
 from stretto.cli.main import main
 from stretto.planner.axis import Axis
+from stretto.planner.estimate import estimate
 from stretto.planner.front import front, points
 from stretto.planner.picture import MOST_DRAWN, picture
 from stretto.planner.plan import Answer, answer
@@ -58,7 +59,7 @@ def found() -> Answer:
     """Llama 3 8B on 16 A100s."""
     training = TrainingSpec(sequence_length=4096, global_batch_size=64, dtype="bfloat16")
     run = RunSpec(model=model_preset("llama-3-8b"), cluster=cluster_preset("a100:16"), training=training)
-    return answer(Request(run=run, pins={"cp": 1}), top=3)
+    return answer(Request(run=run, pins={"cp": 1, "tp": 1}), top=3)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +109,7 @@ def test_front_is_what_nothing_beats(found: Answer) -> None:
 def test_front_has_what_a_smaller_device_would_take(found: Answer) -> None:
     half = 0.5 * found.request.cluster.memory_bytes
     smaller = replace(found.request.run, cluster=replace(found.request.run.cluster, memory_bytes=half))
-    best = answer(replace(found.request, run=smaller, pins={"cp": 1, "schedule": "1f1b"}), top=1).best
+    best = answer(replace(found.request, run=smaller, pins={"cp": 1, "tp": 1, "schedule": "1f1b"}), top=1).best
     fastest = min(point.seconds for point in points(found) if point.peak <= half)
     assert fastest <= best.seconds * (1.03 if best.plan.stages else 1 + 1e-9)
 
@@ -136,16 +137,26 @@ def test_parts_stay_under_the_roof(found: Answer) -> None:
     (PlanSpec(pp=2, dp_shard=8, schedule="interleaved", chunks=2, recompute="full"), "8 micro-batches take"),
     (PlanSpec(pp=16, schedule="zb-h1"), "drawn are the first"),
 ])  # fmt: skip
-def test_schedule_is_the_plans_own(plan: PlanSpec, words: str, found: Answer) -> None:
-    from stretto.planner.estimate import estimate
-
-    made = estimate(found.request, plan)
+@pytest.mark.parametrize("machines", ["a100:16", "h100:16"])
+def test_schedule_is_the_plans_own(plan: PlanSpec, words: str, machines: str, found: Answer) -> None:
+    request = replace(found.request, run=replace(found.request.run, cluster=cluster_preset(machines)))
+    made = estimate(request, plan)
     drawn = picture(made)
     assert words in drawn.words
     ET.fromstring(drawn.svg)
     assert drawn.svg.count("M") < 4 * MOST_DRAWN
     span = float(re.search(r"take ([\d.e+]+) s", drawn.words)[1])  # type: ignore[index]
     assert span == pytest.approx(made.time.work + made.time.bubble, rel=0.03)
+
+
+def test_mixed_machines_have_their_own_limits(tmp_path: Path) -> None:
+    path, out = tmp_path / "machines.toml", tmp_path / "plan.html"
+    path.write_text('[[groups]]\nname = "h100:8"\nmemory_bytes = 60e9\n[[groups]]\nname = "a100:8"\n')
+    asked = ["--model", "llama-3-8b", "--cluster", str(path), "--seq-len", "4096", "--global-batch", "16"]
+    assert main(["plan", *asked, "--pin", "pp=2", "cp=1", "tp=1", "--top", "1", "--html", str(out)]) == 0
+    text = out.read_text(encoding="utf-8")
+    assert not Reader(text).open and "A device has 60.0 GB and 80.0 GB" in text
+    assert len(set(re.findall(r'class="limit" style="left:([\d.]+)%', text))) == 2
 
 
 def test_axis_marks_are_round_and_few() -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from stretto.planner.candidates import cores, shardings, worlds
 from stretto.planner.estimate import Turns, least_peak_bytes, least_seconds, least_state_bytes, turns
+from stretto.planner.groups import limits
 from stretto.planner.memory import Margin, memory
 from stretto.planner.plan import Answer
 from stretto.planner.request import Request
@@ -36,13 +37,18 @@ class Point:
     """Of a step."""
     peak: float
     """Bytes of its fullest rank."""
+    fits: bool
+    """Whether every rank stays within its device."""
 
 
 def points(answer: Answer) -> tuple[Point, ...]:
     """All plans that were estimated, each once: those of the list, of the search, and of the way along the front."""
     request = answer.request
-    found = {plan.plan: Point(plan=plan.plan, seconds=plan.seconds, peak=plan.peak_bytes) for plan in answer.plans}
-    for seen, seconds in answer.seen:
+    found = {
+        plan.plan: Point(plan=plan.plan, seconds=plan.seconds, peak=plan.peak_bytes, fits=plan.fits)
+        for plan in answer.plans
+    }
+    for seen, seconds in () if request.cluster.groups else answer.seen:  # the order of groups isn't in the plan
         even = seen.stages == balanced(request.model.num_layers, seen.num_stages)
         plan = replace(seen, stages=None) if even else seen
         if plan not in found:
@@ -55,7 +61,7 @@ def points(answer: Answer) -> tuple[Point, ...]:
 def front(points: Iterable[Point]) -> tuple[Point, ...]:
     """Those that no other is below in both figures, from the least memory to the fastest.
 
-    >>> some = [Point(plan=PlanSpec(), seconds=t, peak=b) for t, b in [(3, 1), (2, 2), (2, 3), (1, 5), (4, 4)]]
+    >>> some = [Point(plan=PlanSpec(), seconds=t, peak=b, fits=True) for t, b in [(3, 1), (2, 2), (2, 3), (1, 5)]]
     >>> [(point.seconds, point.peak) for point in front(some)]
     [(3, 1), (2, 2), (1, 5)]
     """
@@ -132,4 +138,6 @@ def _point(request: Request, plan: PlanSpec, seconds: float | None = None) -> Po
     work: Workload = request.work(plan)
     if seconds is None:
         seconds = step_time(work, request.calibration).total
-    return Point(plan=plan, seconds=seconds, peak=max(rank.total for rank in memory(work, request.margin)))
+    ranks = [rank.total for rank in memory(work, request.margin)]
+    fits = all(total <= limit for total, limit in zip(ranks, limits(work), strict=True))
+    return Point(plan=plan, seconds=seconds, peak=max(ranks), fits=fits)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stretto.planner.calibration import Calibration
+from stretto.planner.calibration import published
 from stretto.planner.communication import boundary_seconds
 from stretto.planner.estimate import Estimate
 from stretto.planner.profile import ROUNDS, schedule_key, scheduled
@@ -52,9 +52,11 @@ def picture(estimate: Estimate) -> Picture:
     room = max(LANE_OPERATIONS, min(MOST_DRAWN, LANE_OPERATIONS * plan.pp))
     until = float(starts[room]) if len(starts) > room * 1.2 else None
     title = f"{plan.schedule}, {plan.pp} pipeline rank{'s' if plan.pp > 1 else ''}, time in {unit}"
-    words = f"{number} micro-batches take {timeline.makespan:.3g} {unit} in the simulator"
+    measured = estimate.calibration is not None and estimate.calibration.machine is not None
+    words = "Drawn from published rates, not from what was measured. " if measured else ""
+    words += f"{number} micro-batches take {timeline.makespan:.3g} {unit} in the simulator"
     if number < whole:
-        words = f"The first {number} of {whole} micro-batches were simulated; they take {timeline.makespan:.3g} {unit}"
+        words += f", of {whole}; a long step repeats itself"
     if until is not None:
         words += f"; drawn are the first {until:.3g} {unit}"
     return Picture(svg=draw(timeline, until=until, title=title), words=words + ".")
@@ -64,8 +66,8 @@ def _costs(estimate: Estimate) -> tuple[Costs, str]:
     """The simulator's costs of a plan, and their unit of time."""
     from stretto.schedule.simulate import Costs
 
-    work, calibration = estimate.work, estimate.calibration or Calibration()
-    turns = stage_turns(work, calibration)
+    work, calibration = estimate.work, estimate.calibration or published(estimate.work.cluster.name)
+    turns = stage_turns(work, estimate.calibration)
     unit, scale = ("s", 1.0) if estimate.seconds >= 1 else ("ms", 1e3)
     shard = scale * sum(turns.head) / work.plan.pp / 2 if work.vocabulary else 0.0
     return Costs(

@@ -12,6 +12,7 @@ from html import escape
 
 from stretto.planner.estimate import Estimate
 from stretto.planner.explain import described, kinds, parts
+from stretto.planner.groups import limits
 from stretto.spec.units import format_bytes, format_seconds
 
 COLOURS: Mapping[str, str] = {
@@ -71,23 +72,24 @@ def memory_bars(plans: Sequence[Estimate]) -> str:
     """One bar a pipeline rank, for the plan that is chosen; the device's limit across."""
     buttons, blocks = [], []
     for number, plan in enumerate(plans, start=1):
-        limit = plan.work.cluster.memory_bytes
+        room = limits(plan.work)
         bars = [
             Bar(
                 name=f"rank {rank}",
                 parts=kinds(memory),
                 total=format_bytes(memory.total),
-                tip=f"pipeline rank {rank}: {format_bytes(memory.total)} of {format_bytes(limit)}\n"
+                tip=f"pipeline rank {rank}: {format_bytes(memory.total)} of {format_bytes(room[rank])}\n"
                 + "\n".join(f"{name} {format_bytes(value)}" for name, value in kinds(memory).items() if value),
             )
             for rank, memory in enumerate(plan.memory)
         ]
-        drawn = limit < FAR * plan.peak_bytes
+        drawn = max(room) < FAR * plan.peak_bytes
+        several = " and ".join(format_bytes(limit) for limit in sorted(set(room)))
         note = "the red line" if drawn else "far to the right of this"
         blocks.append(
             f'<div id="memory-{number}"><p class="note">{number}. {escape(described(plan.plan))}. '
-            f"A device has {format_bytes(limit)}: {note}.</p>{_legend(bars)}"
-            f"{_bars(bars, 'Peak memory by kind', limit if drawn else None)}</div>"
+            f"A device has {several}: {note}.</p>{_legend(bars)}"
+            f"{_bars(bars, 'Peak memory by kind', room if drawn else None)}</div>"
         )
         buttons.append(
             f'<button type="button" aria-pressed="false" aria-controls="memory-{number}">Plan {number}</button>'
@@ -96,10 +98,9 @@ def memory_bars(plans: Sequence[Estimate]) -> str:
     return (choice if len(plans) > 1 else "") + "".join(blocks)
 
 
-def _bars(bars: Sequence[Bar], name: str, limit: float | None = None) -> str:
-    """Bars under each other; ``limit``: a line across all of them."""
-    top = max([sum(bar.parts.values()) for bar in bars] + [limit * 1.01 if limit else 0.0])
-    line = f'<i class="limit" style="left:{limit / top:.2%}"></i>' if limit else ""
+def _bars(bars: Sequence[Bar], name: str, room: Sequence[float] | None = None) -> str:
+    """Bars under each other; ``room``: a line across each of them."""
+    top = max([sum(bar.parts.values()) for bar in bars] + [limit * 1.01 for limit in room or ()])
     rows = []
     for at, bar in enumerate(bars):
         pieces = "".join(
@@ -107,6 +108,7 @@ def _bars(bars: Sequence[Bar], name: str, limit: float | None = None) -> str:
             for part, value in bar.parts.items()
             if value / top >= 5e-5
         )
+        line = f'<i class="limit" style="left:{room[at] / top:.2%}"></i>' if room else ""
         tip = escape(bar.tip, quote=True)
         rows.append(
             f'<div class="row" role="img" tabindex="{-1 if at else 0}" data-tip="{tip}" aria-label="{tip}">'

@@ -15,6 +15,7 @@ from stretto.planner.axis import Axis
 from stretto.planner.estimate import Estimate
 from stretto.planner.explain import described
 from stretto.planner.front import Point, front
+from stretto.planner.groups import of_ranks
 from stretto.planner.plan import Answer
 from stretto.planner.roofline import Part, roofline
 from stretto.spec.units import BYTES, SECONDS, format_bytes, format_seconds
@@ -52,16 +53,16 @@ def front_plot(answer: Answer, found: Sequence[Point]) -> str:
         logarithmic=True,
     )
     room = Axis(low=0.0, high=max(largest, limit if drawn else 0.0) * 1.03)
-    fitting = [point for point in near if point.peak <= limit]
+    fitting = [point for point in near if point.fits]
     edge, listed = front(fitting), {plan.plan for plan in answer.plans}
     others = _thinned([point for point in near if point.plan not in listed], room, time, set(edge))
     cloud = [(_x(room.at(one.peak)), _y(time.at(one.seconds)), one) for one in others]
     paths = _grid(room, time)
-    paths += _dots("cloud", [(x, y) for x, y, one in cloud if one.peak <= limit])
-    paths += _dots("toolarge", [(x, y) for x, y, one in cloud if one.peak > limit])
+    paths += _dots("cloud", [(x, y) for x, y, one in cloud if one.fits])
+    paths += _dots("toolarge", [(x, y) for x, y, one in cloud if not one.fits])
     paths += _steps([(_x(room.at(one.peak)), _y(time.at(one.seconds))) for one in edge])
     over = [_button(room.at(one.peak), time.at(one.seconds), _tip(one)) for one in edge if one.plan not in listed]
-    chosen = [Point(plan=plan.plan, seconds=plan.seconds, peak=plan.peak_bytes) for plan in answer.plans]
+    chosen = [Point(plan=plan.plan, seconds=plan.seconds, peak=plan.peak_bytes, fits=True) for plan in answer.plans]
     over += _numbered(
         [(room.at(one.peak), time.at(one.seconds), f"Plan {at}: {_tip(one)}") for at, one in _from_1(chosen)]
     )
@@ -86,7 +87,7 @@ def front_plot(answer: Answer, found: Sequence[Point]) -> str:
 
 def roofline_plot(best: Estimate) -> str:
     """The parts of a step under the roof of one device."""
-    cluster, parts = best.work.cluster, roofline(best.work, best.calibration)
+    parts, cluster = roofline(best.work, best.calibration), of_ranks(best.plan, best.work.cluster)[0]
     peak, bandwidth = cluster.peak_flops_bfloat16, cluster.memory_bytes_per_second
     ridge = peak / bandwidth
     rates, widths = [part.rate for part in parts], [part.intensity for part in parts]
@@ -101,6 +102,7 @@ def roofline_plot(best: Estimate) -> str:
     ]
     places = zip(widths, rates, tips, strict=True)
     over = "".join(_numbered([(across.at(width), up.at(rate), tip) for width, rate, tip in places]))
+    whose = f" of {escape(cluster.name)}" if best.work.cluster.groups else ""
     large = "TFLOP/s" if peak >= 1e12 else "GFLOP/s"
     ticks = _ticks(across, up, 1.0, 1e12 if peak >= 1e12 else 1e9)
     return (
@@ -108,7 +110,7 @@ def roofline_plot(best: Estimate) -> str:
         '<span class="axis-x">operations per byte moved</span>'
         f'<span class="axis-y">{large}</span>'
         f'<div role="group" aria-label="Parts of a step" data-roving>{over}</div></div>{_parts(parts)}'
-        f'<p class="note">One device reaches {_flops(peak)} and moves {format_bytes(bandwidth)}/s'
+        f'<p class="note">One device{whose} reaches {_flops(peak)} and moves {format_bytes(bandwidth)}/s'
         f"{' (assumed)' if best.assumed else ''}: below {ridge:.3g} operations per byte memory is the limit. "
         "A part's distance to the roof is what it leaves unused.</p>"
     )

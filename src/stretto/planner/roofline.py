@@ -14,9 +14,9 @@ would help.  Bytes are the least that a part can move, each operand once; second
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from stretto.planner.calibration import Calibration
+from stretto.planner.calibration import Calibration, published
 from stretto.planner.compute import (
     ATTENTION_KERNELS,
     LOGITS,
@@ -29,6 +29,7 @@ from stretto.planner.compute import (
     weight_shapes,
 )
 from stretto.planner.flops import keys_per_query
+from stretto.planner.groups import of_ranks
 from stretto.planner.matmul import processors_of, weight_operations
 from stretto.planner.workload import Workload
 
@@ -70,8 +71,9 @@ class Part:
 
 
 def roofline(work: Workload, calibration: Calibration | None = None) -> tuple[Part, ...]:
-    """The parts of one layer and micro-batch, of the head, and of the optimizer's step."""
-    calibration, model = calibration or Calibration(), work.model
+    """The parts of one layer and micro-batch, of the head, and of the optimizer's step, on the first rank's machine."""
+    work = replace(work, cluster=of_ranks(work.plan, work.cluster)[0])
+    calibration, model = calibration or published(work.cluster.name), work.model
     shapes = weight_shapes(work)
     optimizer = work.largest_share / work.states.optimizer
     states = 2 * work.stack.optimizer_bytes + work.stack.gradient_bytes + work.stack.parameter_bytes
