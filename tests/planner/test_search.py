@@ -229,3 +229,18 @@ def test_what_cannot_be_is_one_clear_error(fields: dict[str, Any], message: str)
     with pytest.raises(ConfigError) as error:
         answer(request_of(**fields))
     assert message in str(error.value)
+
+
+def test_a_large_vocabulary_is_cut_over_the_pipeline() -> None:
+    """Where a quarter of the parameters are vocabulary, the fullest rank holds least with a share of it."""
+    model = replace(model_preset("llama-3-8b"), num_layers=8, vocab_size=256_000)
+    run = RunSpec(
+        model=model,
+        cluster=cluster_preset("a100:4"),
+        training=TrainingSpec(global_batch_size=16, sequence_length=2048, dtype="bfloat16"),
+    )
+    pins = {"pp": 4, "schedule": "1f1b", "recompute": "none", "offload": False}
+    best = search(Request(run=run, pins=pins, objective="memory"), top=1).plans[0]
+    whole = search(Request(run=run, pins={**pins, "passes": ()}, objective="memory"), top=1).plans[0]
+    assert best.plan.passes == ("vocabulary",)
+    assert best.peak_bytes < whole.peak_bytes

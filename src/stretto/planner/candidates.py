@@ -3,7 +3,7 @@
     core        pp x tp x cp x data ranks = devices, micro-batch, recompute, offload    what a rank computes
     context     how attention is cut over cp: the fastest way for each core             what cp ranks exchange
     sharding    dp_replicate x dp_shard = data ranks, zero                              who keeps which states
-    order       schedule family and chunks                                              when it is computed
+    order       schedule family and chunks, vocabulary over the pipeline or not         when it is computed
     stages      balanced by number, by cost, within each rank's memory                  (``search``)
 
 A core already bounds the time from below, so that most of them are never opened.  ``dp_shard`` is every divisor of the
@@ -26,6 +26,8 @@ FEW_CHUNKS = 8
 """Chunks that are always tried; above it only those that divide the layers evenly."""
 FIRST = ("1f1b", "interleaved", "zb-h1", "dualpipe-v", "hanayo", "bitpipe", "zb-auto", "dualpipe", "chimera", "zb-h2")
 """Schedules in the order in which they are tried, the others after them; where time for trying ends, these were."""
+CUT_VOCABULARY = ("1f1b", "interleaved")
+"""Schedules that are also tried with the vocabulary cut over the pipeline."""
 UNPROPOSED = ("skip-pipe", "auto")
 """Schedules that aren't tried for every plan: one leaves out parts of the model, the other searches for long."""
 
@@ -115,7 +117,10 @@ def orders(request: Request, plan: PlanSpec) -> Iterator[PlanSpec]:
         few = [count for count in capabilities.SCHEDULES[family] if count <= most]
         kept = [count for count in few if count <= FEW_CHUNKS or layers % (plan.pp * count) == 0]
         for chunks in request.values("chunks", few if "chunks" in request.pins else kept):
-            yield request.plan(**{**_chosen(plan), "schedule": family, "chunks": chunks})
+            order = request.plan(**{**_chosen(plan), "schedule": family, "chunks": chunks})
+            yield order
+            if family in CUT_VOCABULARY and plan.pp > 1 and not plan.offload and "passes" not in request.pins:
+                yield replace(order, passes=("vocabulary",))
 
 
 def divisors(number: int) -> list[int]:

@@ -18,6 +18,10 @@ from stretto.spec.plan import PlanSpec
 
 SEARCHED = ("v-min", "v-half", "zb-v")
 """Families that look for their order themselves: seconds for one shape."""
+SEARCHED_PRICE = 10
+"""Times what a family costs that doesn't."""
+PASSES_PRICE = 8
+"""Times what a schedule costs without passes: they are done operation by operation."""
 UNITS = 800
 """Ranks x chunks that are simulated, about 5 ms each."""
 DEAREST = 40
@@ -98,7 +102,8 @@ class Round:
         shape = (plan.schedule, plan.pp, plan.chunks, settled, plan.offload, plan.passes)
         if shape not in effort.known:
             even = request.model.num_layers % (plan.pp * plan.chunks) == 0
-            price = plan.pp * plan.chunks * (10 if plan.schedule in SEARCHED else 1)
+            price = plan.pp * plan.chunks * (SEARCHED_PRICE if plan.schedule in SEARCHED else 1)
+            price *= PASSES_PRICE if plan.passes else 1
             few = plan.chunks in CHUNKS or (even and plan.chunks <= FEW_CHUNKS)
             usual = effort.thorough or (few and (not plan.offload or plan.schedule in OFFLOADED))
             effort.known[shape] = usual and price <= min(effort.left, DEAREST * (THOROUGH if effort.thorough else 1))

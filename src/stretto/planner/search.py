@@ -282,7 +282,9 @@ class _Search:
             self.counts.too_large += len(kept)
             return floor, False
         for sharding in kept:
-            self._look(replace(sharding, **{key: getattr(slimmest, key) for key in ("schedule", "chunks", "stages")}))
+            self._look(
+                replace(sharding, **{key: getattr(slimmest, key) for key in ("schedule", "chunks", "passes", "stages")})
+            )
         return floor, True
 
     def _look(self, plan: PlanSpec) -> None:
