@@ -175,6 +175,8 @@ def test_the_planner_reads_what_the_cluster_names(tmp_path: Path) -> None:
     assert found.run().cluster.peak_flops_bfloat16 == 0.0  # what wasn't written stays unwritten
     known = predict(run)
     assert known is not None and known.time.total > 0 and predict(RUN) is None
+    devices = replace(RUN, cluster=cluster_preset("h100:4"))
+    assert predict(devices) is None and predict(devices, cuda=True) is not None and predict(run, cuda=True) is None
 
 
 def test_tracked_tensors_grow_with_what_is_alive() -> None:

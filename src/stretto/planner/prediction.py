@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from stretto.planner.memory import RankMemory
+from stretto.planner.memory import RankMemory, memory
 from stretto.planner.request import Request
 from stretto.planner.step import StepTime, step_time
 from stretto.planner.tracked import tracked
 from stretto.spec.errors import StrettoError
+from stretto.spec.presets_cluster import CLUSTERS
 from stretto.spec.run import RunSpec
 
 
@@ -40,16 +41,20 @@ def predict(run: RunSpec, *, cuda: bool = False) -> Prediction | None:
 
     ``cuda``: the run is measured by the device's count of allocations; otherwise tensors are tracked.
     """
-    if run.model.family == "foreign" or run.plan.asynchronous != "none":
+    if run.model.family == "foreign" or run.plan.asynchronous != "none" or not _of_this(run, cuda):
         return None
     try:
         request = Request(run=run)
         if request.assumed:
             return None
         work = request.work(run.plan)
-        from stretto.planner.memory import memory
-
         ranks = memory(work, request.margin) if cuda or work.vocabulary else tracked(work)
         return Prediction(time=step_time(work, request.calibration), memory=max(ranks, key=lambda rank: rank.total))
     except StrettoError:
         return None
+
+
+def _of_this(run: RunSpec, cuda: bool) -> bool:
+    """Whether ``[cluster]`` can mean what the run computes on: no preset of devices does on a CPU, nor the reverse."""
+    preset = run.cluster.name.partition(":")[0]
+    return preset != "local-cpu" if cuda else preset == "local-cpu" or preset not in CLUSTERS

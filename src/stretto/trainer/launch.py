@@ -42,7 +42,8 @@ def run_training(run: RunSpec, *, run_file: Path | None = None, entry: str = ENT
     """
     membership = find_membership(os.environ)
     check(run, world_size=membership.world.world_size if membership else None)
-    refuse_unfit(run)
+    if _knows_memory(run):
+        refuse_unfit(run)
     if membership is None:
         run = searched(run)
     if run.plan.schedule != "auto" or run.plan.schedule_file is not None:
@@ -55,6 +56,14 @@ def run_training(run: RunSpec, *, run_file: Path | None = None, entry: str = ENT
     if run.plan.num_ranks == 1 and run.run.max_restarts == 0:
         return _train_here(run, load_entry(entry))
     return run_local(run, entry=entry)
+
+
+def _knows_memory(run: RunSpec) -> bool:
+    """Whether ``[cluster]`` says whose memory it is: a CPU's says nothing of the devices that a run then uses."""
+    import torch
+
+    cuda = run.run.device != "cpu" and torch.cuda.is_available()
+    return not cuda or run.cluster.name.partition(":")[0] != "local-cpu"
 
 
 def load_entry(entry: str) -> Train:
