@@ -14,7 +14,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from stretto.planner.calibration import Calibration
+from stretto.planner.calibration import Calibration, published
 from stretto.planner.machine import Machine
 from stretto.spec.cluster import ClusterSpec
 from stretto.spec.errors import ConfigError, nearest
@@ -37,8 +37,11 @@ def write_calibration(machine: Machine, path: Path) -> None:
     partial.replace(path)
 
 
-def read_calibration(path: str | Path) -> Calibration:
-    """What a file says; ConfigError where it is missing, isn't one, or has keys that aren't known."""
+def read_calibration(path: str | Path, cluster: str = "") -> Calibration:
+    """What a file says, over what is published of the cluster of that name.
+
+    ConfigError where it is missing, isn't one, or has keys that aren't known.
+    """
     path = Path(path).expanduser()
     if not path.is_file():
         raise ConfigError(
@@ -59,12 +62,12 @@ def read_calibration(path: str | Path) -> Calibration:
             raise ConfigError(
                 f"{path}: [machine] isn't what stretto diagnose --calibrate writes ({error}); measure again."
             ) from error
-    return Calibration(**shares)
+    return dataclasses.replace(published(cluster), **shares)
 
 
 def calibration_of(cluster: ClusterSpec) -> Calibration | None:
     """What ``cluster.calibration`` names; None where it names nothing."""
-    return None if cluster.calibration is None else read_calibration(cluster.calibration)
+    return None if cluster.calibration is None else read_calibration(cluster.calibration, cluster.name)
 
 
 def _shares(given: Any, path: Path) -> dict[str, Any]:
