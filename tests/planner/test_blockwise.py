@@ -10,6 +10,7 @@ from stretto.planner.blockwise import TILE, blockwise_seconds, tiles
 from stretto.planner.calibration import Calibration, published
 from stretto.planner.communication import context_seconds, group
 from stretto.planner.compute import attention_seconds, layer_seconds, recompute_seconds
+from stretto.planner.memory import layer_activation_bytes, memory
 from stretto.planner.own_stack import own_stack
 from stretto.planner.request import Request
 from stretto.planner.search import search
@@ -83,6 +84,16 @@ def test_recompute_keeps_the_results_of_cut_attention() -> None:
     work = work_of(cp=4, recompute="full")
     again = layer_seconds(work, calibration).forward - attention_seconds(work, calibration).forward
     assert recompute_seconds(work, calibration) == pytest.approx(again)
+
+
+def test_cut_attention_has_bytes_of_its_own() -> None:
+    """Full recompute keeps its results; a tile of scores is alive in every backward pass."""
+    own = work_of(cp=4, recompute="full")
+    plain = replace(own, stack=replace(own.stack, context_kernel="same"))
+    of_results = 2048 * 32 * (2 * 128 + 4)
+    assert layer_activation_bytes(own) - layer_activation_bytes(plain) == of_results
+    more = memory(own)[0].temporaries - memory(plain)[0].temporaries
+    assert more == 16 * 512 * 512 * 32 + 2048 * (4 * 32 * 128 + 2 * 2 * 8 * 128 * 6)
 
 
 def test_a_ring_hides_a_message_under_one_block() -> None:

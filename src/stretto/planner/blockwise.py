@@ -33,6 +33,8 @@ ROW_BYTES = (38, 36)
 """Per row of a tile and channel."""
 KERNELS = (24, 22)
 """Per tile."""
+ALIVE_BYTES = 16
+"""Of a tile's scores at once, backward: scores, weights and their gradients in float32, two of them in 16 bit."""
 OPERATIONS = (4, 10)
 """Per score and channel: two products forward, five backward."""
 
@@ -76,3 +78,25 @@ def blockwise_seconds(work: Workload, calibration: Calibration) -> tuple[float, 
         for way in (0, 1)
     )
     return forward, backward
+
+
+def cut_by_tiles(work: Workload) -> bool:
+    """Whether attention is cut over cp and has no kernel of its own."""
+    return work.plan.cp > 1 and work.stack.context_kernel == "blockwise"
+
+
+def kept_bytes(work: Workload) -> float:
+    """What full recompute keeps of a layer's attention: its output in 16 bit, and the log-sum-exp of each head."""
+    return work.tokens * work.model.num_heads / work.plan.tp * (2 * work.model.head_size + 4)
+
+
+def temporary_bytes(work: Workload) -> float:
+    """What a layer's attention holds while it is differentiated.
+
+    A tile of scores; the gradients of all queries in float32; two other seats' keys and values in 16 bit and their
+    gradients in float32.
+    """
+    model, tp = work.model, work.plan.tp
+    side, heads = tiles(work)[1], model.num_heads / tp / sharers(work) * work.plan.micro_batch_size
+    keys = 2 * model.kv_heads * model.head_size * (2 + 4)
+    return ALIVE_BYTES * side * side * heads + work.tokens / tp * (4 * model.num_heads * model.head_size + 2 * keys)

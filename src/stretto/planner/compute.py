@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stretto.planner.blockwise import blockwise_seconds
+from stretto.planner.blockwise import blockwise_seconds, cut_by_tiles
 from stretto.planner.calibration import Calibration
 from stretto.planner.flops import BACKWARD, keys_per_query
 from stretto.planner.matmul import processors_of, weight_operations
@@ -138,11 +138,6 @@ def rates(work: Workload, calibration: Calibration) -> tuple[float, float]:
     """What matrix products reach in operations a second, and kernels that move data in bytes a second."""
     cluster = work.cluster
     return cluster.peak_flops_bfloat16 * calibration.matmul, cluster.memory_bytes_per_second * calibration.memory
-
-
-def cut_by_tiles(work: Workload) -> bool:
-    """Whether attention is cut over cp and has no kernel of its own."""
-    return work.plan.cp > 1 and work.stack.context_kernel == "blockwise"
 
 
 def attention_seconds(work: Workload, calibration: Calibration) -> Passes:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from stretto.planner.blockwise import cut_by_tiles, kept_bytes, temporary_bytes
 from stretto.planner.groups import limits
 from stretto.planner.in_flight import CLOSED_FORMS, in_flight
 from stretto.planner.stack import KernelStack
@@ -105,11 +106,12 @@ def memory(work: Workload, margin: Margin | None = None) -> tuple[RankMemory, ..
         logits_bytes(work),
     )
     again = whole if plan.recompute != "none" else 0.0
+    passing = TEMPORARY * whole + (temporary_bytes(work) if cut_by_tiles(work) else 0.0)
     last, shared = len(work.layers) - 1, WAITING_LOGITS * logits / plan.pp if work.vocabulary else None
     found = []
     for layers, share in zip(kept, work.shares, strict=True):
         of_head = shared if shared is not None else logits if last in share.stages else 0.0
-        found.append(_rank(work, share, margin, alive=layers * one + again, logits=of_head, passing=TEMPORARY * whole))
+        found.append(_rank(work, share, margin, alive=layers * one + again, logits=of_head, passing=passing))
     return tuple(found)
 
 
@@ -124,7 +126,8 @@ def layer_activation_bytes(work: Workload, *, recompute: str | None = None) -> f
     model, stack, tp = work.model, work.stack, work.plan.tp
     lengthwise = tp if stack.sequence_parallel else 1
     if recompute == "full":
-        return work.tokens * 2 * model.hidden_size / lengthwise
+        inputs = work.tokens * 2 * model.hidden_size / lengthwise
+        return inputs + (kept_bytes(work) if cut_by_tiles(work) else 0.0)
     kept = 0 if stack.gathers_again else INPUT_BYTES * model.hidden_size
     per_token = (_whole(model, stack) - kept) / lengthwise + kept + _split(model) / tp
     if recompute == "none":
