@@ -15,7 +15,7 @@ from stretto.spec.errors import ConfigError, UnsupportedError
 from stretto.spec.resolve import resolve_text
 from stretto.spec.run import RunSpec
 from stretto.trainer.planned import planned
-from stretto.trainer.schedules import searched
+from stretto.trainer.schedules import schedules_of, searched
 from stretto.trainer.verify import verify
 from stretto.trainer.verify_shrink import shrink
 
@@ -37,6 +37,7 @@ WRONG: list[tuple[list[str], str]] = [
     (['plan.passes=["2bp:when=end,when=late"]'], "when is written twice"),
     (['plan.passes=["sharding", "sharding"]'], "'sharding': 1f1b has .* already"),
     (['plan.passes=["freeze:stages=0"]'], r"no backward in the stages \[0\], but they have parameters that train"),
+    (["plan.schedule=chimera", 'plan.passes=["sharding"]'], r"has REDUCE_GRAD already; .* eager_sync=false"),
     (['plan.passes=["fill-bubbles"]'], "frozen stages besides the model's 2"),
     (["plan.memory_limit=1"], "above the memory limit of 1"),
     (["plan.memory_limit=0.5", 'plan.passes=["split-backward"]'], r"above plan.memory_limit = 0.5; raise it"),
@@ -80,6 +81,11 @@ def test_options_and_passes_are_kept_apart_and_in_order() -> None:
     run = run_of("plan.schedule=zeropp", "plan.options.sharded=false", 'plan.passes=["recompute", "sharding"]')
     kinds = {Kind(kind) for kind in planned(run).kind.tolist()}
     assert {Kind.R, Kind.UNSHARD, Kind.REDUCE_GRAD} <= kinds
+
+
+def test_one_rank_has_no_barrier_to_leave_out() -> None:
+    kinds = schedules_of(run_of("plan.pp=1", "plan.optimizer_barrier=false", 'plan.passes=["vocabulary"]'))[0].kind
+    assert Kind.S in kinds
 
 
 def test_what_was_searched_for_is_changed_by_passes_once(tmp_path: Path) -> None:

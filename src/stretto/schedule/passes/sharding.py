@@ -78,7 +78,10 @@ def _check(schedule: Schedule, *, reshard: str, prefetch: int, reduce: str) -> N
         raise ScheduleError(f"Sharding can't prefetch {prefetch!r} operations ahead; give a number of at least 0.")
     there = sorted(Kind(kind).name for kind in set(schedule.kind.tolist()) & (PER_BLOCK | {Kind.OPT}))
     if there:
-        raise ScheduleError(f"{schedule.name} has {', '.join(there)} already; sharding comes once, and last.")
+        raise ScheduleError(
+            f"{schedule.name} has {', '.join(there)} already; sharding comes once, and last. Families that bring their "
+            "own have an option against it: sharded=false (zeropp, modular), eager_sync=false (chimera, bitpipe)."
+        )
 
 
 def _blocks(schedule: Schedule, blocks: int | Sequence[int]) -> list[int]:
