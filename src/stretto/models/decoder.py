@@ -32,8 +32,6 @@ TENSOR_RULES: Mapping[str, TensorRule] = {
     "blocks.*.attention.q": TensorRule.COLUMN,
     "blocks.*.attention.k": TensorRule.COLUMN,
     "blocks.*.attention.v": TensorRule.COLUMN,
-    "blocks.*.attention.decay": TensorRule.COLUMN,
-    "blocks.*.attention.write": TensorRule.COLUMN,
     "blocks.*.attention.o": TensorRule.ROW,
     "blocks.*.feed_forward": TensorRule.REGION,
     "blocks.*.feed_forward.up": TensorRule.COLUMN,
@@ -41,7 +39,14 @@ TENSOR_RULES: Mapping[str, TensorRule] = {
     "inputs.tokens": TensorRule.VOCAB_EMBEDDING,
     "outputs.head": TensorRule.VOCAB_HEAD,
 }
-"""Tensor rules that hold in every family; a gated feed-forward adds its gate."""
+"""Tensor rules that hold in every family; a gated feed-forward adds its gate, layers that keep a state theirs."""
+
+
+def state_rules(spec: ModelSpec) -> Mapping[str, TensorRule]:
+    """The rules of what only layers that keep a state have."""
+    kinds = set(map(spec.attention_of, range(spec.num_layers)))
+    names = [name for name, of in (("decay", {"linear", "delta"}), ("write", {"delta"})) if kinds & of]
+    return {f"blocks.*.attention.{name}": TensorRule.COLUMN for name in names}
 
 
 class Block(nn.Module):
@@ -91,7 +96,7 @@ class Decoder(nn.Module):
         if spec.tied_embeddings:
             self.tied = {"outputs.head.weight": "inputs.tokens.weight"}
             outputs.head.weight = cast("nn.Embedding", inputs.tokens).weight
-        self.tensor_rules: Mapping[str, TensorRule] = TENSOR_RULES
+        self.tensor_rules: Mapping[str, TensorRule] = {**TENSOR_RULES, **state_rules(spec)}
         self.rotary: RotaryTables | None = None
 
     @property

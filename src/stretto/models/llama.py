@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from stretto.models.decoder import TENSOR_RULES, Block, Decoder
+from stretto.models.decoder import Block, Decoder
 from stretto.models.dropout import EMBEDDING, Dropout
 from stretto.models.feed_forward import GatedFeedForward
 from stretto.models.linear_attention import attention_of
@@ -60,5 +60,5 @@ class Llama(Decoder):
             blocks=[llama_block(spec, layer) for layer in range(spec.num_layers)],
             norm=RMSNorm(spec.hidden_size, spec.norm_eps),
         )
-        self.tensor_rules = {**TENSOR_RULES, "blocks.*.feed_forward.gate": TensorRule.COLUMN}
+        self.tensor_rules = {**self.tensor_rules, "blocks.*.feed_forward.gate": TensorRule.COLUMN}
         self.rotary = RotaryTables(spec.head_size, spec.rope_theta, spec.rope_scaling)
