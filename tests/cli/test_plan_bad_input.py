@@ -48,6 +48,24 @@ def test_set_writes_over_presets(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert f"says what the cluster file {path} should" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty; write at least name"),
+        ('name = "a100:8"\nmemory_bytes = -5', "cluster.memory_bytes = -5 must be positive: there is no memory"),
+        ('name = "a100:8', "is not valid TOML"),
+        ('name = "a100:8"\nnum_nodes = "two"', "cluster.num_nodes must be a whole number, not 'two'"),
+    ],
+)
+def test_cluster_files_that_say_nothing(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "machines.toml"
+    path.write_text(text)
+    assert main([*ASKED, "--cluster", str(path)]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_dtype_of_a_run_file_is_written_over(capsys: pytest.CaptureFixture[str]) -> None:
     found = []
     for dtype in ("float32", "float64"):

@@ -46,6 +46,8 @@ class ClusterFile:
 def read_cluster(path: Path) -> ClusterFile:
     """Read a cluster file; ConfigError for what isn't known (with the nearest key), or machines without devices."""
     raw = toml.parse(toml.read(path), str(path))
+    if not raw:
+        raise ConfigError(f'{path} is empty; write at least name = "a100:8", or the keys of [cluster].')
     table: dict[str, Any] = dict(raw.get("cluster", raw))
     groups = table.pop("groups", raw.get("groups", []))
     extra = {key: table.pop(key) for key in EXTRA if key in table}
@@ -66,9 +68,8 @@ def _one(table: dict[str, Any], place: str) -> ClusterSpec:
     cluster = resolve_text(tomli_w.dumps({"cluster": table}), place).cluster
     for key in ("num_nodes", "devices_per_node", "memory_bytes"):
         if getattr(cluster, key) <= 0:
-            raise ConfigError(
-                f"{place}: cluster.{key} = {getattr(cluster, key)} must be positive: there are no devices."
-            )
+            without = "is no memory" if key == "memory_bytes" else "are no devices"
+            raise ConfigError(f"{place}: cluster.{key} = {getattr(cluster, key):g} must be positive: there {without}.")
     return cluster
 
 

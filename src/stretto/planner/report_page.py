@@ -72,7 +72,7 @@ def _list(answer: Answer) -> str:
     return (
         f'<table class="list"><thead><tr><th></th><th scope="col" class="words">plan</th>{heads}</tr></thead>'
         f'<tbody>{"".join(rows)}</tbody></table><p class="note">{escape(_sentence(notes(answer)[0]))} '
-        f"{escape(_sentence(placement_words(answer.best.plan, answer.best.work.cluster)))}</p>"
+        f"{escape(_sentence('; '.join(placement_words(answer.best.plan, answer.best.work.cluster).splitlines())))}</p>"
     )
 
 

@@ -155,7 +155,9 @@ def _numbered(places: Sequence[tuple[float, float, str]]) -> list[str]:
             moved += 1
         taken.append((x, y + way * moved * NEAR[1]))
         if moved:
-            drawn.append(f'<span class="at" style="left:{x:.2%};top:{1 - y:.2%}"></span>')
+            place, up = f"left:{x:.2%};top:{1 - y:.2%}", STEP * moved if way > 0 else 0
+            drawn.append(f'<span class="stem" style="{place};height:{STEP * moved}px;margin-top:{-up}px"></span>')
+            drawn.append(f'<span class="at" style="{place}"></span>')
         drawn.append(_button(x, y, tip, number=at, lift=way * moved))
     return drawn
 
