@@ -12,6 +12,7 @@ from stretto.planner.balance import balanced_by_cost
 from stretto.planner.cluster_file import read_cluster
 from stretto.planner.groups import divides, group_words, limits, of_ranks
 from stretto.planner.plan import answer
+from stretto.planner.report_text import report
 from stretto.planner.request import Request
 from stretto.planner.step import step_time
 from stretto.planner.workload import Workload
@@ -24,6 +25,7 @@ from stretto.spec.presets_model import model_preset
 from stretto.spec.resolve import load_run
 from stretto.spec.run import RunSpec
 from stretto.spec.training import TrainingSpec
+from stretto.spec.units import format_bytes
 
 MODEL = replace(model_preset("llama-3-8b"), num_layers=10, vocab_size=32000)
 TRAINING = TrainingSpec(global_batch_size=32, sequence_length=2048, dtype="bfloat16")
@@ -81,10 +83,12 @@ def test_equal_groups_are_one_cluster(tmp_path: Path) -> None:
 def test_each_group_has_its_memory(tmp_path: Path) -> None:
     """A small device has as many layers as it can hold, however fast it is."""
     cluster = machines(tmp_path, 'name = "h100:8"\nmemory_bytes = 8e9', 'name = "a100:8"')
-    best = answer(asked(cluster, pp=2, tp=8, schedule="1f1b"), top=1).best
+    found = answer(asked(cluster, pp=2, tp=8, schedule="1f1b"), top=1)
+    best = found.best
     for rank, limit in zip(best.memory, limits(best.work), strict=True):
         assert rank.total <= limit
     assert best.memory[best.fullest].total / best.limits[best.fullest] > 0.5
+    assert f"of {format_bytes(best.limits[best.fullest])}:" in report(found)
 
 
 def test_run_file_says_the_order(tmp_path: Path) -> None:

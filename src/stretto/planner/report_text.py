@@ -60,7 +60,7 @@ def _detail(best: Estimate, source: str) -> list[str]:
     """Memory by kind, exposed communication by axis, what a step costs, where the axes lie."""
     rank = best.memory[best.fullest]
     inside = ", ".join(f"{name} {format_bytes(value)}" for name, value in kinds(rank).items() if value)
-    limit = format_bytes(best.work.cluster.memory_bytes)
+    limit = format_bytes(best.limits[best.fullest])
     peaks = " ".join(format_bytes(memory.total).replace(" ", "") for memory in best.memory)
     lines = [f"memory of pipeline rank {best.fullest}, the fullest: {format_bytes(rank.total)} of {limit}: {inside}"]
     if len(best.memory) > 1:
