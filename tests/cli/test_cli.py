@@ -247,7 +247,7 @@ def test_simulate_checks_what_it_reads(capsys: pytest.CaptureFixture[str], tmp_p
     export.write_text(json.dumps(document))
     capsys.readouterr()
     assert main(["simulate", "--schedule-file", str(export)]) == 2
-    assert "stage 0, micro-batch 1 has the backward operations none" in capsys.readouterr().err
+    assert "stage 0, micro-batch 1 has no backward" in capsys.readouterr().err
 
 
 def test_the_code_of_a_stopped_run_is_the_launchers() -> None:

@@ -10,8 +10,10 @@ from schedule.recorded import COMM, write_run
 from stretto.schedule.document import save
 from stretto.schedule.families import build
 from stretto.schedule.measured.diagnosis import Diagnosis, diagnose
+from stretto.schedule.measured.findings import _most
 from stretto.schedule.measured.format import path_of
 from stretto.schedule.measured.medians import as_file
+from stretto.schedule.measured.overlay import Cause
 from stretto.schedule.measured.trace import load
 from stretto.schedule.schedule import Schedule
 from stretto.schedule.simulate import simulate
@@ -90,6 +92,14 @@ def test_a_slow_operation_is_found(tmp_path: Path) -> None:
     found = diagnose(run, step=4)
     assert parts_add_up(found) and found.over.difference.operations.worst == (pytest.approx(0.05, abs=1e-6), "1I4")
     assert any("on rank 1; the worst is 1I4 (50.0 ms)" in sentence for sentence in found.findings)
+
+
+def test_a_place_that_cost_more_than_all_together_is_told_so() -> None:
+    cause = Cause()
+    cause.add(0.05, (1,), "1F4")
+    assert _most(cause) == "most of it (50.0 ms)"
+    cause.add(-0.02, (0,), "0F4")
+    assert _most(cause) == "what is left of 50.0 ms after gains elsewhere,"
 
 
 def test_a_gap_on_a_rank_is_found(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_a_missing_forward_points_behind_the_rank() -> None:
 
 def test_a_missing_backward_points_at_its_forward() -> None:
     sentence, cell = refused(edited(PLAIN, lambda orders: orders[1].remove(Op.parse("1B3"))))
-    assert "stage 1, micro-batch 3 has the backward operations none on rank 1" in sentence
+    assert "stage 1, micro-batch 3 has no backward on rank 1" in sentence
     assert cell == "rank 1: 1F3"
 
 

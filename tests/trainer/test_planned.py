@@ -45,6 +45,8 @@ WRONG: list[tuple[list[str], str]] = [
     (["plan.memory_limit=-1"], "write a number above 0"),
     (["plan.schedule=skip-pipe", "plan.chunks=2", "plan.options.keep=1"], "can be trained; let all visit both"),
     (["plan.schedule_file=nowhere.json"], "'nowhere.json' doesn't exist"),
+    (["plan.schedule_file=."], "The schedule file '.' is a folder"),
+    ([f"plan.schedule_file={__file__}"], r"test_planned.py': The schedule file is not JSON"),
     (["plan.options={waves={a=1}}"], "plan.options.waves must be a number"),
     (["plan.options=3"], "plan.options must be a table of options"),
 ]

@@ -120,8 +120,9 @@ def _schedule(plan: PlanSpec) -> None:
 def _schedule_file(plan: PlanSpec, path: str) -> None:
     """ConfigError where the file isn't there, or another schedule is asked for besides."""
     if not Path(path).expanduser().is_file():
+        fact = "is a folder" if Path(path).expanduser().is_dir() else "doesn't exist"
         raise ConfigError(
-            f"The schedule file {path!r} doesn't exist (paths are relative to the working directory, {Path.cwd()}); "
+            f"The schedule file {path!r} {fact} (paths are relative to the working directory, {Path.cwd()}); "
             "write one by stretto simulate --export, or leave out plan.schedule_file."
         )
     # "auto" is what was searched for, and the file is what was found: a finished run's run.toml says both.

@@ -97,7 +97,7 @@ def _of_file(run: RunSpec, path: str) -> Schedule:
         schedule = load(Path(path).expanduser())
         validate(schedule)
     except ScheduleError as error:
-        raise ConfigError(f"{place}: {error}") from error
+        raise ConfigError(f"{place}: {str(error).removeprefix(f'{Path(path).expanduser()}: ')}") from error
     made = run.num_microbatches
     batch = f"training.global_batch_size = {run.training.global_batch_size} makes {made} of them per pipeline"
     stages = f"plan.pp = {plan.pp} x plan.chunks = {plan.chunks} makes {plan.num_stages}"

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from stretto.schedule.measured.overlay import Difference, Overlay
+from stretto.schedule.measured.overlay import Cause, Difference, Overlay
 from stretto.schedule.op import COMPUTE, text
 from stretto.schedule.simulate import Attribution, Costs, run
 from stretto.spec.units import format_seconds as shown
@@ -129,8 +129,8 @@ def _slow_operations(found: Difference, ranks: Sequence[int]) -> str:
     cause = found.operations
     (rank,) = cause.place
     return (
-        f"Operations slower than their median cost {shown(cause.seconds)}, most of it "
-        f"({shown(cause.where[cause.place])}) on rank {ranks[rank]}; the worst is {_worst(cause.worst)}."
+        f"Operations slower than their median cost {shown(cause.seconds)}, {_most(cause)} on rank {ranks[rank]}; "
+        f"the worst is {_worst(cause.worst)}."
     )
 
 
@@ -140,8 +140,8 @@ def _late_messages(found: Difference, ranks: Sequence[int]) -> str:
         return ""
     giver, reader = cause.place
     return (
-        f"Late messages cost {shown(cause.seconds)}, most of it ({shown(cause.where[cause.place])}) from rank "
-        f"{ranks[giver]} to rank {ranks[reader]}; the latest is the one that {_worst(cause.worst)} waited for."
+        f"Late messages cost {shown(cause.seconds)}, {_most(cause)} from rank {ranks[giver]} to rank {ranks[reader]}; "
+        f"the latest is the one that {_worst(cause.worst)} waited for."
     )
 
 
@@ -151,10 +151,18 @@ def _gaps(found: Difference, ranks: Sequence[int]) -> str:
         return ""
     (rank,) = cause.place
     return (
-        f"Ranks were idle between two operations with nothing to wait for, {shown(cause.seconds)} in all, most of it "
-        f"({shown(cause.where[cause.place])}) on rank {ranks[rank]}, the longest before {_worst(cause.worst)}: "
+        f"Ranks were idle between two operations with nothing to wait for, {shown(cause.seconds)} in all, "
+        f"{_most(cause)} on rank {ranks[rank]}, the longest before {_worst(cause.worst)}: "
         "time of the host, of messages being posted, or of another process on its cores."
     )
+
+
+def _most(cause: Cause) -> str:
+    """The place that cost most; it may have cost more than all together where others were faster than simulated."""
+    there = cause.where[cause.place]
+    if there <= cause.seconds:
+        return f"most of it ({shown(there)})"
+    return f"what is left of {shown(there)} after gains elsewhere,"
 
 
 def _worst(worst: tuple[float, str]) -> str:

@@ -42,11 +42,11 @@ def check_backwards(places: Places) -> None:
     broken = ~(whole | split)
     if broken.any():
         at = int(np.lexsort((forwards, microbatch, ~broken))[0])
-        has = " and ".join(kind.name for kind, found in there.items() if found[at]) or "none"
+        present = " and ".join(kind.name for kind, found in there.items() if found[at])
+        has = f"the backward operations {present}" if present else "no backward"
         rank = int(places.rank[forwards[at]])
         sentence = (
-            f"stage {stage[at]}, micro-batch {microbatch[at]} has the backward operations {has} on rank {rank}; "
-            "it needs either B, or I and W."
+            f"stage {stage[at]}, micro-batch {microbatch[at]} has {has} on rank {rank}; it needs either B, or I and W."
         )
         raise fault_at(schedule, rank, int(forwards[at] - schedule.offsets[rank]), sentence)
 
