@@ -54,6 +54,8 @@ def test_set_writes_over_presets(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ("", "is empty; write at least name"),
         ('name = "a100:8"\nmemory_bytes = -5', "cluster.memory_bytes = -5 must be positive: there is no memory"),
         ('name = "a100:8', "is not valid TOML"),
+        ("groups = []", "groups is empty; write [[groups]]"),
+        ('[[groups]]\nname = "a100:2"\n[[groups]]\nname = "h100:2"', "on two groups of 'mixed'"),
         ('name = "a100:8"\nnum_nodes = "two"', "cluster.num_nodes must be a whole number, not 'two'"),
     ],
 )

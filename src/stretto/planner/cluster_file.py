@@ -50,6 +50,8 @@ def read_cluster(path: Path) -> ClusterFile:
         raise ConfigError(f'{path} is empty; write at least name = "a100:8", or the keys of [cluster].')
     table: dict[str, Any] = dict(raw.get("cluster", raw))
     groups = table.pop("groups", raw.get("groups", []))
+    if not groups and ("groups" in raw or "groups" in raw.get("cluster", {})):
+        raise ConfigError(f"{path}: groups is empty; write [[groups]] and the keys of one group under each.")
     extra = {key: table.pop(key) for key in EXTRA if key in table}
     for key, value in extra.items():
         if isinstance(value, bool) or not isinstance(value, EXTRA[key]):

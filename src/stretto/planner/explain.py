@@ -11,6 +11,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from stretto.planner.estimate import Estimate
+from stretto.planner.groups import divides
 from stretto.planner.memory import RankMemory
 from stretto.planner.pins import check_pins
 from stretto.planner.request import CHOSEN, Objective, Request
@@ -140,7 +141,13 @@ def too_large(least: Estimate) -> str:
 
 def undivided(request: Request) -> str:
     """Why there is no plan at all: no degrees divide the devices, the batch and the model together."""
-    batch, devices = request.run.training.global_batch_size, request.devices
+    batch, devices, cluster = request.run.training.global_batch_size, request.devices, request.cluster
+    if cluster.groups and "pp" in request.pins and not divides(cluster, request.pins["pp"]):
+        may = [str(pp) for pp in range(1, devices + 1) if divides(cluster, pp)]
+        return (
+            f"pp={request.pins['pp']} puts a pipeline rank on two groups of {cluster.name!r}, "
+            f"whose devices aren't equal; pp may be {', '.join(may)}."
+        )
     pinned = ", ".join(f"{name}={request.pins[name]}" for name in CHOSEN if name in request.pins)
     near = _batches(request)
     return (
