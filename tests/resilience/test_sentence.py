@@ -12,13 +12,13 @@ import pytest
 
 from stretto.resilience import Drill, DrillError, OpLog, read_log
 from stretto.resilience.beat import Beat
-from stretto.resilience.diagnose import sentence
+from stretto.resilience.diagnose import WORDS, sentence
 from stretto.resilience.place import Line, Place, lines_in, place_of
 from stretto.resilience.stack import ask
 from stretto.resilience.stall import Stalls, read_stalls
 from stretto.schedule.op import Kind
 from stretto.spec.contract import Silent
-from stretto.spec.drill import OPERATIONS, faults_of
+from stretto.spec.drill import OPERATIONS, PHASES, faults_of
 from stretto.spec.errors import ConfigError
 
 BEAT = Beat(count=1, life="a", host="elsewhere", pid=9, file="log", step=3, place="model.py:7 (forward)")
@@ -115,6 +115,7 @@ def test_a_drill_strikes_once_its_rank_in_its_step(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no rank ever does FF; write one of F, B, I"):
         faults_of("freeze rank 0 at 0FF1")
     assert {kind.name for kind in Kind} <= set(OPERATIONS)
+    assert set(WORDS) <= {*OPERATIONS, *PHASES} and {"FLUSH", "NORM", "VALIDATE"} <= set(WORDS)
 
 
 def test_a_stall_that_goes_on_is_one(tmp_path: Path) -> None:
