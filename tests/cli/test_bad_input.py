@@ -69,7 +69,8 @@ def refused(place: Path, capfd: pytest.CaptureFixture[str], *overrides: str) -> 
         (["training.sequence_length=100000"], ["100000", "max_positions"]),
         (["training.global_batch_size=3", "plan.dp_replicate=2"], ["3", "2"]),
         (["plan.schedule=1f2b"], ["1f2b", "1f1b"]),
-        (["plan.cp=2"], ["cp"]),
+        (["plan.cp=64"], ["cp=64", "32"]),
+        (["plan.ep=2"], ["ep"]),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
