@@ -145,3 +145,18 @@ def worst_gradient(record: Record, reference: Record) -> tuple[float, str]:
 def worst_of(found: Sequence[float], expected: Sequence[float]) -> float:
     """Largest relative error of a list of numbers."""
     return max(abs(a - b) / abs(b) for a, b in zip(found, expected, strict=True))
+
+
+def assert_same_training(record: Record, reference: Record, *, tolerance: float) -> None:
+    """Losses, tokens, gradients, norms and weights of every step are those of the reference.
+
+    AdamW divides a gradient by its own size, so where it is only noise the weight is noise too and isn't compared.
+    """
+    assert record.tokens == reference.tokens
+    assert worst_of(record.losses, reference.losses) <= tolerance
+    gradient_error, name = worst_gradient(record, reference)
+    assert gradient_error <= tolerance, name
+    assert worst_of(record.norms, reference.norms) <= tolerance
+    compared = reference.weights.keys() - vanishing(reference.gradients[0])
+    weight_errors = {n: error(record.weights[n], reference.weights[n]) for n in compared}
+    assert max(weight_errors.values()) <= tolerance, max(weight_errors, key=weight_errors.__getitem__)

@@ -6,22 +6,17 @@ The bounds are those of test_plans.py.  Sequences of 23 tokens don't divide by a
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import pytest
 
-from equivalence.plan_run import batches_of, train_plan
-from equivalence.reference import Record, error, train_reference, vanishing, worst_gradient, worst_of
+from equivalence.cut_runs import Case, hold_to_one_rank, name_of, run_of
+from equivalence.plan_run import batches_of
 from ranks import Ranks
-from stretto.spec.check import check
 from stretto.spec.model import ModelSpec
-from stretto.spec.plan import PlanSpec
-from stretto.spec.run import RunSettings, RunSpec
-from stretto.spec.training import TrainingSpec
+from stretto.spec.run import RunSpec
 from stretto.trainer.session import Session
 
-STEPS = 2
 TOLERANCE = 1e-9
 
 GROUPED = ModelSpec(
@@ -43,8 +38,7 @@ MODELS = {
 }
 CONTIGUOUS = {"context_layout": "contiguous"}
 
-# Model, tokens, whether rows hold several documents, plan.
-CASES: list[tuple[str, int, bool, dict[str, Any]]] = [
+CASES: list[Case] = [
     ("grouped", 23, True, {"cp": 2}),
     ("grouped", 23, True, {"cp": 4}),
     ("one-key", 23, False, {"cp": 4, **CONTIGUOUS}),
@@ -63,39 +57,9 @@ CASES: list[tuple[str, int, bool, dict[str, Any]]] = [
 ]
 
 
-def run_of(model: str, length: int, plan: dict[str, Any]) -> RunSpec:
-    training = TrainingSpec(
-        steps=10, global_batch_size=4, sequence_length=length, dtype="float64", learning_rate=0.01, clip_norm=0.5
-    )
-    return RunSpec(run=RunSettings(seed=7), model=MODELS[model], plan=PlanSpec(**plan), training=training)
-
-
-@cache
-def reference_of(model: str, length: int, documents: bool) -> Record:
-    return train_reference(run_of(model, length, {}), STEPS, documents=documents)
-
-
-def name_of(case: tuple[str, int, bool, dict[str, Any]]) -> str:
-    model, length, documents, plan = case
-    words = [model, f"T{length}", *(["documents"] if documents else []), *(f"{k}={v}" for k, v in plan.items())]
-    return "-".join(words)
-
-
 @pytest.mark.parametrize("case", CASES, ids=name_of)
-def test_cut_attention_equals_one_rank(ranks: Ranks, case: tuple[str, int, bool, dict[str, Any]]) -> None:
-    model, length, documents, plan = case
-    run = run_of(model, length, plan)
-    check(run, data=False)
-    reference = reference_of(model, length, documents)
-    record = train_plan(ranks, run, STEPS, documents=documents)
-    assert record.tokens == reference.tokens
-    assert worst_of(record.losses, reference.losses) <= TOLERANCE
-    gradient_error, name = worst_gradient(record, reference)
-    assert gradient_error <= TOLERANCE, name
-    assert worst_of(record.norms, reference.norms) <= TOLERANCE
-    compared = reference.weights.keys() - vanishing(reference.gradients[0])
-    weight_errors = {n: error(record.weights[n], reference.weights[n]) for n in compared}
-    assert max(weight_errors.values()) <= TOLERANCE, max(weight_errors, key=weight_errors.__getitem__)
+def test_cut_attention_equals_one_rank(ranks: Ranks, case: Case) -> None:
+    hold_to_one_rank(ranks, MODELS[case[0]], case, tolerance=TOLERANCE)
 
 
 def evaluate(rank: int, world: int, run: RunSpec) -> tuple[float, int]:
@@ -104,8 +68,8 @@ def evaluate(rank: int, world: int, run: RunSpec) -> tuple[float, int]:
 
 
 def test_evaluation_sees_all_tokens_once(ranks: Ranks) -> None:
-    ((loss, tokens),) = ranks.run(evaluate, 1, run_of("dropout", 23, {}))
-    for found in ranks.run(evaluate, 4, run_of("dropout", 23, {"cp": 2, "pp": 2, "context": "all-gather"})):
+    ((loss, tokens),) = ranks.run(evaluate, 1, run_of(MODELS["dropout"], 23, {}))
+    for found in ranks.run(evaluate, 4, run_of(MODELS["dropout"], 23, {"cp": 2, "pp": 2, "context": "all-gather"})):
         assert found[1] == tokens and abs(found[0] - loss) <= 1e-12 * abs(loss)
 
 
@@ -118,7 +82,7 @@ def sent_bytes(rank: int, world: int, run: RunSpec) -> tuple[int, float]:
 
 
 def test_a_recomputed_block_sends_no_keys_again(ranks: Ranks) -> None:
-    once = ranks.run(sent_bytes, 2, run_of("dropout", 23, {"cp": 2}))
-    assert ranks.run(sent_bytes, 2, run_of("dropout", 23, {"cp": 2, "recompute": "full"})) == once
-    again = ranks.run(sent_bytes, 2, run_of("dropout", 23, {"cp": 2, "recompute": "selective"}))
+    once = ranks.run(sent_bytes, 2, run_of(MODELS["dropout"], 23, {"cp": 2}))
+    assert ranks.run(sent_bytes, 2, run_of(MODELS["dropout"], 23, {"cp": 2, "recompute": "full"})) == once
+    again = ranks.run(sent_bytes, 2, run_of(MODELS["dropout"], 23, {"cp": 2, "recompute": "selective"}))
     assert all(a[0] > b[0] > 0 and a[1] == b[1] for a, b in zip(again, once, strict=True))

@@ -13,13 +13,10 @@ import pytest
 from equivalence.plan_run import plain, together
 from equivalence.reference import (
     Record,
-    error,
+    assert_same_training,
     global_batch,
     rows_of,
     train_reference,
-    vanishing,
-    worst_gradient,
-    worst_of,
 )
 from ranks import Ranks
 from stretto.spec.check import check
@@ -102,13 +99,7 @@ def test_placed_documents_equal_one_rank(ranks: Ranks, case: tuple[int | None, d
         weights=together([f["weights"] for f in found]),
     )
     assert {1} < set().union(*(f["groups"] for f in found)), "documents of several sizes of groups"
-    assert record.tokens == reference.tokens
-    assert worst_of(record.losses, reference.losses) <= TOLERANCE
-    gradient_error, name = worst_gradient(record, reference)
-    assert gradient_error <= TOLERANCE, name
-    assert worst_of(record.norms, reference.norms) <= TOLERANCE
-    compared = reference.weights.keys() - vanishing(reference.gradients[0])
-    assert max(error(record.weights[n], reference.weights[n]) for n in compared) <= TOLERANCE
+    assert_same_training(record, reference, tolerance=TOLERANCE)
     for other in found:
         loss, tokens = other["evaluated"]
         assert tokens == reference.tokens[0]

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import pytest
 
-from equivalence.plan_run import batches_of, train_plan
-from equivalence.reference import Record, error, train_reference, vanishing, worst_gradient, worst_of
+from equivalence.cut_runs import Case, hold_to_one_rank, name_of, run_of
+from equivalence.plan_run import batches_of
 from ranks import Ranks
 from stretto.planner.sequence_volume import Heads
 from stretto.planner.state_volume import state_volume
-from stretto.spec.check import check
 from stretto.spec.model import ModelSpec
-from stretto.spec.plan import PlanSpec
-from stretto.spec.run import RunSettings, RunSpec
+from stretto.spec.run import RunSpec
 from stretto.spec.sequence import cut_sequence
-from stretto.spec.training import TrainingSpec
 from stretto.trainer.session import Session
 
-STEPS = 2
 TOLERANCE = 1e-9
 
 LINEAR = ModelSpec(
@@ -42,8 +37,7 @@ MODELS = {
     "gpt2": replace(LINEAR, family="gpt2", num_kv_heads=None, attention=("linear", "softmax"), tied_embeddings=True),
 }
 
-# Model, tokens, whether rows hold several documents, plan.
-CASES: list[tuple[str, int, bool, dict[str, Any]]] = [
+CASES: list[Case] = [
     ("linear", 23, True, {"cp": 2, "linear_context": "ring", "recompute": "full"}),
     ("delta", 23, True, {"cp": 4, "linear_context": "ring"}),
     ("delta", 23, False, {"cp": 4, "context_layout": "contiguous", "recompute": "selective"}),
@@ -54,39 +48,9 @@ CASES: list[tuple[str, int, bool, dict[str, Any]]] = [
 ]
 
 
-def run_of(model: str, length: int, plan: dict[str, Any]) -> RunSpec:
-    training = TrainingSpec(
-        steps=10, global_batch_size=4, sequence_length=length, dtype="float64", learning_rate=0.01, clip_norm=0.5
-    )
-    return RunSpec(run=RunSettings(seed=7), model=MODELS[model], plan=PlanSpec(**plan), training=training)
-
-
-@cache
-def reference_of(model: str, length: int, documents: bool) -> Record:
-    return train_reference(run_of(model, length, {}), STEPS, documents=documents)
-
-
-def name_of(case: tuple[str, int, bool, dict[str, Any]]) -> str:
-    model, length, documents, plan = case
-    words = [model, f"T{length}", *(["documents"] if documents else []), *(f"{k}={v}" for k, v in plan.items())]
-    return "-".join(words)
-
-
 @pytest.mark.parametrize("case", CASES, ids=name_of)
-def test_cut_states_equal_one_rank(ranks: Ranks, case: tuple[str, int, bool, dict[str, Any]]) -> None:
-    model, length, documents, plan = case
-    run = run_of(model, length, plan)
-    check(run, data=False)
-    reference = reference_of(model, length, documents)
-    record = train_plan(ranks, run, STEPS, documents=documents)
-    assert record.tokens == reference.tokens
-    assert worst_of(record.losses, reference.losses) <= TOLERANCE
-    gradient_error, name = worst_gradient(record, reference)
-    assert gradient_error <= TOLERANCE, name
-    assert worst_of(record.norms, reference.norms) <= TOLERANCE
-    compared = reference.weights.keys() - vanishing(reference.gradients[0])
-    weight_errors = {n: error(record.weights[n], reference.weights[n]) for n in compared}
-    assert max(weight_errors.values()) <= TOLERANCE, max(weight_errors, key=weight_errors.__getitem__)
+def test_cut_states_equal_one_rank(ranks: Ranks, case: Case) -> None:
+    hold_to_one_rank(ranks, MODELS[case[0]], case, tolerance=TOLERANCE)
 
 
 def sent_bytes(rank: int, world: int, runs: list[RunSpec]) -> list[int]:
@@ -102,7 +66,7 @@ def sent_bytes(rank: int, world: int, runs: list[RunSpec]) -> list[int]:
 
 def test_bytes_are_those_of_the_papers_and_recompute_adds_none(ranks: Ranks) -> None:
     runs = [
-        run_of(model, 23, {"cp": 2, "context_layout": layout, "linear_context": way, "recompute": recompute})
+        run_of(MODELS[model], 23, {"cp": 2, "context_layout": layout, "linear_context": way, "recompute": recompute})
         for model, layout, way, recompute in (
             ("linear", "contiguous", "ring", "none"),
             ("linear", "contiguous", "all-gather", "full"),

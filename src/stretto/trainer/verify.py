@@ -100,17 +100,7 @@ def verify(
         ConfigError, UnsupportedError: the run can't work.
         RankError: a rank raised, died or didn't finish.
     """
-    check(run, data=False)
-    if run.plan.context_groups == "dynamic":
-        raise UnsupportedError(
-            'plan.context_groups = "dynamic": verify compares rows, and places of documents differ from step to step; '
-            'verify the plan with plan.context_groups = "static".'
-        )
-    if skips(schedules_of(run)[0]):
-        raise UnsupportedError(
-            "The schedule leaves out layers for some micro-batches or reorders them, so it is meant to differ from one "
-            "plain rank, which is all that verify compares with; verify another plan.schedule."
-        )
+    _check_comparable(run)
     shrunk = shrink(run)
     small, foreign = shrunk.run, run.model.family == "foreign"
     world = small.plan.num_ranks
@@ -143,6 +133,21 @@ def verify(
         notes=shrunk.notes,
         **figures_of(errors),
     )
+
+
+def _check_comparable(run: RunSpec) -> None:
+    """ConfigError for a run that can't work, UnsupportedError for one that is not comparable with one rank."""
+    check(run, data=False)
+    if run.plan.context_groups == "dynamic":
+        raise UnsupportedError(
+            'plan.context_groups = "dynamic": verify compares rows, and places of documents differ from step to step; '
+            'verify the plan with plan.context_groups = "static".'
+        )
+    if skips(schedules_of(run)[0]):
+        raise UnsupportedError(
+            "The schedule leaves out layers for some micro-batches or reorders them, so it is meant to differ from one "
+            "plain rank, which is all that verify compares with; verify another plan.schedule."
+        )
 
 
 def describe(small: RunSpec, steps: int) -> str:
