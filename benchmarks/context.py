@@ -19,18 +19,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
 from benchmarks.pairs import RESULTS, command, machine
-from benchmarks.virtual_context import Links, VirtualKernel, VirtualWire
+from benchmarks.processes import free_port
+from benchmarks.virtual_context import CutRows, Links, NoDropout, VirtualKernel, VirtualWire
 from stretto.parallel.pipeline.virtual import wake_on_time
 from stretto.parallel.sequence.opening import ContextAttend
 from stretto.spec.contract import Batch, SequencePart
@@ -47,21 +45,6 @@ HEADS, KV_HEADS, HEAD_SIZE = 8, 8, 1
 RING: dict[str, Any] = {"context": "ring"}
 
 
-@dataclass(frozen=True)
-class Rows:
-    """What the opening reads of a context."""
-
-    part: SequencePart
-    first: Tensor | None = None
-
-
-class NoDropout:
-    """Stands for the attention that the opening replaces."""
-
-    def weight_dropout(self, context: Any) -> None:
-        """Nothing is dropped."""
-
-
 class Side:
     """One way of cutting, on one rank."""
 
@@ -69,7 +52,7 @@ class Side:
         rank, tokens = dist.get_rank(), args.tokens
         shares = cut_sequence(tokens, plan.cp, plan.context_layout)
         index = torch.cat([torch.arange(*part) for part in shares[rank]])
-        self.rows = Rows(SequencePart(shares=shares, tokens=index, documents=None))
+        self.rows = CutRows(SequencePart(shares=shares, tokens=index, documents=None))
         self.kernel = VirtualKernel(args.compute * plan.cp / (HEADS * tokens * (tokens + 1) / 2))
         self.wire = VirtualWire(dist.group.WORLD, links)
         self.attend = ContextAttend(
@@ -232,9 +215,7 @@ def main() -> None:
     parser.add_argument("--compute", type=float, default=0.5, help="seconds of a rank's forward, where work is equal")
     parser.add_argument("--only", default="", help="a part: " + ", ".join(PARTS))
     args = parser.parse_args()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     start_processes(work, (args, port), nprocs=args.ranks, start_method="fork")
 
 

@@ -25,7 +25,6 @@ import json
 import math
 import os
 import random
-import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,7 +37,8 @@ from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
 from benchmarks.pairs import RESULTS, command, machine
-from benchmarks.virtual_context import BACKWARD, Links, VirtualKernel, VirtualWire
+from benchmarks.processes import free_port
+from benchmarks.virtual_context import BACKWARD, CutRows, Links, NoDropout, VirtualKernel, VirtualWire
 from stretto.data.packing import best_fit
 from stretto.parallel.pipeline.virtual import wait_until, wake_on_time
 from stretto.parallel.sequence.groups import GroupedAttend
@@ -93,22 +93,7 @@ def lengths_of(seed: int, tokens: int) -> list[int]:
     return found
 
 
-@dataclass(frozen=True)
-class Context:
-    """What attention reads of a context."""
-
-    part: SequencePart
-    first: Tensor | None = None
-
-
-class NoDropout:
-    """Stands for the attention that the opening replaces."""
-
-    def weight_dropout(self, context: Any) -> None:
-        """Nothing is dropped."""
-
-
-def packed(lengths: Sequence[int], rank: int, ranks: int) -> list[Context]:
+def packed(lengths: Sequence[int], rank: int, ranks: int) -> list[CutRows]:
     """Rows of ``LONGEST`` tokens at most, each cut over all ranks."""
     order = sorted(lengths, reverse=True)
     row_of = best_fit(np.array(order), LONGEST)
@@ -119,13 +104,13 @@ def packed(lengths: Sequence[int], rank: int, ranks: int) -> list[Context]:
         shares = cut_sequence(sum(documents), ranks, "zigzag")
         tokens = torch.cat([torch.arange(*part) for part in shares[rank]])
         first = torch.from_numpy(np.repeat(starts, documents)).unsqueeze(0)
-        found.append(Context(SequencePart(shares=shares, tokens=tokens, documents=None), first))
+        found.append(CutRows(SequencePart(shares=shares, tokens=tokens, documents=None), first))
     return found
 
 
-def placed(lengths: Sequence[int], rank: int, placement: Placement) -> list[Context]:
+def placed(lengths: Sequence[int], rank: int, placement: Placement) -> list[CutRows]:
     """The micro-batches of a placement."""
-    found: list[Context] = []
+    found: list[CutRows] = []
     for number in range(placement.micro_batches):
         sections, at, longest = [], 0, 1
         for piece in placement.pieces:
@@ -137,7 +122,7 @@ def placed(lengths: Sequence[int], rank: int, placement: Placement) -> list[Cont
         if sections:
             whole = (((0, longest),),)
             found.append(
-                Context(SequencePart(shares=whole, tokens=torch.zeros(at), documents=None, sections=tuple(sections)))
+                CutRows(SequencePart(shares=whole, tokens=torch.zeros(at), documents=None, sections=tuple(sections)))
             )
     return found
 
@@ -149,7 +134,7 @@ class Layer:
         self.seconds, self.kernel = seconds, kernel
         self.tokens = 0
 
-    def step(self, attend: Callable[..., Tensor], contexts: Sequence[Context]) -> float:
+    def step(self, attend: Callable[..., Tensor], contexts: Sequence[CutRows]) -> float:
         """Seconds of a step on the slowest rank."""
         self.tokens = self.kernel.pairs = 0
         dist.barrier()
@@ -160,7 +145,7 @@ class Layer:
         dist.all_reduce(mine, dist.ReduceOp.MAX)
         return float(mine)
 
-    def _micro_batch(self, attend: Callable[..., Tensor], context: Context) -> None:
+    def _micro_batch(self, attend: Callable[..., Tensor], context: CutRows) -> None:
         tokens = len(context.part.tokens)
         self.tokens += tokens
         start = time.perf_counter()
@@ -181,7 +166,7 @@ class Layer:
 
 def sides_of(
     lengths: Sequence[int], costs: Costs, wire: VirtualWire, kernel: VirtualKernel, args: argparse.Namespace
-) -> tuple[dict[str, tuple[Callable[..., Tensor], list[Context]]], dict[str, Any]]:
+) -> tuple[dict[str, tuple[Callable[..., Tensor], list[CutRows]]], dict[str, Any]]:
     """What each side plays, and what is to be said of the placing."""
     rank, ranks = wire.index, args.ranks
     static = ContextAttend(wire=wire, arrangement=Arrangement(ranks=ranks), local=NoDropout(), kernel=kernel)
@@ -190,7 +175,7 @@ def sides_of(
     placement = assign(lengths, ranks, costs, memory_tokens=LONGEST // ranks)
     took = time.perf_counter() - start
     sizes = sorted({piece.ranks for piece in placement.pieces})
-    sides: dict[str, tuple[Callable[..., Tensor], list[Context]]] = {
+    sides: dict[str, tuple[Callable[..., Tensor], list[CutRows]]] = {
         "packed": (static, packed(lengths, rank, ranks)),
         "dynamic": (grouped, placed(lengths, rank, placement)),
     }
@@ -282,9 +267,7 @@ def main() -> None:
     parser.add_argument("--cluster", default="h100", choices=[n for n, c in CLUSTERS.items() if c.peak_flops_bfloat16])
     parser.add_argument("--no-write", dest="write", action="store_false", help="don't write benchmarks/results")
     args = parser.parse_args()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     start_processes(work, (args, port), nprocs=args.ranks, start_method="fork")
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import statistics
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
 from benchmarks.pairs import RESULTS, command, machine
+from benchmarks.processes import free_port
 from stretto.assemble.rank_model import RankModel
 from stretto.parallel.mesh import Mesh, build_mesh
 from stretto.parallel.pipeline.channel import PeerChannel
@@ -176,9 +176,7 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     args = arguments()
     print(f"{'':10}   barrier simulated      free simulated    ratio  simulated")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     start_processes(work, (args, port), nprocs=args.ranks, start_method="spawn")
 
 

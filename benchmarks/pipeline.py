@@ -85,15 +85,19 @@ def torch_pipeline(run: RunSpec, rank: int) -> Side:
     """A plain loop on torch's pipeline."""
     num_tokens = run.training.global_batch_size * run.training.sequence_length
     schedule, parameters = torch_schedule(run, rank, num_tokens)
+    return torch_side(run, schedule, parameters, first=rank == 0, last=rank == run.plan.pp - 1)
+
+
+def torch_side(run: RunSpec, schedule: Any, parameters: list[nn.Parameter], *, first: bool, last: bool) -> Side:
+    """Steps of a schedule object of torch's, of which this rank holds the first or the last stage, or neither."""
     optimizer = adamw(parameters, run)
-    first, last = rank == 0, rank == run.plan.pp - 1
 
     def step(number: int) -> tuple[float, float]:
         batches = batches_of(run, number, 0)
-        tokens = (torch.cat([b.tokens for b in batches]),) if first else ()
+        inputs = (torch.cat([b.tokens for b in batches]),) if first else ()
         losses: list[Tensor] = []
         target = {"target": torch.cat([b.labels for b in batches]), "losses": losses} if last else {}
-        schedule.step(*tokens, **target, return_outputs=False)
+        schedule.step(*inputs, **target, return_outputs=False)
         loss = float(torch.stack(losses).detach().sum()) if last else 0.0
         found = clip_by_total(parameters, loss, run.training.clip_norm)
         optimizer.step()

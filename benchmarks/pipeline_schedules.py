@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import get_schedule_class
 
-from benchmarks.model import adamw, batches_of, clip_by_total, ours, run_of
+from benchmarks import pipeline
+from benchmarks.model import ours, run_of
 from benchmarks.pairs import RESULTS, Case, Effort, Side, command, machine
 from benchmarks.pipeline import MICRO_BATCH, Part
 from benchmarks.pipeline_composed import CHECKS, check
@@ -102,21 +103,7 @@ def torch_side(name: str, rank: int) -> Side:
 
     schedule = torch_schedule(name, run, dict(parts), share)
     parameters = [p for part in parts.values() for p in part.parameters()]
-    optimizer = adamw(parameters, run)
-
-    def step(number: int) -> tuple[float, float]:
-        batches = batches_of(run, number, 0)
-        inputs = (torch.cat([b.tokens for b in batches]),) if first else ()
-        losses: list[Tensor] = []
-        target = {"target": torch.cat([b.labels for b in batches]), "losses": losses} if last else {}
-        schedule.step(*inputs, **target, return_outputs=False)
-        loss = float(torch.stack(losses).detach().sum()) if last else 0.0
-        found = clip_by_total(parameters, loss, run.training.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        return found
-
-    return Side(step=step)
+    return pipeline.torch_side(run, schedule, parameters, first=first, last=last)
 
 
 def sides(name: str, rank: int) -> tuple[Callable[[], Side], Callable[[], Side]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Sequence
@@ -21,6 +22,13 @@ SILENT = timedelta(minutes=3)
 """A collective that takes longer ends the benchmark."""
 LIMIT_SECONDS = 1800.0
 """So does a case that isn't finished after so long."""
+
+
+def free_port() -> int:
+    """A port of this host that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def main(name: str, description: str, cases: Sequence[Case]) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,9 +23,25 @@ from torch.distributed import ProcessGroup
 from stretto.parallel.pipeline.virtual import wait_until
 from stretto.parallel.sequence.blockwise import Block, Rows, sum_dtype
 from stretto.parallel.wire import Transfer, Wire
+from stretto.spec.contract import SequencePart
 
 BACKWARD = 2.5
 """Work of the backward in forwards: five matrix products instead of two."""
+
+
+@dataclass(frozen=True)
+class CutRows:
+    """What cut attention reads of a context."""
+
+    part: SequencePart
+    first: Tensor | None = None
+
+
+class NoDropout:
+    """Stands for the attention that the opening replaces."""
+
+    def weight_dropout(self, context: Any) -> None:
+        """Nothing is dropped."""
 
 
 class VirtualKernel:

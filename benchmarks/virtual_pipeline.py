@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import statistics
 import tempfile
 import time
@@ -29,6 +28,7 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
 from benchmarks.pairs import RESULTS, command, machine
+from benchmarks.processes import free_port
 from benchmarks.virtual_sides import TORCH, Floor, Step, ours, torch_pipeline
 from stretto.parallel.mesh import Mesh, build_mesh
 from stretto.parallel.pipeline.virtual import wake_on_time
@@ -170,9 +170,7 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     args = arguments()
     print(f"{'':32}simulated    ours   floor   torch  /floor  /torch")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         args.best = {ms: Path(folder) / f"best-{ms}.json" for ms in args.ms if args.only in BEST}
         for ms, path in args.best.items():

@@ -64,7 +64,7 @@ class PostOffice:
             try:
                 yield
             except Stopped:
-                pass
+                pass  # the rank that raised has noted why
             except BaseException as failure:
                 self.failures.append(failure)
             self._running.discard(rank)
