@@ -60,6 +60,10 @@ class Judge:
             self._heard[rank] = now
         self._beats[rank] = beat
 
+    def beats(self) -> list[Beat]:
+        """The last beat of each rank that has been heard."""
+        return list(self._beats.values())
+
     def verdict(self, now: float) -> str | None:
         """Why the run must end, or None."""
         told = next((b.verdict for b in self._beats.values() if b.verdict), None)

@@ -59,6 +59,16 @@ def ask(pid: int, log: Path) -> Place | None:
     return None
 
 
+def end_stopped(pid: int, log: Path) -> None:
+    """SIGKILL to process ``pid``, whose log is ``log``, if it is stopped.
+
+    For a run that is over: SIGTERM would lie in it unseen, and torchrun waits 30 s before it loses patience.
+    """
+    with contextlib.suppress(OSError):
+        if _is_that(pid, log) and _is_stopped(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
 def _is_that(pid: int, log: Path) -> bool:
     """Whether the process maps that log: then it is the rank, and has told ``answer`` to write."""
     maps = Path(f"/proc/{pid}/maps")

@@ -26,6 +26,7 @@ from typing import Protocol
 from stretto.resilience.beat import Beat, from_log
 from stretto.resilience.judge import PATIENCE, Judge
 from stretto.resilience.oplog import OpLog
+from stretto.resilience.stack import end_stopped
 from stretto.resilience.stall import Stalls
 from stretto.spec.run import RunSettings
 
@@ -160,8 +161,14 @@ class Watchdog:
             if self._rank == 0:  # the others learn it from rank 0's next beat
                 self._leaving.set()
                 self._gone.wait(timeout=2.0)
+                self._end_stopped_neighbours()
             self._on_verdict(verdict)
             return
+
+    def _end_stopped_neighbours(self) -> None:
+        for beat in self._judge.beats():
+            if beat.host == self._beat.host and beat.pid != self._beat.pid:
+                end_stopped(beat.pid, Path(beat.file))
 
     def _note_stall(self, now: float) -> None:
         stall = self._judge.stall(now) if self._stalls is not None else None
