@@ -93,7 +93,7 @@ def test_shared_cores_lie_between_all_work_and_one_rank_after_the_other() -> Non
     single, _ = contended(schedule, work, slowdown=lambda count: count)
     assert single == pytest.approx(4 * 8 * 3)  # one core is never idle
     assert max(free, 4 * 8 * 3 / 2) <= shared < single
-    four, _ = contended(schedule, work, weight=2, slowdown=lambda count: max(1.0, count / 2))
+    four, _ = contended(schedule, work, slowdown=lambda count: max(1.0, 2 * count / 2))
     assert four == pytest.approx(single)  # twice the processes on two cores
     waiting, _ = contended(schedule, work, waits={Kind.F: one, Kind.B: one}, slowdown=lambda count: max(1.0, count / 2))
     assert shared < waiting < shared + 2 * 11  # waits leave the cores to others

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stretto.cli import calibrate
+from stretto.cli import calibrate, refine
 from stretto.spec.errors import ConfigError
 from stretto.spec.units import format_bytes, format_seconds
 
@@ -22,12 +22,14 @@ Read the operations that a run recorded, simulate the same schedule under their 
 difference is: a slow stage or rank, late messages, idle time that isn't predicted. Of all recorded steps the one of
 median length is looked at; where a rank was slow once, that is named in whatever step it was. A run records its last
 8 steps, or others where run.trace says so (20-30); --costs-out writes the medians as a costs file for
-stretto simulate --costs. With --calibrate no run is read: this machine's CPU is measured for stretto plan."""
+stretto simulate --costs. With --calibrate no run is read: this machine's CPU is measured for stretto plan; with
+--refine what the run measured corrects such a calibration."""
 EXAMPLES = (
     "stretto diagnose runs/tiny",
     "stretto diagnose runs/tiny --step 20 --html measured.html --trace measured.json",
     "stretto diagnose runs/tiny --json --costs-out costs.json",
     "stretto diagnose --calibrate --out calibration.toml",
+    "stretto diagnose runs/tiny --refine calibration.toml --out refined.toml",
 )
 _STALLS_SHOWN = 3
 OUTPUTS = ("costs_out", "trace", "html")
@@ -45,14 +47,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page of measured over simulated")
     calibrate.add_arguments(parser)
+    refine.add_arguments(parser)
 
 
 def execute(options: argparse.Namespace) -> int:
     """Diagnose, write the files that are asked for, and print."""
+    if options.calibrate and options.refine is not None:
+        raise ConfigError("--calibrate measures this machine and --refine reads a run; do one after the other.")
     if options.calibrate:
         return calibrate.execute(options)
     if options.run is None:
         raise ConfigError("Name the directory of a run (its run.dir), or measure this machine with --calibrate.")
+    if options.refine is not None:
+        return refine.execute(options)
     _check_outputs(options)
     from stretto.resilience.stall import read_stalls
     from stretto.schedule.measured.diagnosis import diagnose

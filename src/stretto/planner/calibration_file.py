@@ -1,9 +1,11 @@
 """The file that ``stretto diagnose --calibrate`` writes: what was measured of a machine, as TOML or JSON by its ending.
 
     [machine]                         figures by size (``planner.machine``)
+    [[refined]]                       a factor on one of them that a run's trace told (``planner.refinement``)
     [shares]                          any field of ``planner.calibration``, written over its default
 
-A file may hold either.  Rates that ``[shares]`` speaks of are shares of those in ``[cluster]``.
+A file may hold either, and factors where it holds a machine.  Rates that ``[shares]`` speaks of are shares of those in
+``[cluster]``.
 """
 
 from __future__ import annotations
@@ -11,11 +13,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from stretto.planner.calibration import Calibration, published
 from stretto.planner.machine import Machine
+from stretto.planner.refinement import Refinement
 from stretto.spec.cluster import ClusterSpec
 from stretto.spec.errors import ConfigError, nearest
 
@@ -23,9 +27,13 @@ FORMAT = "stretto.calibration/1"
 """First key of a file."""
 
 
-def write_calibration(machine: Machine, path: Path) -> None:
-    """Write a measured machine, whole or not at all."""
-    data = {"format": FORMAT, "machine": machine.as_data()}
+def write_calibration(machine: Machine, path: Path, *, shares: Mapping[str, Any] | None = None) -> None:
+    """Write a measured machine and what runs told of it, with ``shares`` of its data sheet, whole or not at all."""
+    data: dict[str, Any] = {"format": FORMAT, "machine": machine.as_data()}
+    if machine.refinements:
+        data["refined"] = [one.as_data() for one in machine.refinements]
+    if shares:
+        data["shares"] = dict(shares)
     if path.suffix == ".json":
         text = json.dumps(data) + "\n"
     else:
@@ -42,6 +50,11 @@ def read_calibration(path: str | Path, cluster: str = "") -> Calibration:
 
     ConfigError where it is missing, isn't one, or has keys that aren't known.
     """
+    return dataclasses.replace(published(cluster), **written(path))
+
+
+def written(path: str | Path) -> dict[str, Any]:
+    """The fields of Calibration that a file writes; ``machine`` among them where it was measured.  Errors as above."""
     path = Path(path).expanduser()
     if not path.is_file():
         raise ConfigError(
@@ -54,15 +67,27 @@ def read_calibration(path: str | Path, cluster: str = "") -> Calibration:
         raise ConfigError(f"The calibration file {path} can't be read: {error}.") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise ConfigError(f'{path} isn\'t a calibration file: its format must be "{FORMAT}".')
-    shares = _shares(data.get("shares", {}), path)
+    found = _shares(data.get("shares", {}), path)
     if "machine" in data:
-        try:
-            shares["machine"] = Machine.of_data(data["machine"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ConfigError(
-                f"{path}: [machine] isn't what stretto diagnose --calibrate writes ({error}); measure again."
-            ) from error
-    return dataclasses.replace(published(cluster), **shares)
+        found["machine"] = _machine(data, path)
+    elif "refined" in data:
+        raise ConfigError(f"{path}: [[refined]] corrects a [machine], but there is none; measure again.")
+    return found
+
+
+def _machine(data: Mapping[str, Any], path: Path) -> Machine:
+    """The measured machine with what runs told of it."""
+    try:
+        machine = Machine.of_data(data["machine"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"{path}: [machine] isn't what stretto diagnose --calibrate writes ({error}); measure again."
+        ) from error
+    try:
+        refined = tuple(Refinement.of_data(one) for one in data.get("refined", ()))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{path}: [[refined]] isn't what stretto diagnose --refine writes ({error}).") from error
+    return dataclasses.replace(machine, refinements=refined)
 
 
 def calibration_of(cluster: ClusterSpec) -> Calibration | None:

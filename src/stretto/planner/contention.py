@@ -6,8 +6,9 @@
                                       the step is followed from event to event.
 
 An operation is work, which is slowed, and then a wait (for collectives, whose measured time has the contention in it
-already), which isn't.  A pipeline rank stands for ``weight`` processes that do the same: those of tp, cp and the data
-ranks.  Processor sharing is what an operating system's fair scheduler comes to over a time slice or two.
+already), which isn't.  A pipeline rank may stand for several processes that do the same, those of tp, cp and the data
+ranks: ``slowdown`` knows how many.  Processor sharing is what an operating system's fair scheduler comes to over a time
+slice or two.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class _Rank:
     """Left of the operation at hand, in seconds at full speed."""
     until: float = 0.0
     """When its wait ends."""
+    since: float = 0.0
+    """When the operation at hand began."""
     state: str = "ready"
     """``ready`` (for its next operation), ``working``, ``waiting`` or ``over``."""
     busy: float = 0.0
@@ -57,6 +60,8 @@ class _Play:
     ready: dict[tuple[bool, int, int], tuple[float, int]] = field(default_factory=dict)
     """When an output (True) or a gradient of an input (False) was there, and on which rank."""
     now: float = 0.0
+    taken: dict[tuple[Kind, int], list[float]] | None = None
+    """Where durations of operations are noted, by kind and stage."""
 
     def start(self) -> float:
         """Start whatever can be started; when the next message arrives that somebody waits for."""
@@ -70,7 +75,7 @@ class _Play:
             op = rank.ops[rank.next]
             at = self._arrival(op, number)
             if at <= self.now + 1e-15:
-                rank.state, rank.work = "working", self.work[op.kind][op.stage]
+                rank.state, rank.work, rank.since = "working", self.work[op.kind][op.stage], self.now
             else:
                 arrives = min(arrives, at)
         return arrives
@@ -98,6 +103,8 @@ class _Play:
     def end(self, rank: _Rank, number: int) -> None:
         """An operation is over."""
         op = rank.ops[rank.next]
+        if self.taken is not None:
+            self.taken.setdefault((op.kind, op.stage), []).append(self.now - rank.since)
         if op.kind in (Kind.F, Kind.B, Kind.I):
             self.ready[op.kind is Kind.F, op.stage, op.microbatch] = (self.now, number)
         rank.state, rank.next = "ready", rank.next + 1
@@ -109,8 +116,8 @@ def contended(
     *,
     waits: Seconds = EMPTY,
     message: float = 0.0,
-    weight: int = 1,
     slowdown: Callable[[float], float],
+    taken: dict[tuple[Kind, int], list[float]] | None = None,
 ) -> tuple[float, float]:
     """Seconds from the first operation to the last, and the most that a rank was at work.
 
@@ -118,8 +125,8 @@ def contended(
         schedule: without messages, or with them: they are left out, and ``message`` is what each takes.
         work: seconds at full speed of F, I, W, B and R, per stage.
         waits: seconds after each that aren't slowed.
-        weight: processes that each rank stands for.
-        slowdown: how many times longer work takes with so many processes at work.
+        slowdown: how many times longer work takes with so many of the schedule's ranks at work.
+        taken: filled with seconds from begin to end of each operation, by kind and stage.
 
     Raises UnsupportedError for operations that aren't followed.
     """
@@ -131,12 +138,13 @@ def contended(
         )
     orders = [[op for op in schedule.ops(rank) if op.kind in PLAYED] for rank in range(schedule.num_ranks)]
     play = _Play(
-        schedule=schedule, work=work, waits=waits, message=message, ranks=[_Rank(ops=order) for order in orders]
-    )
+        schedule=schedule, work=work, waits=waits, message=message, ranks=[_Rank(ops=order) for order in orders],
+        taken=taken,
+    )  # fmt: skip
     while True:
         arrives = play.start()
         working = [rank for rank in play.ranks if rank.state == "working"]
-        slower = slowdown(weight * len(working)) if working else 1.0
+        slower = slowdown(len(working)) if working else 1.0
         ends = [play.now + rank.work * slower for rank in working]
         ends += [rank.until for rank in play.ranks if rank.state == "waiting"]
         if not ends and arrives == float("inf"):

@@ -18,6 +18,9 @@ from itertools import pairwise
 from math import exp, log
 from typing import Any
 
+from stretto.planner import refinement
+from stretto.planner.refinement import Refinement
+
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "exchange")
 """What groups of ranks do; ``exchange`` is an all-to-all."""
 
@@ -88,6 +91,12 @@ class Machine:
     """(processes at work, how many times longer each takes)."""
     spread: float = 0.05
     """Relative spread of repeated measurements, one standard deviation."""
+    refinements: tuple[Refinement, ...] = ()
+    """What traces of runs corrected; the figures above stay as they were measured."""
+
+    def factor(self, kind: str, size: float) -> float:
+        """What traces of runs say that a figure is multiplied by (``refinement``)."""
+        return refinement.factor(self.refinements, kind, size)
 
     def product(self, m: int, n: int, k: int) -> float:
         """Seconds of [m, k] x [k, n], by the eight measured ones around it; further out by their operations."""
@@ -146,8 +155,9 @@ class Machine:
         }
 
     def as_data(self) -> dict[str, Any]:
-        """Plain values, for a file."""
-        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        """Plain values, for a file; what runs corrected is a table of its own there."""
+        names = [field.name for field in dataclasses.fields(self) if field.name != "refinements"]
+        return {name: _plain(getattr(self, name)) for name in names}
 
     @classmethod
     def of_data(cls, data: Mapping[str, Any]) -> Machine:

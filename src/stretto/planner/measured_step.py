@@ -7,16 +7,18 @@
                                    + gradients and parameters over the data ranks, unit by unit
                                    + norm, clipping and update, and what a step takes besides
 
-Nothing here is fitted to steps of training: blocks, calls and messages are measured one by one.
+Nothing here is fitted to steps of training: blocks, calls and messages are measured one by one.  What traces of runs
+correct (``refine``) are factors on these figures.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import hypot
 from typing import TYPE_CHECKING
 
+from stretto.planner import refinement
 from stretto.planner.contention import contended
 from stretto.planner.machine import Machine, rest_elements
 from stretto.schedule.op import Kind
@@ -62,7 +64,28 @@ def layer(work: Workload, machine: Machine) -> Layer:
         inputs += forward
     elif work.plan.recompute == "selective":
         inputs += attention[0]
-    return Layer(forward=forward, inputs=inputs, weights=products[2], waits=_waits(work, machine))
+    size = layer_size(work)
+    return Layer(
+        forward=forward * machine.factor("forward", size),
+        inputs=inputs * machine.factor("inputs", size),
+        weights=products[2] * machine.factor("weights", size),
+        waits=_waits(work, machine) * machine.factor("exchange", exchanged_bytes(work)),
+    )
+
+
+def layer_size(work: Workload) -> float:
+    """Operations of a layer's products one way, on one rank: what refinements of its work are told apart by."""
+    return 2.0 * work.tokens * sum(inputs * outputs for inputs, outputs in _shapes(work))
+
+
+def head_size(work: Workload) -> float:
+    """Operations of the logits one way, on one rank."""
+    return 2.0 * work.tokens * work.model.hidden_size * work.model.vocab_size / work.plan.tp
+
+
+def exchanged_bytes(work: Workload) -> float:
+    """Bytes of a layer's activations on the ranks of tp and cp, which they exchange in parts."""
+    return work.tokens * work.plan.cp * work.model.hidden_size * work.stack.parameter_bytes
 
 
 def product_seconds(work: Workload, machine: Machine) -> tuple[float, float, float]:
@@ -96,11 +119,11 @@ def head(work: Workload, machine: Machine) -> tuple[float, float, float]:
     """Logits and loss: forward, gradients of inputs, gradients of weights."""
     tokens, width = max(1, round(work.tokens)), work.model.hidden_size
     vocabulary = -(-work.model.vocab_size // work.plan.tp)
-    logits = tokens * vocabulary
+    logits, times = tokens * vocabulary, machine.factor("head", head_size(work))
     return (
-        machine.product(tokens, vocabulary, width) + machine.loss_forward.at(logits),
-        machine.product(tokens, width, vocabulary) + machine.loss_backward.at(logits),
-        machine.product(vocabulary, width, tokens),
+        times * (machine.product(tokens, vocabulary, width) + machine.loss_forward.at(logits)),
+        times * (machine.product(tokens, width, vocabulary) + machine.loss_backward.at(logits)),
+        times * machine.product(vocabulary, width, tokens),
     )
 
 
@@ -119,30 +142,75 @@ def measured_step(work: Workload, machine: Machine) -> StepTime:
         raise UnsupportedError("The time of plan.ep isn't estimated yet; estimate the plan without it.")
     if plan.offload:
         raise UnsupportedError("The time of plan.offload on shared cores isn't estimated yet; estimate it without.")
-    one = layer(work, machine)
-    seconds, waits = _operations(work, machine, one)
-    weight = plan.num_ranks // plan.pp
-    whole, busiest = contended(
-        schedule_of(work),
-        seconds,
-        waits=waits,
-        message=machine.messages.at(_message_bytes(work)) if plan.pp > 1 else 0.0,
-        weight=weight,
-        slowdown=machine.slowdown,
-    )
-    crowd = machine.slowdown(plan.num_ranks)
-    held = work.largest_share / work.states.optimizer
+    whole, busiest = played(work, machine)
     layers = work.num_microbatches * max(work.layers_of_rank(rank) for rank in range(plan.pp)) / work.num_replicas
-    waited = 2 * layers * one.waits
-    return StepTime(
+    waited = 2 * layers * layer(work, machine).waits
+    time = StepTime(
         work=busiest,
         tensor_communication=waited if plan.cp == 1 else 0.0,
         context_communication=waited if plan.cp > 1 else 0.0,
         bubble=max(0.0, whole - busiest),
         data_communication=data_seconds(work, machine),
-        optimizer=crowd * (machine.optimizer.at(held) + machine.step_seconds),
-        expected_error=hypot(MODEL_ERROR, machine.spread),
+        optimizer=sum(update_seconds(work, machine)),
     )
+    return replace(time, expected_error=_expected_error(work, machine, time))
+
+
+def played(
+    work: Workload,
+    machine: Machine,
+    *,
+    schedule: Schedule | None = None,
+    taken: dict[tuple[Kind, int], list[float]] | None = None,
+) -> tuple[float, float]:
+    """Seconds from the first operation of the schedule to the last, and the most that a rank is at work.
+
+    ``schedule``: None for the plan's.  ``taken`` is filled with how long each operation took, by kind and stage, beside
+    the others on the same cores.
+    """
+    seconds, waits = _operations(work, machine, layer(work, machine))
+    alike = work.plan.num_ranks // work.plan.pp
+    return contended(
+        schedule or schedule_of(work),
+        seconds,
+        waits=waits,
+        message=message_seconds(work, machine),
+        slowdown=lambda ranks: machine.slowdown(alike * ranks),
+        taken=taken,
+    )
+
+
+def message_seconds(work: Workload, machine: Machine) -> float:
+    """One message between two stages."""
+    size = message_bytes(work)
+    return machine.messages.at(size) * machine.factor("message", size) if work.plan.pp > 1 else 0.0
+
+
+def update_seconds(work: Workload, machine: Machine) -> tuple[float, float]:
+    """The update of the fullest rank, and what a step takes besides; all ranks are at it at once."""
+    ranks, held = work.plan.num_ranks, work.largest_share / work.states.optimizer
+    crowd = machine.slowdown(ranks)
+    update = machine.optimizer.at(held) * machine.factor("optimizer", held)
+    return crowd * update, crowd * machine.step_seconds * machine.factor("step", ranks)
+
+
+def _expected_error(work: Workload, machine: Machine, time: StepTime) -> float:
+    """Each cause by its own refinement; what no run near it has told is as unsure as before."""
+    before = hypot(MODEL_ERROR, machine.spread)
+    if not machine.refinements:
+        return before
+
+    def of(kind: str, size: float) -> float:
+        return refinement.error(machine.refinements, kind, size, unrefined=before)
+
+    size = layer_size(work)
+    ways = [of(kind, size) for kind in ("forward", "inputs", "weights")]
+    causes = (
+        (time.work + time.bubble, max(ways)),
+        (time.data_communication, of("collectives", unit_bytes(work))),
+        (time.optimizer, of("optimizer", work.largest_share / work.states.optimizer)),
+    )
+    return sum(seconds * wrong for seconds, wrong in causes) / time.total
 
 
 def data_seconds(work: Workload, machine: Machine) -> float:
@@ -154,7 +222,7 @@ def data_seconds(work: Workload, machine: Machine) -> float:
     if plan.num_ranks == 1:
         return 0.0
     seconds = AGREEMENTS * machine.collective("all_reduce", plan.num_ranks, SMALL_BYTES)
-    units = max(work.layers_of_rank(rank) for rank in range(plan.pp)) + 1
+    units, times = _units(work), machine.factor("collectives", unit_bytes(work))
     held = work.largest_share / units
     ranks = plan.dp * plan.cp * work.num_replicas
 
@@ -164,14 +232,24 @@ def data_seconds(work: Workload, machine: Machine) -> float:
     if plan.tp > 1:
         seconds += over("all_reduce", plan.tp, 2 * work.model.hidden_size * stack.gradient_bytes)
     if states.optimizer == 1:
-        return seconds + over("all_reduce", ranks, held * stack.reduction_bytes)
+        return times * (seconds + over("all_reduce", ranks, held * stack.reduction_bytes))
     scattered = over("reduce_scatter", states.optimizer, held * stack.reduction_bytes)
     gathered = over("all_gather", states.optimizer, held * stack.parameter_bytes)
     summed = over("all_reduce", ranks // states.optimizer, held * stack.reduction_bytes / states.optimizer)
     if states.parameters > 1:
-        return seconds + work.num_microbatches * (scattered + 2 * gathered) + summed
-    times = work.num_microbatches if states.gradients > 1 else 1
-    return seconds + times * scattered + gathered + summed
+        return times * (seconds + work.num_microbatches * (scattered + 2 * gathered) + summed)
+    number = work.num_microbatches if states.gradients > 1 else 1
+    return times * (seconds + number * scattered + gathered + summed)
+
+
+def unit_bytes(work: Workload) -> float:
+    """Bytes of the gradients that ranks sum at a time, a layer's or an end's."""
+    return work.largest_share / _units(work) * work.stack.reduction_bytes
+
+
+def _units(work: Workload) -> int:
+    """What gradients are summed in: layers, and an end of the model."""
+    return max(work.layers_of_rank(rank) for rank in range(work.plan.pp)) + 1
 
 
 def _shapes(work: Workload) -> tuple[tuple[int, int], ...]:
@@ -204,9 +282,11 @@ def _ends(work: Workload, machine: Machine) -> tuple[float, float]:
 
 def _operations(work: Workload, machine: Machine, one: Layer) -> tuple[dict[Kind, list[float]], ...]:
     """Work and waits of each kind of operation, per stage."""
-    call, last = machine.operation_seconds, head(work, machine)
-    forward = [call + one.forward * layers for layers in work.layers]
-    inputs = [call + one.inputs * layers for layers in work.layers]
+    call, last, size = machine.operation_seconds, head(work, machine), layer_size(work)
+    gaps = call * machine.factor("gaps", work.plan.num_ranks)
+    calls = [gaps + call * machine.factor(kind, size) for kind in ("forward", "inputs", "weights")]
+    forward = [calls[0] + one.forward * layers for layers in work.layers]
+    inputs = [calls[1] + one.inputs * layers for layers in work.layers]
     weights = [one.weights * layers for layers in work.layers]
     for column, seconds in zip((forward, inputs, weights), last, strict=True):
         column[-1] += seconds
@@ -218,10 +298,11 @@ def _operations(work: Workload, machine: Machine, one: Layer) -> tuple[dict[Kind
         waits[0] += ends[0]
         waits[-1] += ends[1]
     slow = {Kind.F: waits, Kind.R: waits, Kind.B: waits, Kind.I: waits}
-    return {**work_of, Kind.W: [call + second for second in weights]}, slow
+    return {**work_of, Kind.W: [calls[2] + second for second in weights]}, slow
 
 
-def _message_bytes(work: Workload) -> float:
+def message_bytes(work: Workload) -> float:
+    """Of a message between two stages, from one rank to one other."""
     return work.tokens * work.model.hidden_size * work.stack.parameter_bytes / work.plan.tp
 
 

@@ -12,8 +12,9 @@ import torch
 
 from stretto.planner.machine import Machine
 from stretto.spec.errors import ConfigError
-from stretto.trainer.measure import measure_process, usable_cores
+from stretto.trainer.measure import measure_process
 from stretto.trainer.measure_group import measure_group
+from stretto.trainer.processor import usable_cores
 
 LEAST_PROCESSES = 4
 """Processes that are measured together where there are fewer cores: plans on a laptop share its cores."""

@@ -8,8 +8,6 @@ parts.  Everything runs in this process, on the CPU.
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -33,6 +31,7 @@ from stretto.spec.model import ModelSpec
 from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSpec
 from stretto.spec.training import TrainingSpec
+from stretto.trainer.processor import processor_name, usable_cores
 from stretto.trainer.session import Session
 
 SIDES = (32, 128, 512, 2048)
@@ -75,7 +74,7 @@ def measure_process() -> dict[str, Any]:
     """Every field of Machine that one process can tell."""
     torch.manual_seed(0)
     known: dict[str, Any] = {
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor_name(),
         "cores": usable_cores(),
         "sides": SIDES,
         "products": tuple(_product(m, n, k) for m in SIDES for n in SIDES for k in SIDES),
@@ -88,11 +87,6 @@ def measure_process() -> dict[str, Any]:
     }
     known |= _blocks(_partly(known))
     return known | _runtime(_partly(known))
-
-
-def usable_cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _product(m: int, n: int, k: int) -> float:

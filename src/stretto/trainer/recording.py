@@ -13,6 +13,7 @@ from stretto.schedule.measured.format import FOLDER, Source
 from stretto.spec.contract import Observer
 from stretto.spec.run import RunSpec
 from stretto.spec.traced_steps import traced_steps
+from stretto.trainer.processor import processor_name, usable_cores
 
 if TYPE_CHECKING:
     from stretto.parallel.pipeline.channel import Channel, Message
@@ -37,6 +38,8 @@ def recorder_of(run: RunSpec, world: World, observer: Observer, *, device: str) 
         host=socket.gethostname(),
         epoch=epoch_of_clock(),
         device=device,
+        processor=processor_name(),
+        cores=usable_cores(),
     )
     wanted = None if steps is None else lambda step: any(first <= step <= last for first, last in steps)
     return Recorder(observer, Path(run.run.dir) / FOLDER, source=source, wanted=wanted)

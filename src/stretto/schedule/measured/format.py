@@ -72,6 +72,10 @@ class Source:
     """Nanoseconds since 1970 at which the machine's monotonic clock stood at 0."""
     device: str
     """``cpu`` or ``cuda``; on the latter, times are those at which the host launched operations."""
+    processor: str = ""
+    """Name of the machine's processor; empty where it isn't known."""
+    cores: int = 0
+    """Of that machine, those that the rank may use; 0 where it isn't known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
