@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from stretto.assemble.documents import DocumentCut, GroupFiller
 from stretto.assemble.draw import draw
 from stretto.assemble.segments import make_segment
-from stretto.assemble.sequence import ContextFiller, SequenceCut
+from stretto.assemble.sequence import ContextFiller, SequenceCut, cuts_rows
 from stretto.assemble.shard import apply_rules, shardings_of_part
 from stretto.assemble.split import StageParts, holders_of_tied, owner_of, parts_of_stages, ranks_of_parts, rule_of
 from stretto.assemble.vocabulary import end_segment, split_vocabulary
@@ -114,7 +114,7 @@ class Assembler:
         self._fill: Callable[[nn.Module, torch.device], None] | None = None
         if plan.context_groups == "dynamic":
             self._fill = GroupFiller(plan, mesh)
-        elif mesh.size("cp") > 1:
+        elif cuts_rows(plan):
             self._fill = ContextFiller(plan, mesh)
 
     def build(
@@ -157,7 +157,7 @@ class Assembler:
             stages[plan.index] = Stage(plan.index, segments)
         _drop_parts(self._stack, keep={s.name for stage in stages.values() for s in stage.segments})
         units = list({id(u): u for s in sorted(stages) for u in stages[s].units}.values())
-        cut = SequenceCut.of(self._plan, self._mesh) if self._mesh.size("cp") > 1 else None
+        cut = SequenceCut.of(self._plan, self._mesh) if cuts_rows(self._plan) else None
         model = RankModel(stack=self._stack, stages=stages, units=units, mesh=self._mesh, num_heads=num_heads, cut=cut)
         if shard is not None:
             model.shard = shard

@@ -14,14 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from stretto.parallel.mesh import Mesh
+from stretto.parallel.sequence.backends import kernel_for
 from stretto.parallel.sequence.groups import GroupedAttend
-from stretto.parallel.sequence.opening import ContextAttend, kernel_for
+from stretto.parallel.sequence.opening import ContextAttend
+from stretto.parallel.sequence.pieces import Kernel
 from stretto.parallel.sequence.results import Results
 from stretto.parallel.sequence.states import WAYS, CutStates
 from stretto.parallel.wire import Wire
 from stretto.spec.contract import Batch, SequencePart
 from stretto.spec.plan import PlanSpec
 from stretto.spec.sequence import Arrangement, cut_sequence
+
+
+def cuts_rows(plan: PlanSpec) -> bool:
+    """Whether attention goes block by block through the opening: rows are cut over cp, or a backend was named."""
+    return plan.cp > 1 or plan.attention_backend != "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,12 +72,15 @@ class ContextFiller:
 
     def __init__(self, plan: PlanSpec, mesh: Mesh) -> None:
         self._arrangement = Arrangement.of(plan)
-        self._way = WAYS[plan.linear_context]
+        self._backend, self._kernel = plan.attention_backend, cast(Kernel | None, None)
+        self._way = WAYS[plan.linear_context] if plan.cp > 1 else None
         self.wire = Wire(mesh.group("cp"))
         self._results = Results() if plan.recompute == "full" else None
 
     def __call__(self, part: nn.Module, device: torch.device) -> None:
         """Fill what of ``part`` has the opening."""
+        if self._kernel is None:
+            self._kernel = kernel_for(device, self._backend)
         for module in part.modules():
             if hasattr(module, "attend"):
                 opening = cast(Any, module)
@@ -78,10 +88,10 @@ class ContextFiller:
                     wire=self.wire,
                     arrangement=self._arrangement,
                     local=opening.attend,
-                    kernel=kernel_for(device),
+                    kernel=self._kernel,
                     results=self._results,
                 )
-            if hasattr(module, "states"):
+            if self._way is not None and hasattr(module, "states"):
                 cast(Any, module).states = CutStates(wire=self.wire, way=self._way, results=self._results)
 
 

@@ -43,6 +43,8 @@ CONTEXT_GROUPS = ("static", "dynamic")
 """Which ranks can share a document (``plan.context_groups``)."""
 GROUPED_CONTEXT = ("ring", "token-ring", "all-gather")
 """How attention can be cut over dynamic groups."""
+ATTENTION_BACKENDS = ("auto", "blockwise", "flash", "flex")
+"""Who can compute attention (``plan.attention_backend``)."""
 LINEAR_CONTEXT = ("all-gather", "ring")
 """How the states of linear layers travel over cp (``plan.linear_context``)."""
 ATTENTION = ("softmax", "linear", "delta")

@@ -19,6 +19,7 @@ def check_context(run: RunSpec) -> None:
     one_of("plan.context_inner", plan.context_inner, capabilities.CONTEXT_INNER)
     one_of("plan.linear_context", plan.linear_context, capabilities.LINEAR_CONTEXT)
     check_groups(run)
+    _backend(run)
     _seats(plan)
     if plan.cp == 1:
         return
@@ -34,6 +35,32 @@ def check_context(run: RunSpec) -> None:
         )
     _heads(run)
     _length(run)
+
+
+def _backend(run: RunSpec) -> None:
+    """What a backend of attention lacks: a device, dropout of weights, models whose attention is their own."""
+    name, plain = run.plan.attention_backend, 'set it to "auto" or "blockwise"'
+    one_of("plan.attention_backend", name, capabilities.ATTENTION_BACKENDS)
+    if name == "auto":
+        return
+    if run.model.family == "foreign":
+        raise UnsupportedError(
+            f"plan.attention_backend = {name!r}: a foreign model has attention of its own; leave it out."
+        )
+    if name == "flex" and run.run.device == "cpu":
+        raise UnsupportedError(
+            "plan.attention_backend = 'flex', but FlexAttention has no backward on a CPU and run.device = \"cpu\"; "
+            'set it to "auto", "flash" or "blockwise".'
+        )
+    if name == "flash" and run.run.device == "cuda" and run.training.dtype == "float64":
+        raise UnsupportedError(
+            f"plan.attention_backend = 'flash': no fused kernel of CUDA takes training.dtype = \"float64\"; {plain}."
+        )
+    if name != "blockwise" and run.model.dropout > 0:
+        raise UnsupportedError(
+            f"plan.attention_backend = {name!r} can't drop attention weights by their places in the row, as "
+            f"model.dropout = {run.model.dropout:g} does; {plain}."
+        )
 
 
 def _seats(plan: PlanSpec) -> None:

@@ -66,12 +66,20 @@ class Rows:
     """Of the whole row of attention, [B, H, T]."""
     delta: Tensor
     """Sum of dout * out over channels, [B, H, T]."""
+    out: Tensor | None = None
+    """Output of the whole row of attention, [B, H, T, K], where it is at hand."""
 
     def narrow(self, start: int, length: int) -> Rows:
         """Some of the queries."""
         q, dout = (t.narrow(2, start, length) for t in (self.q, self.dout))
         lse, delta = (t.narrow(2, start, length) for t in (self.lse, self.delta))
-        return Rows(q=q, dout=dout, lse=lse, delta=delta)
+        out = None if self.out is None else self.out.narrow(2, start, length)
+        return Rows(q=q, dout=dout, lse=lse, delta=delta, out=out)
+
+    def row(self, index: int) -> Rows:
+        """One of the sequences."""
+        q, dout, lse, delta = (t[index : index + 1] for t in (self.q, self.dout, self.lse, self.delta))
+        return Rows(q=q, dout=dout, lse=lse, delta=delta, out=None if self.out is None else self.out[index : index + 1])
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:

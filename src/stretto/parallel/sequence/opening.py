@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from stretto.parallel.sequence.all_gather import AllGather
-from stretto.parallel.sequence.blockwise import Blockwise, Drop
+from stretto.parallel.sequence.backends import kernel_for as kernel_for
+from stretto.parallel.sequence.blockwise import Drop
 from stretto.parallel.sequence.pieces import Kernel, Scheme, Task, attend_over
 from stretto.parallel.sequence.results import Results
 from stretto.parallel.sequence.ring import Ring
@@ -97,8 +98,3 @@ class ContextAttend:
             return AllGather(wire=self.wire, members=members, seat=seat)
         inner = who.inner_ring if who.inner_ring > 1 else who.seats
         return Ring(wire=self.wire, members=members, seat=seat, inner=inner)
-
-
-def kernel_for(device: torch.device) -> Kernel:
-    """The backend of a device.  Blockwise serves all; there is no other yet."""
-    return Blockwise()

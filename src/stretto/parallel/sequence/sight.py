@@ -64,6 +64,25 @@ class Sight:
             seen = seen & (k >= first.unsqueeze(2))
         return seen.unsqueeze(1)
 
+    @property
+    def first(self) -> Tensor | None:
+        """The first token that each token sees, as it was given."""
+        return self._first
+
+    def first_seen(self, queries: Range) -> np.ndarray | None:
+        """The first token that each of ``queries`` sees, where rows are alike; None: all that precede it."""
+        assert self.alike, "rows differ; take one"
+        return None if self._least is None else self._least[queries[0] : queries[1]]
+
+    @property
+    def alike(self) -> bool:
+        """Whether in all rows the same holds."""
+        return self._first is None or self._first.shape[0] == 1
+
+    def row(self, index: int) -> Sight:
+        """Who sees whom in one of the rows."""
+        return self if self._first is None or self.alike else Sight(self._first[index : index + 1])
+
     def pairs(self, queries: Range, keys: Range) -> int:
         """How many (query, key) pairs see each other in one row (the first, where rows differ): the work."""
         q = np.arange(*queries)
