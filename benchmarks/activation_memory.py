@@ -6,8 +6,8 @@ Four processes train a Llama of 8 layers under every common family.  Measured is
 for backward passes, the stash between I and W included, at its most in a step (trainer/memory.py).  Simulated is the
 peak of the same schedule, where a stage keeps what its median micro-batch was seen to keep between its F and its I
 (or B), and between I and W; under full recompute, I and B hold besides what they were seen to run again.  So the two
-differ by whatever is let go too late, kept twice, or not counted.  Vocabulary passes also keep the last stage's outputs
-that wait for S, which the simulator doesn't count.
+differ by whatever is let go too late, kept twice, or not counted.  What vocabulary passes keep the simulator counts by
+the sizes of their tensors (schedule/simulate/vocabulary_memory.py).
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ from stretto.trainer.memory import ActivationMeter
 from stretto.trainer.session import Session
 
 RANKS, MICROBATCHES = 4, 8
+SIZE = 4
+"""Bytes of a float32."""
 PLANS: dict[str, dict[str, Any]] = {
     "gpipe": {},
     "1f1b": {},
@@ -66,7 +68,10 @@ PLANS: dict[str, dict[str, Any]] = {
     "1f1b, recompute": {"schedule": "1f1b", "passes": ("recompute",)},
     "zb-v, recompute": {"schedule": "zb-v", "chunks": 2, "passes": ("recompute:stages=0-3",)},
     "1f1b, offload": {"schedule": "1f1b", "passes": ("offload:fraction=0.5",)},
-    "1f1b, vocabulary": {"schedule": "1f1b", "passes": ("vocabulary:algorithm=2",)},
+    "1f1b, vocabulary 1": {"schedule": "1f1b", "passes": ("vocabulary:algorithm=1",)},
+    "1f1b, vocabulary 2": {"schedule": "1f1b", "passes": ("vocabulary:algorithm=2",)},
+    "zb-v, vocabulary 1": {"schedule": "zb-v", "chunks": 2, "passes": ("vocabulary:algorithm=1",)},
+    "zb-v, vocabulary 2": {"schedule": "zb-v", "chunks": 2, "passes": ("vocabulary:algorithm=2",)},
     "1f1b, 2bp": {"schedule": "1f1b", "passes": ("2bp:when=end",)},
     "zb-v, sharding": {"schedule": "zb-v", "chunks": 2, "passes": ("sharding:blocks=2",)},
 }
@@ -81,17 +86,19 @@ class Kept:
     """Hears a rank's operations and notes what its micro-batches keep."""
 
     meter: ActivationMeter | None = None
-    before: int = 0
+    before: tuple[int, int] = (0, 0)
+    """Bytes of the layers, and of all, before the operation."""
     peak: int = 0
     operation: Op | None = None
     seen: dict[tuple[Kind, int], list[tuple[int, int]]] = field(default_factory=dict)
-    """Of the operations of each kind on each stage: the bytes more that it left, and that it held at its most."""
+    """Of the operations of each kind on each stage: the bytes more that its layers left, and that all held at most."""
 
     def begin(self, name: str, *, peer: int | None = None) -> None:
         """An operation starts."""
         self.operation = Op.parse(name) if name[0].isdigit() else None
         if self.meter is not None:
-            self.before, self.peak, self.meter.peak_bytes = self.meter.held_bytes, self.meter.peak_bytes, 0
+            self.before = self.meter.layer_bytes, self.meter.held_bytes
+            self.peak, self.meter.peak_bytes = self.meter.peak_bytes, 0
 
     def end(self) -> None:
         """It has ended."""
@@ -99,7 +106,7 @@ class Kept:
             most, self.meter.peak_bytes = self.meter.peak_bytes, max(self.peak, self.meter.peak_bytes)
             if self.operation is not None:
                 key = (self.operation.kind, self.operation.stage)
-                change = (self.meter.held_bytes - self.before, max(0, most - self.before))
+                change = (self.meter.layer_bytes - self.before[0], max(0, most - self.before[1]))
                 self.seen.setdefault(key, []).append(change)
 
     def medians(self) -> dict[tuple[Kind, int], tuple[int, int]]:
@@ -130,14 +137,32 @@ def measure(name: str, rank: int, *, width: int = MODEL.hidden_size) -> dict[str
     dist.all_gather_object(found, (kept.meter.peak_bytes, kept.medians()))
     measured = [peak for peak, _ in found]
     seen = {key: value for _, each in found for key, value in each.items()}
-    simulated = simulate(session.schedule, seen, reruns=run.plan.recompute == "full")
+    shards = vocabulary_bytes(run) if session.runtime.vocabulary is not None else {}
+    simulated = simulate(session.schedule, seen, shards, reruns=run.plan.recompute == "full")
     errors = [a / b - 1 for a, b in zip(measured, simulated, strict=True)]
     return {"name": name, "measured_bytes": measured, "simulated_bytes": simulated, "worst": max(errors, key=abs)}
 
 
-def simulate(schedule: Schedule, seen: Mapping[tuple[Kind, int], tuple[int, int]], *, reruns: bool) -> list[float]:
-    """Peak of each rank in bytes, where each stage keeps what was seen of it."""
-    whole, kept, again, stash, shards = [], [], [], [], []
+def vocabulary_bytes(run: RunSpec) -> dict[str, list[float]]:
+    """What a shard of a rank makes of a micro-batch (Costs); tokens are drawn evenly, so that all look up alike."""
+    numbers = run.plan.micro_batch_size * run.training.sequence_length * SIZE
+    stages, ranks = run.plan.num_stages, run.plan.pp
+    return {
+        "vocabulary_bytes": [numbers * run.model.vocab_size / ranks] * stages,
+        "output_bytes": [numbers * run.model.hidden_size] * stages,
+        "row_bytes": [numbers * run.model.hidden_size / ranks] * stages,
+    }
+
+
+def simulate(
+    schedule: Schedule,
+    seen: Mapping[tuple[Kind, int], tuple[int, int]],
+    shards: Mapping[str, Sequence[float]],
+    *,
+    reruns: bool,
+) -> list[float]:
+    """Peak of each rank in bytes, where each stage keeps what was seen of it, and each shard ``shards``."""
+    whole, kept, again, stash = [], [], [], []
     for stage in range(schedule.num_stages):
         forward, after_r = seen[Kind.F, stage][0], seen.get((Kind.R, stage), (0, 0))[0]
         whole.append(forward + after_r)
@@ -145,10 +170,7 @@ def simulate(schedule: Schedule, seen: Mapping[tuple[Kind, int], tuple[int, int]
         freed, held = seen.get((Kind.I, stage), (0, 0))
         stash.append(max(0, whole[-1] + freed))
         again.append(max(held, seen.get((Kind.B, stage), (0, 0))[1]) if reruns else 0)
-        shards.append(max(0, seen.get((Kind.S, stage), (0, 0))[0]))
-    costs = Costs(
-        activation_bytes=whole, input_bytes=kept, rerun_bytes=again, stash_bytes=stash, vocabulary_bytes=shards
-    )
+    costs = Costs(activation_bytes=whole, input_bytes=kept, rerun_bytes=again, stash_bytes=stash, **shards)
     unit = costs.of(schedule).unit_bytes
     assert unit is not None
     return [peak * unit for peak in peak_activation(schedule, costs)]

@@ -17,11 +17,11 @@ from stretto.parallel.mesh import build_mesh
 from stretto.parallel.pipeline.transport import transport_for
 from stretto.parallel.pipeline.vocabulary.background import SideThread
 from stretto.parallel.pipeline.vocabulary.groups import make_groups
-from stretto.parallel.pipeline.vocabulary.itinerary import AHEAD, itinerary
 from stretto.parallel.pipeline.vocabulary.passes import summed
 from stretto.parallel.pipeline.vocabulary.rows import RowGradient
 from stretto.parallel.pipeline.vocabulary.scores import Scores, Totals
 from stretto.schedule.families import build
+from stretto.schedule.itinerary import AHEAD, itinerary
 from stretto.schedule.op import Kind
 from stretto.schedule.passes.communication import lower
 from stretto.schedule.passes.vocabulary import vocabulary

@@ -95,3 +95,25 @@ def test_a_stage_that_recomputes_keeps_its_input() -> None:
     assert peak_activation(schedule, Costs(activation_bytes=[10.0], input_bytes=[2.0])) == (1.2,)
     with pytest.raises(ScheduleError, match="input_bytes says nothing without activation_bytes"):
         Costs(input_bytes=[2.0])
+
+
+def test_what_vocabulary_passes_keep() -> None:
+    """Rank 0 makes embeddings, rank 1 outputs; an output is 1 unit here, a table a tenth, a shard's rows a half."""
+    orders = [
+        [Op.parse(token) for token in order.split()]
+        for order in ("0F0 0F1 0S0 0T0 0B0 0S1 0T1 0B1", "1F0 1S0 1F1 1B0 1T0 1S1 1T1 1B1")
+    ]
+    schedule = Schedule.from_orders(
+        orders, name="scored", num_stages=2, num_microbatches=2, placement=[(0, 1)], voice=[0, 0]
+    )
+    sizes = {"activation_bytes": [10.0, 10.0], "output_bytes": [10.0, 10.0], "vocabulary_bytes": [1.0, 1.0]}
+    costs = Costs(F=(1, 1), I=(1, 1), W=(1, 1), S=(1, 1), T=(1, 1), **sizes)
+    # Rank 0: two outputs are received at once, both activations are there when it scores the first (algorithm 2).
+    # Rank 1: activation, output, table and products (2) at 1S0; then activation and output of 1F1.
+    timeline = run(schedule, costs)
+    first, second = memory_curve(timeline)
+    assert peak_activation(schedule, costs) == (6.1, 6.1)
+    assert first.values[0] == 3 and first.values[-1] == second.values[-1] == 0
+    rows = Costs(F=(1, 1), I=(1, 1), W=(1, 1), S=(1, 1), T=(1, 1), row_bytes=[5.0, 5.0], **sizes)
+    first, second = memory_curve(run(schedule, rows))
+    assert first.values[0] == 4 and first.values[-1] == second.values[-1] == 0, "rows of both are looked up at once"

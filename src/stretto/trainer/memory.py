@@ -52,9 +52,20 @@ class ActivationMeter:
     @property
     def held_bytes(self) -> int:
         """What is kept now."""
-        kept = {_key(t): t for stage in self._session.model.stages.values() for t in stage.kept_tensors()}
+        kept = self._of_stages()
         if (passes := self._session.runtime.vocabulary) is not None:
             kept |= {_key(t): t for t in passes.tensors()}
+        return self._held(kept)
+
+    @property
+    def layer_bytes(self) -> int:
+        """Of that, without what vocabulary passes keep."""
+        return self._held(self._of_stages())
+
+    def _of_stages(self) -> dict[int, Tensor]:
+        return {_key(t): t for stage in self._session.model.stages.values() for t in stage.kept_tensors()}
+
+    def _held(self, kept: dict[int, Tensor]) -> int:
         return self._bytes + sum(t.untyped_storage().nbytes() for k, t in kept.items() if not self._holders.get(k))
 
     def _measure(self) -> None:

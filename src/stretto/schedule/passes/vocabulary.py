@@ -31,14 +31,14 @@ backward, rSm alone for the others, and no rank has another's shard.  All ranks 
 micro-batches, and T likewise, because collectives must meet.
 
 **Costs**: a scalar S or T is the time of one rank's shard, not divided by chunks; a list is indexed by the shard.
-They keep no activation that counts: the shard's logits live from S to T only.
+What they keep is told in bytes (simulate/vocabulary_memory.py); without, it doesn't count.
 
 **Place.**  With a barrier between its forward and its backward, the last stage must have other work meanwhile: the
 forwards of as many more micro-batches as there are barriers, which all ranks then keep alive (1F1B: R + 2 and R + 1
 in place of R).  ``weave`` tries how many forwards, and takes the fastest.
 
 The input layer is cut likewise, but looking up rows takes next to no time: no operation stands for it, and the runtime
-reads off the order when rows travel (parallel/pipeline/vocabulary/itinerary.py).
+reads off the order when rows travel (schedule/itinerary.py).
 """
 
 from __future__ import annotations

@@ -39,7 +39,10 @@ POSITIVE = ("F", "I", "W", "R")
 """Work that always takes time."""
 PASSES = ("F", "I", "W", "R", "O", "L", "UNSHARD", "RESHARD", "REDUCE_GRAD")
 """Costs of a rank's whole share that its chunks divide among them; S, T and OPT happen per rank instead."""
-BYTES = ("activation_bytes", "input_bytes", "rerun_bytes", "stash_bytes", "vocabulary_bytes")
+BYTES = (
+    *("activation_bytes", "input_bytes", "rerun_bytes", "stash_bytes"),
+    *("vocabulary_bytes", "output_bytes", "row_bytes"),
+)
 """What is in bytes."""
 PER_STAGE = (*PASSES, "S", "T", *BYTES, "act_w")
 """What has one entry per stage where it is a sequence."""
@@ -108,7 +111,11 @@ class Costs:
     """What each stage keeps between I and W, where that isn't ``act_w`` of its activation: it may be more than F
     kept, where I runs layers again."""
     vocabulary_bytes: Sequence[float] | None = None
-    """What S of each vocabulary shard keeps until its T; None: nothing that counts."""
+    """What S of each vocabulary shard keeps until its T, besides what it scored; None: nothing that counts."""
+    output_bytes: Sequence[float] | None = None
+    """The last stage's output, which S of each vocabulary shard scores; None: nothing that counts."""
+    row_bytes: Sequence[float] | None = None
+    """Embeddings of a micro-batch that each vocabulary shard looks up; None: nothing that counts."""
 
     def __post_init__(self) -> None:
         """Make sequences tuples of floats and refuse what would make times meaningless."""
@@ -202,7 +209,8 @@ class Costs:
             crossing |= np.diff(replica) != 0
         chunks = stages / ranks
         costs = {name: self._column(name, stages, chunks if name in PASSES else 1.0) for name in PER_STAGE}
-        weight, kept, rerun, stash, vocabulary = (costs.pop(name) for name in BYTES)
+        weight, kept, rerun, stash, *shards = (costs.pop(name) for name in BYTES)
+        vocabulary, output, row = (held * (ranks / weight.sum()) for held in shards)
         if self.stash_bytes is not None:
             costs["act_w"] = np.divide(stash, weight, out=np.zeros(stages), where=weight > 0)
         return StageCosts(
@@ -212,7 +220,9 @@ class Costs:
             activation=weight * (ranks / weight.sum()),
             input=kept * (ranks / weight.sum()),
             rerun=rerun * (ranks / weight.sum()),
-            vocabulary=vocabulary * (ranks / weight.sum()),
+            vocabulary=vocabulary,
+            output=output,
+            row=row,
             unit_bytes=None if self.activation_bytes is None else float(weight.sum()) / ranks,
         )
 

@@ -9,8 +9,8 @@ One rank's curve for ``0F0 0F1 0I0 0W0 0B1`` with act_w = 1/4:
 Besides: where a stage has no backward, or recomputes (R), F gives back at its end what it took; R takes it
 again at its start, both but for the stage's input where the costs say what that is (``input_bytes``).  B and I
 hold ``rerun_bytes`` besides, from their start to their end.  O gives back at its end what F took, and L takes it
-again at its start; where the stage recomputes there is nothing of that to move.  S takes ``vocabulary_bytes``,
-which T gives back.
+again at its start; where the stage recomputes there is nothing of that to move.  What vocabulary passes keep is
+told in ``vocabulary_memory``.
 
 Unit: what one micro-batch keeps alive over one rank's whole share of the layers, so that a chunk of V
 counts 1/V (``costs`` says what a unit is where stages differ).
@@ -29,6 +29,7 @@ from stretto.schedule.op import Kind
 from stretto.schedule.schedule import Schedule
 from stretto.schedule.simulate.costs import Cost, Costs
 from stretto.schedule.simulate.stage_costs import stages_of
+from stretto.schedule.simulate.vocabulary_memory import vocabulary_changes
 
 if TYPE_CHECKING:
     from stretto.schedule.arrows import Places
@@ -109,7 +110,6 @@ def _changes(places: Places, costs: StageCosts) -> Values:
     given[Kind.F] = whole * ~places.flows.backward
     given[Kind.O] = whole
     taken[[Kind.B, Kind.I]] = costs.rerun
-    taken[Kind.S] = given[Kind.T] = costs.vocabulary
     given[Kind.B] = whole + costs.rerun
     given[Kind.I], given[Kind.W] = whole * (1 - kept) + costs.rerun, whole * kept
     stage = stages_of(schedule)
@@ -122,4 +122,4 @@ def _changes(places: Places, costs: StageCosts) -> Values:
         changes[rows] = forward[:, None] * np.column_stack([taken_again, held - taken_again])
         again = schedule.kind == Kind.R
         changes[again, 0] -= np.minimum(costs.input, whole)[stage[again]]
-    return changes
+    return changes + vocabulary_changes(places, costs) if places.has(Kind.S) else changes

@@ -54,6 +54,10 @@ class StageCosts:
     """What B and I hold besides while they run (S,), in the same unit."""
     vocabulary: Values
     """What S keeps until T, by vocabulary shard (S,), in the same unit."""
+    output: Values
+    """What S scores, likewise (S,)."""
+    row: Values
+    """Embeddings that are looked up for a micro-batch, likewise (S,)."""
     act_w: Values
     """Fraction of it kept between I and W (S,)."""
     unit_bytes: float | None

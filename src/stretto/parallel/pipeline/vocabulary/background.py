@@ -33,6 +33,9 @@ class Promise(Protocol):
     def result(self) -> tuple[Tensor, ...]:
         """Wait for it; raises what the task raised."""
 
+    def found(self) -> tuple[Tensor, ...]:
+        """The same without waiting; nothing where it isn't there, or there is none."""
+
 
 class Background(Protocol):
     """Runs tasks one after the other."""
@@ -58,7 +61,7 @@ class SideThread:
         """Put it behind the others."""
         promise: Future[tuple[Tensor, ...]] = Future()
         self._jobs.put((task, promise))
-        return promise
+        return _Later(promise)
 
 
 def _work(jobs: Jobs) -> None:
@@ -73,6 +76,17 @@ def _run(task: Task, promise: Future[tuple[Tensor, ...]]) -> None:
             promise.set_result(task())
     except BaseException as error:
         promise.set_exception(error)
+
+
+class _Later:
+    def __init__(self, future: Future[tuple[Tensor, ...]]) -> None:
+        self._future = future
+
+    def result(self) -> tuple[Tensor, ...]:
+        return self._future.result()
+
+    def found(self) -> tuple[Tensor, ...]:
+        return self._future.result() if self._future.done() and self._future.exception() is None else ()
 
 
 class SideStream:
@@ -100,4 +114,7 @@ class _Launched:
         for tensor in self._found:
             tensor.record_stream(current)
         del self._task
+        return self._found
+
+    def found(self) -> tuple[Tensor, ...]:
         return self._found

@@ -32,11 +32,11 @@ from stretto.parallel.pipeline.segment import Value
 from stretto.parallel.pipeline.transport import Transport, transport_for
 from stretto.parallel.pipeline.vocabulary.background import Background, Promise, background
 from stretto.parallel.pipeline.vocabulary.groups import Groups, make_groups
-from stretto.parallel.pipeline.vocabulary.itinerary import itinerary
 from stretto.parallel.pipeline.vocabulary.rows import Rows, Table
 from stretto.parallel.pipeline.vocabulary.scores import Scores, Totals
 from stretto.parallel.pipeline.vocabulary.spread import Spread
 from stretto.schedule.arrows import Places
+from stretto.schedule.itinerary import by_algorithm_2, itinerary
 from stretto.schedule.op import Kind, Op
 from stretto.schedule.schedule import Schedule
 
@@ -87,13 +87,26 @@ class InFlight:
 
     __slots__ = ("_promise", "_totals", "gradient", "scores")
 
-    def __init__(self, scores: Scores | None, promise: Promise) -> None:
+    def __init__(self, scores: Scores | None) -> None:
         self.scores = scores
         """Until T takes them."""
         self.gradient: tuple[Tensor, Pending] | None = None
         """Of the input, on the rank that needs it: once T has run (algorithm 1), or all S are summed (algorithm 2)."""
-        self._promise: Promise | None = promise
+        self._promise: Promise | None = None
         self._totals: Totals | None = None
+
+    def expect(self, promise: Promise) -> None:
+        """The sums over all ranks are on their way."""
+        self._promise = promise
+
+    def tensors(self) -> Iterator[Tensor]:
+        """What it keeps that is as large as activations."""
+        if self.scores is not None:
+            yield from self.scores.tensors()
+        if self._promise is not None:
+            yield from self._promise.found()[3:]
+        if self.gradient is not None:
+            yield self.gradient[0]
 
     def totals(self) -> Totals:
         """Wait for all ranks' S."""
@@ -123,7 +136,7 @@ class Passes:
         self._last = {m: path[-1] for m, path in paths.items()}
         holders = {m: [schedule.rank_of(path[end], schedule.voice[m]) for end in (0, -1)] for m, path in paths.items()}
         self._ending = {m: last for m, (_, last) in holders.items()}
-        self._early = by_algorithm_2(schedule)
+        self._early = by_algorithm_2(Places(schedule))
         self._visits = [v for v in itinerary(schedule, rank) if shard.table.trains or v.what == "look up"]
         order = [op.microbatch for op in own if op.kind is Kind.S]
         self._spread = Spread(vocabulary.transport, groups.outputs, order, self._ending, here=rank)
@@ -143,7 +156,7 @@ class Passes:
         self.losses: dict[int, Tensor] = {}
         """Of the last step, by micro-batch, where the last stage is."""
         self.watch: Callable[[], None] | None = None
-        """Called when memory is at its highest: at the end of each S."""
+        """Called when memory is at its highest: when S has made all that it makes."""
 
     @property
     def units(self) -> list[Unit]:
@@ -153,10 +166,7 @@ class Passes:
     def tensors(self) -> Iterator[Tensor]:
         """What is kept or on its way, as large as activations."""
         for flight in self._in_flight.values():
-            if flight.scores is not None:
-                yield from flight.scores.tensors()
-            if flight.gradient is not None:
-                yield flight.gradient[0]
+            yield from flight.tensors()
         yield from self._spread.tensors()
         yield from self._rows.tensors()
 
@@ -190,10 +200,10 @@ class Passes:
         if not learns:
             scores.forget()
         target = self._ending[m] if early else None
-        promise = self._background.submit(partial(summed, scores, self._groups, target, here=self._rank))
-        self._in_flight[m] = InFlight(scores if learns else None, promise)
+        flight = self._in_flight[m] = InFlight(scores if learns else None)
         if self.watch is not None:
             self.watch()
+        flight.expect(self._background.submit(partial(summed, scores, self._groups, target, here=self._rank)))
 
     def differentiate(self, microbatch: int, play: Play) -> None:
         """T: the gradient of the shard, and with algorithm 1 its part of that of the input."""
@@ -318,15 +328,3 @@ def summed(scores: Scores, groups: Groups, target: int | None, *, here: int) -> 
     dx = scores.take_input_gradient(top, mass)
     reduce(dx, target, groups.inputs_of_s).wait()
     return (top, mass, loss, dx) if target == here else (top, mass, loss)
-
-
-def by_algorithm_2(schedule: Schedule) -> frozenset[int]:
-    """Micro-batches whose first backward doesn't wait for T: the one before the other, on its rank."""
-    import numpy as np
-
-    places = Places(schedule)
-    microbatches = np.arange(schedule.num_microbatches)
-    turn = places.flows.turn[places.flows.of]
-    first = np.where(turn >= 0, places.backward(turn, microbatches), -1)
-    gradient = places.find(Kind.T, places.rank[first], microbatches)
-    return frozenset(np.flatnonzero((first >= 0) & (gradient >= 0) & (gradient > first)).tolist())

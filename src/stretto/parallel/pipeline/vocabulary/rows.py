@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from stretto.parallel.gradient import Deferred
-from stretto.parallel.pipeline.vocabulary.itinerary import AHEAD
+from stretto.schedule.itinerary import LEAVING
 from stretto.spec.contract import Batch
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ class Rows:
     def _leave(self, sending: list[Started]) -> None:
         """Keep what is sent; what was sent so long ago that its receiver has come to it may go."""
         self._leaving.append(sending)
-        if len(self._leaving) > 2 * AHEAD:
+        if len(self._leaving) > LEAVING:
             self._let_go()
 
     def _let_go(self) -> None:

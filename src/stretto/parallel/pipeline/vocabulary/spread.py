@@ -7,20 +7,18 @@ rank 1   ... post ◄────┘ ... take ─ 1S0  started in the order of S
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from stretto.parallel.collectives import size_of
+from stretto.schedule.itinerary import Outputs
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
     from stretto.parallel.pipeline.transport import Layout, Started, Transport
-
-AHEAD = 2
-"""Outputs that a rank may be receiving before it needs them."""
 
 
 class Spread:
@@ -46,7 +44,7 @@ class Spread:
         self._transport, self._group, self._order = transport, group, order
         self._sources, self._here = sources, here
         self._peers = [rank for rank in range(size_of(group)) if rank != here]
-        self._at = self._taken = 0
+        self._outputs = Outputs(order, sources, here=here)
         self._layout: Callable[[int], Layout] | None = None
         self._ready: dict[int, Tensor] = {}
         self._arriving: dict[int, Started] = {}
@@ -54,20 +52,18 @@ class Spread:
 
     def begin_step(self, layout: Callable[[int], Layout]) -> None:
         """``layout`` gives shape and type of a micro-batch's output."""
-        self._at = self._taken = 0
+        self._outputs = Outputs(self._order, self._sources, here=self._here)
         self._layout = layout
-        self._post()
+        self._start(self._outputs.begin())
 
     def give(self, microbatch: int, y: Tensor) -> None:
         """This rank made an output; it must not be changed."""
         self._ready[microbatch] = y
-        self._post()
+        self._start(self._outputs.give(microbatch))
 
     def take(self, microbatch: int) -> Tensor:
         """Wait for the next output in order."""
-        assert self._order[self._taken] == microbatch
-        self._taken += 1
-        self._post()
+        self._start(self._outputs.take())
         started = self._arriving.pop(microbatch)
         self._transport.wait(started)
         return started[1][0]
@@ -82,21 +78,16 @@ class Spread:
         for microbatch in list(self._leaving):
             self.let_go(microbatch)
 
-    def _post(self) -> None:
-        """Start what can be started: all that comes before an output of this rank, and some more."""
-        own = max((i for i, m in enumerate(self._order) if m in self._ready), default=-1)
-        while self._at < len(self._order) and self._at <= max(own, self._taken + AHEAD - 1):
-            microbatch = self._order[self._at]
+    def _start(self, microbatches: Iterable[int]) -> None:
+        """Send what is this rank's own, receive what isn't."""
+        for microbatch in microbatches:
             source = self._sources[microbatch]
             if source == self._here:
-                if microbatch not in self._ready:
-                    return
                 self._arriving[microbatch] = self._send(microbatch)
             else:
                 assert self._group is not None and self._layout is not None
                 layout = self._layout(microbatch)
                 self._arriving[microbatch] = self._transport.receive(self._group, source, layout, microbatch)
-            self._at += 1
 
     def _send(self, microbatch: int) -> Started:
         """To all others; this rank has it already."""
