@@ -27,9 +27,10 @@ from stretto.parallel.master import Master
 from stretto.parallel.pipeline.channel import PeerChannel
 from stretto.parallel.pipeline.segment import Segment
 from stretto.parallel.pipeline.stage import Stage
+from stretto.parallel.sequence.pieces import Meeting
 from stretto.parallel.sequence.ring import Ring
 from stretto.parallel.tensor import RowParallelLinear
-from stretto.parallel.unit import LocalUnit
+from stretto.parallel.unit import SETTLE_PHASES, LocalUnit
 from stretto.parallel.vocab import VocabParallelEmbedding
 from stretto.trainer import step
 from stretto.trainer.step import TrainStep
@@ -54,7 +55,7 @@ def tied_gradient_counted_twice() -> Iterator[None]:
 @contextmanager
 def tied_gradients_not_summed() -> Iterator[None]:
     """Each end of the pipeline keeps its own gradient of the tied weight."""
-    with patch.object(FlatUnit, "_replicas", property(lambda self: self._mesh.group("dp_replicate"))):
+    with patch.object(FlatUnit, "_replicas", property(lambda self: self._mesh.group("copies"))):
         yield
 
 
@@ -75,7 +76,7 @@ def norm_gradient_not_summed_over_tp() -> Iterator[None]:
     settle = FlatUnit.settle
 
     def wrong(self: FlatUnit, phase: int) -> Any:
-        return DONE if phase == 2 else settle(self, phase)
+        return DONE if phase == SETTLE_PHASES - 1 else settle(self, phase)
 
     with patch.object(FlatUnit, "settle", wrong):
         yield
@@ -338,7 +339,8 @@ def key_gradients_lost_on_the_ring() -> Iterator[None]:
 
     def wrong(self: Ring, task: Any, rows: Any, kv: Any) -> Any:
         dq, _ = whole(self, task, rows, kv)
-        return dq, task.differentiate(rows, kv, (self.seat, self.seat), torch.zeros_like(dq))
+        mine = task.seats[self.seat]
+        return dq, task.shares(rows, kv, Meeting(queries=mine, keys=mine), torch.zeros_like(dq))
 
     with patch.object(Ring, "differentiate", wrong):
         yield

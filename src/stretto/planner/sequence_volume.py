@@ -12,12 +12,17 @@ x: bytes of a sum, 4 for bfloat16, else e.  A double ring sends what a ring send
 a round.  A mesh of u ranks a seat sends what Ulysses over u sends, and what a ring with 1/u of the heads and u times
 the tokens sends.  What follows is exact for uneven shares too (S1, S2, S3, S4, S5 of the papers; tests hold the
 runtime to it).
+
+Under a window or documents some seats see nothing of others.  Tokens go then only to those who see them:
+a ring takes them from one of these to the next and no further, and sends on what those still to come see.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from stretto.spec.reach import Reach, Seats, merged
 from stretto.spec.sequence import Arrangement, Ranges, count, heads_of, uneven_reads
 
 
@@ -54,23 +59,31 @@ class Volume:
         return Volume(forward=self.forward + other.forward, backward=self.backward + other.backward)
 
 
-def sequence_volume(who: Arrangement, shares: tuple[Ranges, ...], rank: int, heads: Heads) -> Volume:
-    """What ``rank`` of cp sends when the tokens are cut in ``shares``."""
+def sequence_volume(
+    who: Arrangement,
+    shares: tuple[Ranges, ...],
+    rank: int,
+    heads: Heads,
+    *,
+    sees: Callable[[Seats], Reach] = Reach.whole,
+) -> Volume:
+    """What ``rank`` of cp sends when the tokens are cut in ``shares``; ``sees``: who sees whom, of given seats."""
     found = Volume(forward=0, backward=0)
     if who.ulysses > 1:
         members = who.sharers(rank)
         index = members.index(rank)
         found = _exchanged([count(shares[m]) for m in members], index, heads)
         heads = _at_seat(heads, who.ulysses, index)
-    seats = [count(ranges) for ranges in who.seated(shares)]
+    seats = who.seated(shares)
     seat = who.place(rank)[0]
     if len(seats) == 1:
         return found
+    reach = sees(seats)
     if who.outside == "token-ring":
-        return found + _token_ring(seats, seat, heads)
+        return found + _token_ring(reach, seat, heads)
     if who.outside == "all-gather":
-        return found + _gathered(seats, seat, heads)
-    return found + _ring(seats, seat, who.inner_ring if who.inner_ring > 1 else len(seats), heads)
+        return found + _gathered(reach, seat, heads)
+    return found + _ring(reach, seat, who.inner_ring if who.inner_ring > 1 else len(seats), heads)
 
 
 def _exchanged(tokens: list[int], index: int, heads: Heads) -> Volume:
@@ -100,25 +113,50 @@ def _at_seat(heads: Heads, parts: int, index: int) -> Heads:
     )
 
 
-def _ring(seats: list[int], seat: int, inner: int, heads: Heads) -> Volume:
-    node, index = divmod(seat, inner)
-    rounds = len(seats) // inner
-
-    def column(i: int) -> int:
-        return sum(seats[r * inner + i % inner] for r in range(rounds))
-
-    # Inside a node everything is handed on but what comes home next; between nodes likewise, of one column.
-    inside = sum(seats) - column(index + 1)
-    across = column(index) - seats[(node + 1) % rounds * inner + index]
+def _ring(reach: Reach, seat: int, inner: int, heads: Heads) -> Volume:
+    """Keys go on to those behind this seat that see some, and their gradients with what those up to it have found."""
+    keys = sums = 0
+    for owner in range(len(reach.seats)):
+        nodes = _in_turn(len(reach.seats) // inner, owner // inner, seat // inner)
+        inside, before, after = ([node * inner + i for node in part for i in range(inner)] for part in nodes)
+        steps = _in_turn(inner, owner % inner, seat % inner)
+        own, first, rest = ([seat // inner * inner + i for i in part] for part in steps)
+        entry = seat % inner == owner % inner
+        brought = seat // inner == owner // inner or bool(_seen(reach.reads, inside, owner))
+        if brought and (entry or reach.reads(seat, owner)):
+            keys += _seen(reach.reads, rest, owner)
+        if brought and not entry and reach.reads(seat, owner):
+            sums += _seen(reach.reads, own + first[1:], owner)
+        if brought and entry:
+            keys += _seen(reach.reads, after, owner)
+        if brought and entry and seat != owner:
+            sums += _seen(reach.reads, inside + [s for s in before if s // inner != owner // inner], owner)
     token = 2 * heads.rows * heads.kv_heads * heads.head_size
-    keys = token * (inside + across) * heads.element_bytes
-    gradients = token * (sum(seats) - seats[seat]) * heads.sum_bytes
-    return Volume(forward=keys, backward=keys + gradients)
+    return Volume(
+        forward=token * keys * heads.element_bytes,
+        backward=token * (keys * heads.element_bytes + sums * heads.sum_bytes),
+    )
 
 
-def _token_ring(seats: list[int], seat: int, heads: Heads) -> Volume:
-    on = sum(seats) - seats[(seat + 1) % len(seats)]
-    back = sum(seats) - seats[seat]
+def _in_turn(size: int, start: int, here: int) -> tuple[list[int], list[int], list[int]]:
+    """On a circle from ``start``: ``here``, what comes before it, and what comes after it."""
+    turn = [(start + i) % size for i in range(size)]
+    at = turn.index(here)
+    return [here], turn[:at], turn[at + 1 :]
+
+
+def _seen(wanted: Callable[[int, int], Ranges], seats: list[int], owner: int) -> int:
+    """How many tokens of the owner any of the seats wants."""
+    return count(merged([part for seat in seats if seat != owner for part in wanted(seat, owner)]))
+
+
+def _token_ring(reach: Reach, seat: int, heads: Heads) -> Volume:
+    on = back = 0
+    for owner in range(len(reach.seats)):
+        _, _, rest = _in_turn(len(reach.seats), owner, seat)
+        if seat == owner or reach.asks(seat, owner):
+            on += _seen(reach.asks, rest, owner)
+        back += _seen(reach.asks, [seat], owner)
     size, e, x = heads.head_size, heads.element_bytes, heads.sum_bytes
     each = heads.rows * heads.heads
     return Volume(
@@ -127,7 +165,10 @@ def _token_ring(seats: list[int], seat: int, heads: Heads) -> Volume:
     )
 
 
-def _gathered(seats: list[int], seat: int, heads: Heads) -> Volume:
+def _gathered(reach: Reach, seat: int, heads: Heads) -> Volume:
+    others = [other for other in range(len(reach.seats)) if other != seat]
     token = 2 * heads.rows * heads.kv_heads * heads.head_size
-    keys = token * seats[seat] * (len(seats) - 1) * heads.element_bytes
-    return Volume(forward=keys, backward=keys + token * (sum(seats) - seats[seat]) * heads.sum_bytes)
+    keys = token * sum(count(reach.reads(other, seat)) for other in others) * heads.element_bytes
+    return Volume(
+        forward=keys, backward=keys + token * sum(count(reach.reads(seat, other)) for other in others) * heads.sum_bytes
+    )

@@ -14,6 +14,7 @@ from torch import Tensor
 from ranks import Ranks
 from stretto.parallel.sequence.blockwise import Blockwise
 from stretto.parallel.sequence.opening import ContextAttend
+from stretto.parallel.sequence.sight import Sight
 from stretto.parallel.wire import Wire
 from stretto.planner.sequence_volume import Heads, sequence_volume
 from stretto.spec.contract import SequencePart
@@ -22,8 +23,12 @@ from stretto.spec.sequence import Arrangement, cut_sequence
 
 HEAD_SIZE, ROWS = 4, 2
 
-# Plan, query heads, key/value heads, tokens, first token of the second document (0: one document).
-CASES: list[tuple[dict[str, Any], int, int, int, int]] = [
+Mask = int | tuple[int, ...]
+"""First token of the first row's second document (0: there is none), or of all rows' documents, or minus a window."""
+Case = tuple[dict[str, Any], int, int, int, Mask]
+"""Plan, query heads, key/value heads, tokens, mask."""
+
+CASES: list[Case] = [
     ({}, 4, 2, 37, 11),
     ({"context_layout": "contiguous"}, 4, 1, 37, 0),
     ({"inner_ring": 2}, 4, 2, 37, 11),
@@ -40,6 +45,16 @@ CASES: list[tuple[dict[str, Any], int, int, int, int]] = [
     ({"context": "token-ring", "context_layout": "contiguous"}, 4, 4, 36, 0),
     ({"context": "all-gather"}, 4, 2, 37, 11),
     ({"context": "all-gather"}, 4, 1, 36, 0),
+    ({"context_layout": "contiguous"}, 4, 2, 37, -6),
+    ({}, 4, 2, 37, -4),
+    ({"inner_ring": 2}, 4, 2, 37, -5),
+    ({"inner_ring": 2, "context_layout": "contiguous"}, 4, 2, 37, (3, 9, 12, 30)),
+    ({}, 4, 2, 37, (3, 9, 12, 30)),
+    ({"context": "mesh", "ulysses": 2}, 4, 2, 37, -5),
+    ({"context": "token-ring"}, 4, 2, 37, -4),
+    ({"context": "token-ring", "context_layout": "contiguous"}, 4, 2, 37, (3, 9, 12, 30)),
+    ({"context": "all-gather"}, 4, 2, 37, -4),
+    ({"context": "all-gather", "context_layout": "contiguous"}, 4, 2, 37, (3, 9, 12, 30)),
 ]
 
 
@@ -65,11 +80,17 @@ def tensors(heads: int, kv_heads: int, length: int, dtype: torch.dtype) -> list[
     ]
 
 
-def first_of(length: int, start: int) -> Tensor | None:
-    if not start:
+def first_of(length: int, mask: Mask) -> Tensor | None:
+    if not mask:
         return None
+    if isinstance(mask, int) and mask < 0:
+        return (torch.arange(length) + mask + 1).clamp(min=0).unsqueeze(0)
     first = torch.zeros(ROWS, length, dtype=torch.int64)
-    first[0, start:] = start
+    if isinstance(mask, int):
+        first[0, mask:] = mask
+        return first
+    for start in mask:
+        first[:, start:] = start
     return first
 
 
@@ -82,13 +103,13 @@ def attend_cut(
 ) -> list[tuple[list[Tensor], tuple[int, int]]]:
     """Output, gradients and sent bytes of each case."""
     wire, found = Wire(dist.group.WORLD), []
-    for plan, heads, kv_heads, length, start in cases:
+    for plan, heads, kv_heads, length, mask in cases:
         spec = PlanSpec(cp=world, **plan)
         shares = cut_sequence(length, world, spec.context_layout)
         index = torch.cat([torch.arange(*part) for part in shares[rank]])
         *qkv, dout = (own(x, index) for x in tensors(heads, kv_heads, length, dtype))
         qkv = [x.requires_grad_() for x in qkv]
-        context = Cut(SequencePart(shares=shares, tokens=index, documents=None), first_of(length, start))
+        context = Cut(SequencePart(shares=shares, tokens=index, documents=None), first_of(length, mask))
         attend = ContextAttend(wire=wire, arrangement=Arrangement.of(spec), local=NoDropout(), kernel=Blockwise())
         before = wire.sent
         out = attend(*qkv, context)
@@ -100,13 +121,14 @@ def attend_cut(
 
 def whole_of(case: Any, dtype: torch.dtype) -> list[Tensor]:
     """Output and gradients of one rank."""
-    _, heads, kv_heads, length, start = case
+    _, heads, kv_heads, length, mask = case
     *qkv, dout = tensors(heads, kv_heads, length, dtype)
     qkv = [x.double().requires_grad_() for x in qkv]
     q, k = torch.arange(length).unsqueeze(1), torch.arange(length)
     seen = (k <= q).expand(ROWS, length, length)
-    if start:
-        seen = seen & (k >= first_of(length, start).unsqueeze(2))  # type: ignore[union-attr]
+    first = first_of(length, mask)
+    if first is not None:
+        seen = seen & (k >= first.unsqueeze(2))
     out = F.scaled_dot_product_attention(*qkv, attn_mask=seen.unsqueeze(1), enable_gqa=True)
     return [out.detach(), *torch.autograd.grad(out, qkv, dout.double())]
 
@@ -114,7 +136,7 @@ def whole_of(case: Any, dtype: torch.dtype) -> list[Tensor]:
 def hold(cases: list[Any], found: list[Any], world: int, *, dtype: torch.dtype, error: float) -> None:
     """Compare what all ranks found with one rank, and their bytes with the closed forms."""
     for number, case in enumerate(cases):
-        plan, heads, kv_heads, length, _ = case
+        plan, heads, kv_heads, length, mask = case
         spec = PlanSpec(cp=world, **plan)
         shares = cut_sequence(length, world, spec.context_layout)
         whole = whole_of(case, dtype)
@@ -125,7 +147,9 @@ def hold(cases: list[Any], found: list[Any], world: int, *, dtype: torch.dtype, 
             for mine, expected in zip(parts, whole, strict=True):
                 worst = (mine.double() - own(expected, index)).abs().max() / expected.abs().max()
                 assert worst <= error, (case, rank)
-            volume = sequence_volume(Arrangement.of(spec), shares, rank, shape)
+            volume = sequence_volume(
+                Arrangement.of(spec), shares, rank, shape, sees=Sight(first_of(length, mask)).reach
+            )
             assert sent == (volume.forward, volume.backward), (case, rank)
 
 

@@ -4,7 +4,8 @@ ways of context parallelism; the simplest, and fast where there are few key/valu
     forward     kv ── to every seat ──► attend to each as it arrives
     backward    kv ── to every seat ──► dkv of each ── back to its seat ──► sum
 
-What was gathered isn't kept for backward, or memory would not fall with the number of ranks; it is gathered again.
+Each gets the tokens that it sees.  What was gathered isn't kept for backward, or memory would not fall with the number
+of ranks; it is gathered again.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import torch
 from torch import Tensor
 
 from stretto.parallel.sequence.blockwise import Rows
-from stretto.parallel.sequence.pieces import Task, nothing_seen
+from stretto.parallel.sequence.pieces import Meeting, Task, nothing_seen
+from stretto.parallel.sequence.routes import add_at, picked, with_tokens
 from stretto.parallel.wire import Transfer, Wire
+from stretto.spec.sequence import Ranges, count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,44 +32,49 @@ class AllGather:
     seat: int
     """This rank's."""
 
-    def gather(self, task: Task, kv: Tensor) -> list[tuple[int, Transfer]]:
-        """Start everything; nearest seats first."""
+    def gather(self, task: Task, kv: Tensor) -> list[tuple[int, Ranges, Transfer | None]]:
+        """Start everything; nearest seats first.  Seat, tokens that are seen, and the transfer that brings them."""
+        reach, mine = task.sight.reach(task.seats), task.seats[self.seat]
         found = []
         for distance in range(1, len(self.members)):
             ahead, behind = self._at(distance), self._at(-distance)
-            coming = _like(kv, task.tokens(behind))
-            sends, receives = [(kv, self.members[ahead])], [(coming, self.members[behind])]
-            found.append((behind, self.wire.start(sends, receives)))
+            theirs, ours = reach.reads(ahead, self.seat), reach.reads(self.seat, behind)
+            transfer = None
+            if theirs or ours:
+                sends = [(picked(kv, mine, theirs), self.members[ahead])] if theirs else []
+                transfer = self.wire.start(sends, [(with_tokens(kv, count(ours)), self.members[behind])])
+            found.append((behind, ours, transfer))
         return found
 
     def attend(self, task: Task, q: Tensor, kv: Tensor) -> tuple[Tensor, Tensor]:
         """Attend to this rank's own keys while the others' come."""
-        found, others = nothing_seen(q), self.gather(task, kv)
-        task.attend(q, kv, (self.seat, self.seat), found)
-        for seat, transfer in others:
-            task.attend(q, transfer.wait()[0], (self.seat, seat), found)
+        found, others, mine = nothing_seen(q), self.gather(task, kv), task.seats[self.seat]
+        task.attend(q, kv, Meeting(queries=mine, keys=mine), found)
+        for _, tokens, transfer in others:
+            if transfer is not None:
+                task.attend(q, transfer.wait()[0], Meeting(queries=mine, keys=tokens), found)
         self.wire.flush()
         return found
 
     def differentiate(self, task: Task, rows: Rows, kv: Tensor) -> tuple[Tensor, Tensor]:
         """Send each seat the gradient of its keys as soon as it is there; add up what comes back."""
-        others = self.gather(task, kv)
+        others, mine, reach = self.gather(task, kv), task.seats[self.seat], task.sight.reach(task.seats)
         dq = torch.zeros(rows.q.shape, dtype=rows.lse.dtype, device=kv.device)
-        dkv = task.differentiate(rows, kv, (self.seat, self.seat), dq)
-        coming: list[Transfer] = []
-        for distance, (seat, transfer) in enumerate(others, start=1):
-            share = task.differentiate(rows, transfer.wait()[0], (self.seat, seat), dq)
-            ours = torch.empty_like(dkv)
-            sends, receives = [(share, self.members[seat])], [(ours, self.members[self._at(distance)])]
-            coming.append(self.wire.start(sends, receives))
-        for transfer in coming:
-            dkv += transfer.wait()[0]
+        dkv = torch.zeros(kv.shape, dtype=dq.dtype, device=kv.device)
+        task.differentiate(rows, kv, Meeting(queries=mine, keys=mine), (dq, dkv))
+        coming: list[tuple[Transfer, Ranges]] = []
+        for distance, (seat, tokens, transfer) in enumerate(others, start=1):
+            if transfer is None:
+                continue
+            theirs = reach.reads(self._at(distance), self.seat)
+            share = task.shares(rows, transfer.wait()[0], Meeting(queries=mine, keys=tokens), dq)
+            sends = [] if share is None else [(share, self.members[seat])]
+            receives = [(with_tokens(dkv, count(theirs)), self.members[self._at(distance)])]
+            coming.append((self.wire.start(sends, receives), theirs))
+        for transfer, theirs in coming:
+            add_at(dkv, mine, transfer.wait()[0], theirs)
         self.wire.flush()
         return dq, dkv
 
     def _at(self, distance: int) -> int:
         return (self.seat + distance) % len(self.members)
-
-
-def _like(kv: Tensor, length: int) -> Tensor:
-    return torch.empty((*kv.shape[:3], length, kv.shape[4]), dtype=kv.dtype, device=kv.device)

@@ -24,6 +24,10 @@ from stretto.parallel.sequence.sight import Relation, Sight
 from stretto.spec.sequence import Range, Ranges, count
 
 
+PIECE = 4096
+"""Tokens of which products are summed at once."""
+
+
 class Kernel(Protocol):
     """A backend: attention of one block on one device."""
 
@@ -32,6 +36,20 @@ class Kernel(Protocol):
 
     def backward(self, rows: Rows, kv: Tensor, block: Block) -> tuple[Tensor, Tensor]:
         """The block's share of dq [B, H, T, K] and dkv [2, B, G, S, K]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meeting:
+    """Some queries and some keys, by their tokens."""
+
+    queries: Ranges
+    """Of the queries at hand."""
+    keys: Ranges
+    """Of the keys at hand."""
+    asking: Ranges | None = None
+    """Those of the queries that ask; None: all."""
+    answering: Ranges | None = None
+    """Those of the keys that they ask; None: all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,44 +70,47 @@ class Task:
         """Tokens that a seat holds."""
         return count(self.seats[seat])
 
-    def attend(self, q: Tensor, kv: Tensor, seats: tuple[int, int], into: tuple[Tensor, Tensor]) -> None:
-        """Merge attention of the queries of the first of ``seats`` to the keys of the second into (out, lse)."""
+    def attend(self, q: Tensor, kv: Tensor, meeting: Meeting, into: tuple[Tensor, Tensor]) -> None:
+        """Merge attention of queries to keys into (out, lse) of all queries of the meeting."""
         out, lse = into
-        for block, rows, columns in self._blocks(*seats):
+        for block, rows, columns in self._blocks(meeting):
             found = self.kernel.forward(q[:, :, rows], kv[:, :, :, columns], block)
             merge(out[:, :, rows], lse[:, :, rows], *found)
 
-    def differentiate(
-        self, rows: Rows, kv: Tensor, seats: tuple[int, int], dq: Tensor, *, asking: Range | None = None
-    ) -> Tensor:
-        """Add to ``dq`` what the keys of the second of ``seats`` give; return the gradient of ``kv``.
-
-        ``asking``: which of the first seat's tokens, counted there; None: all.
-        """
-        dkv = torch.zeros(kv.shape, dtype=dq.dtype, device=kv.device)
-        for block, at, columns in self._blocks(*seats, asking):
+    def differentiate(self, rows: Rows, kv: Tensor, meeting: Meeting, into: tuple[Tensor, Tensor]) -> None:
+        """Add the gradients of queries and of keys and values to ``into``, of all that meet."""
+        dq, dkv = into
+        for block, at, columns in self._blocks(meeting):
             part = rows.narrow(at.start, at.stop - at.start)
             found = self.kernel.backward(part, kv[:, :, :, columns], block)
             dq[:, :, at] += found[0]
             dkv[:, :, :, columns] += found[1]
+
+    def shares(self, rows: Rows, kv: Tensor | None, meeting: Meeting, dq: Tensor) -> Tensor | None:
+        """Add to ``dq``; return the gradient of ``kv``, None if there is none."""
+        if kv is None:
+            return None
+        dkv = torch.zeros(kv.shape, dtype=dq.dtype, device=kv.device)
+        self.differentiate(rows, kv, meeting, (dq, dkv))
         return dkv
 
-    def _blocks(self, queries: int, keys: int, asking: Range | None = None) -> Iterator[tuple[Block, slice, slice]]:
-        """The blocks of two seats in which somebody sees somebody, and where they lie in both."""
-        for who, rows in _placed(self.seats[queries], asking):
-            for whom, columns in _placed(self.seats[keys], None):
+    def _blocks(self, meeting: Meeting) -> Iterator[tuple[Block, slice, slice]]:
+        """The blocks in which somebody sees somebody, and where they lie among queries and keys."""
+        for who, rows in _placed(meeting.queries, meeting.asking):
+            for whom, columns in _placed(meeting.keys, meeting.answering):
                 if self.sight.relation(who, whom) is not Relation.EMPTY:
                     block = Block(queries=who, keys=whom, sight=self.sight, drop=self.drop, first_head=self.first_head)
                     yield block, rows, columns
 
 
-def _placed(ranges: Ranges, part: Range | None) -> Iterator[tuple[Range, slice]]:
-    """Ranges of a seat and where they lie among its tokens; of ``part`` of its tokens only, if it isn't None."""
+def _placed(held: Ranges, part: Ranges | None) -> Iterator[tuple[Range, slice]]:
+    """Ranges that are held, or what of them is in ``part``, and where they lie among all tokens held."""
     at = 0
-    for start, stop in ranges:
-        low, high = (at, at + stop - start) if part is None else (max(at, part[0]), min(at + stop - start, part[1]))
-        if low < high:
-            yield (start + low - at, start + high - at), slice(low, high)
+    for start, stop in held:
+        for low, high in ((start, stop),) if part is None else part:
+            low, high = max(low, start), min(high, stop)
+            if low < high:
+                yield (low, high), slice(at + low - start, at + high - start)
         at += stop - start
 
 
@@ -109,6 +130,12 @@ class Scheme(Protocol):
 
     def differentiate(self, task: Task, rows: Rows, kv: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of this rank's q, and of its kv, from the queries of all seats."""
+
+
+def _products(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sum of a * b over channels, in ``dtype``, of some rows at a time, or long rows would be held wide at once."""
+    pieces = zip(a.split(PIECE, dim=2), b.split(PIECE, dim=2), strict=True)
+    return torch.cat([(x.to(dtype) * y.to(dtype)).sum(-1) for x, y in pieces], dim=2)
 
 
 class _Attend(autograd.Function):
@@ -131,8 +158,8 @@ class _Attend(autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> Any:
         q, kv, out, lse = ctx.saved_tensors
         dout = gradients[0]
-        delta = (dout.to(lse.dtype) * out.to(lse.dtype)).sum(-1)
-        dq, dkv = ctx.scheme.differentiate(ctx.task, Rows(q=q, dout=dout, lse=lse, delta=delta), kv)
+        rows = Rows(q=q, dout=dout, lse=lse, delta=_products(dout, out, lse.dtype), out=out)
+        dq, dkv = ctx.scheme.differentiate(ctx.task, rows, kv)
         dk, dv = dkv.to(kv.dtype).unbind(0)
         return dq.to(q.dtype), dk, dv, None, None
 

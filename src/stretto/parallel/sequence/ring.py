@@ -13,20 +13,37 @@ between nodes.  A plain ring is a double ring of one node.
 Backward: keys and values travel again, and behind them their gradients, to which each seat adds its share.  What a
 seat finds for its own keys stays at home, so gradients travel n - 1 hops, like the keys, and no seat holds more
 than two of each.  A seat's own block is cut in two: one part hides the first message, the other the last, with
-which the gradients come home.  Bytes: forward the keys and values of all other seats, backward twice that.
+which the gradients come home.  Bytes: forward the keys and values of all other seats, backward twice that; less under
+a window or documents, where some seats see nothing of others (routes.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from stretto.parallel.sequence.blockwise import Rows
-from stretto.parallel.sequence.pieces import Task, nothing_seen
-from stretto.parallel.wire import Transfer, Wire
-from stretto.spec.sequence import Range
+from stretto.parallel.sequence.pieces import Meeting, Task, nothing_seen
+from stretto.parallel.sequence.routes import Arrivals, Routes, Slot, add_at, picked, routes_of, summed
+from stretto.parallel.wire import Wire
+from stretto.spec.sequence import Ranges, count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Visit:
+    """What is at a seat in one step."""
+
+    round: int
+    step: int
+    owner: int
+    """Seat whose keys and values they are."""
+    kv: Tensor | None
+    """Those that this seat sees; None: none."""
+    tokens: Ranges
+    """Which tokens they are of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,135 +58,124 @@ class Ring:
     inner: int
     """Seats of the inner ring; divides their number, and equals it in a plain ring."""
 
-    @property
-    def rounds(self) -> int:
-        """Rounds of the inner ring."""
-        return len(self.members) // self.inner
+    def routes(self, task: Task) -> Routes:
+        """Who sends what to whom."""
+        return routes_of(task.sight.reach(task.seats), self.inner, self.seat)
 
-    def owner(self, round_: int, step: int) -> int:
-        """The seat whose keys are here at ``step`` of ``round_``."""
-        node, index = divmod(self.seat, self.inner)
-        return (node - round_) % self.rounds * self.inner + (index - step) % self.inner
-
-    def pass_on(self, tensor: Tensor, task: Task, owner: int, *, outside: bool) -> Transfer:
-        """Send ``tensor`` [..., T, K] one seat on (one node on, if ``outside``); receive what ``owner`` is to have."""
-        node, index = divmod(self.seat, self.inner)
-        hops = [(node + d) % self.rounds * self.inner + index for d in (1, -1)]
-        if not outside:
-            hops = [node * self.inner + (index + d) % self.inner for d in (1, -1)]
-        shape = (*tensor.shape[:-2], task.tokens(owner), tensor.shape[-1])
-        coming = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
-        return self.wire.start([(tensor, self.members[hops[0]])], [(coming, self.members[hops[1]])])
+    def visits(self, task: Task, kv: Tensor) -> Iterator[Visit]:
+        """All steps, first that of this seat's own ``kv`` [2, B, G, T, K]; what comes next is on its way meanwhile."""
+        routes = self.routes(task)
+        coming, own = Arrivals(self.wire, self.members), (kv, task.seats[self.seat])
+        for r in range(routes.circle.rounds):
+            for s in range(self.inner):
+                owner = routes.circle.owner(self.seat, r, s)
+                here = own if owner == self.seat else coming.take(owner, outside=s == 0)
+                held = {} if here is None else {owner: here}
+                if s == 0:
+                    coming.post(routes.there, (r, 0, True), held, kv)
+                coming.post(routes.there, (r, s, False), held, kv)
+                tokens = own[1] if owner == self.seat else routes.reach.reads(self.seat, owner)
+                seen = picked(*here, tokens) if here is not None and tokens else None
+                yield Visit(round=r, step=s, owner=owner, kv=seen, tokens=tokens)
 
     def attend(self, task: Task, q: Tensor, kv: Tensor) -> tuple[Tensor, Tensor]:
         """Merge the attention to every seat's keys as they come by."""
-        found = nothing_seen(q)
-        rounds, steps, outer = self.rounds, self.inner, None
-        for r in range(rounds):
-            if r + 1 < rounds:
-                outer = self.pass_on(kv, task, self.owner(r + 1, 0), outside=True)
-            here = kv
-            for s in range(steps):
-                coming = self.pass_on(here, task, self.owner(r, s + 1), outside=False) if s + 1 < steps else None
-                task.attend(q, here, (self.seat, self.owner(r, s)), found)
-                if coming is not None:
-                    (here,) = coming.wait()
-            if outer is not None and r + 1 < rounds:
-                (kv,) = outer.wait()
+        found, mine = nothing_seen(q), task.seats[self.seat]
+        for visit in self.visits(task, kv):
+            if visit.kv is not None:
+                task.attend(q, visit.kv, Meeting(queries=mine, keys=visit.tokens), found)
         self.wire.flush()
         return found
 
     def differentiate(self, task: Task, rows: Rows, kv: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of q, and of kv once it has been round."""
         dq = torch.zeros(rows.q.shape, dtype=rows.lse.dtype, device=kv.device)
-        journey, own = _Journey(self, task), kv
-        first, rest = _halves(task.tokens(self.seat), alone=len(self.members) == 1)
-        for r in range(self.rounds):
-            outer = self.pass_on(kv, task, self.owner(r + 1, 0), outside=True) if r + 1 < self.rounds else None
-            here = kv
-            for s in range(self.inner):
-                last = s + 1 == self.inner
-                coming = None if last else self.pass_on(here, task, self.owner(r, s + 1), outside=False)
-                asking = first if r == s == 0 else None
-                share = task.differentiate(rows, here, (self.seat, self.owner(r, s)), dq, asking=asking)
-                journey.add(share, r, s)
-                if coming is not None:
-                    (here,) = coming.wait()
-            if outer is not None:
-                (kv,) = outer.wait()
-        if self.rounds > 1:
-            journey.leave()
-        dkv = task.differentiate(rows, own, (self.seat, self.seat), dq, asking=rest)
-        dkv += journey.end()
+        dkv = torch.zeros(kv.shape, dtype=dq.dtype, device=kv.device)
+        journey, mine = Journey(self, task, dkv), task.seats[self.seat]
+        first, rest = _halves(mine, alone=len(self.members) == 1)
+        for visit in self.visits(task, kv):
+            if visit.owner == self.seat:
+                own = Meeting(queries=mine, keys=mine, asking=first)
+                task.differentiate(rows, kv, own, (dq, dkv))
+                continue
+            journey.add(visit, task.shares(rows, visit.kv, Meeting(queries=mine, keys=visit.tokens), dq))
+        journey.leave()
+        task.differentiate(rows, kv, Meeting(queries=mine, keys=mine, asking=rest), (dq, dkv))
+        journey.end()
         self.wire.flush()
         return dq, dkv
 
 
-def _halves(tokens: int, *, alone: bool) -> tuple[Range, Range]:
+def _halves(tokens: Ranges, *, alone: bool) -> tuple[Ranges, Ranges]:
     """A seat's queries in two parts with about the same number of pairs among its own keys.
 
     Under a causal mask the first of N tokens to reach half of the pairs is N / sqrt(2), whatever ranges they lie in.
     """
-    at = tokens if alone else round(tokens * 0.5**0.5)
-    return (0, at), (at, tokens)
+    at = count(tokens) if alone else round(count(tokens) * 0.5**0.5)
+    first, rest = [], []
+    for start, stop in tokens:
+        middle = min(stop, start + max(at, 0))
+        first += [(start, middle)] if start < middle else []
+        rest += [(middle, stop)] if middle < stop else []
+        at -= stop - start
+    return tuple(first), tuple(rest)
 
 
-class _Journey:
+class Journey:
     """Gradients of keys and values on their way home.
 
     Inside a node each seat adds its share and hands the sum on, until the node's sum is at the seat that brought the
     keys into the node; from there it goes on to the next node, which adds its own.  Each is waited for only when there
     is something to add it to, one block of work after it was sent.
+
+    Args:
+        dkv: where the gradient of this seat's own keys and values is added up, [2, B, G, T, K].
     """
 
-    def __init__(self, ring: Ring, task: Task) -> None:
-        self._ring, self._task = ring, task
-        self._mine: Tensor | None = None
+    def __init__(self, ring: Ring, task: Task, dkv: Tensor) -> None:
+        self._ring, self._routes, self._dkv = ring, ring.routes(task), dkv
+        self._mine = task.seats[ring.seat]
+        self._coming = Arrivals(ring.wire, ring.members)
+        self._brought: tuple[Tensor, Ranges] | None = None
         """What this seat found for the keys that it brought into the node this round."""
-        self._inside: Transfer | None = None
-        self._across: Transfer | None = None
-        self._home: Tensor | None = None
 
-    def add(self, share: Tensor, round_: int, step: int) -> None:
-        """The seat's share of the gradient of the keys that are here at ``step`` of ``round_``."""
-        if step == 0:
-            if round_:
-                self._finish(round_ - 1)
-            self._mine = share
+    def add(self, visit: Visit, share: Tensor | None) -> None:
+        """The seat's share of the gradient of the keys of a visit, None where it sees none of them."""
+        found = None if share is None else (share, visit.tokens)
+        if visit.step == 0:
+            self._finish(visit.round - 1)
+            self._brought = found
             return
-        if step > 1:
-            share += _arrived(self._inside)
-        owner = self._ring.owner(round_, step + 1)
-        self._inside = self._ring.pass_on(share, self._task, owner, outside=False)
+        self._send((visit.round, visit.step, False), visit.owner, [found])
 
     def _finish(self, round_: int) -> None:
-        """The node's sum of a round is complete: keep it if it is of our own keys, else send it on."""
-        ring, node = self._ring, self._mine
-        assert node is not None
-        if ring.inner > 1:
-            node += _arrived(self._inside)
-        if round_ == 0:
-            self._home = node
+        """The node's sum of a round is complete: send it on.  That of the first is of our own keys, and stays."""
+        if round_ < 1:
             return
-        if round_ > 1:
-            node += _arrived(self._across)
-        owner = ring.owner((round_ + 1) % ring.rounds, 0)
-        self._across = ring.pass_on(node, self._task, owner, outside=True)
+        owner = self._routes.circle.owner(self._ring.seat, round_, 0)
+        inside = self._coming.take(owner, outside=False)
+        self._send((round_, 0, True), owner, [self._brought, inside])
+        self._brought = None
+
+    def _send(self, slot: Slot, owner: int, parts: list[tuple[Tensor, Ranges] | None]) -> None:
+        """Add up what there is of an owner, with what came from the seat before, and hand it on."""
+        leaving = next((hop for hop in self._routes.home.sends.get(slot, ()) if hop.owner == owner), None)
+        held = {}
+        if leaving is not None:
+            before = self._coming.take(owner, outside=slot[2])
+            held[owner] = (
+                summed([part for part in [*parts, before] if part is not None], leaving.tokens),
+                leaving.tokens,
+            )
+        self._coming.post(self._routes.home, slot, held, self._dkv)
 
     def leave(self) -> None:
         """After the last round: send on to its owner what has been through all nodes."""
-        self._finish(self._ring.rounds - 1)
+        self._finish(self._routes.circle.rounds - 1)
 
-    def end(self) -> Tensor:
-        """The gradient of this seat's keys and values, once all of it is home."""
-        if self._ring.rounds == 1:
-            self.leave()
-        assert self._home is not None
-        if self._ring.rounds > 1:
-            self._home += _arrived(self._across)
-        return self._home
-
-
-def _arrived(transfer: Transfer | None) -> Tensor:
-    assert transfer is not None
-    return transfer.wait()[0]
+    def end(self) -> None:
+        """Add what comes home."""
+        for outside in (False, True):
+            found = self._coming.take(self._ring.seat, outside=outside)
+            if found is not None:
+                add_at(self._dkv, self._mine, *found)

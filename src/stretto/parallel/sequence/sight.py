@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stretto.spec.reach import Reach, Seats
 from stretto.spec.sequence import Range
 
 
@@ -53,6 +54,13 @@ class Sight:
         if keys[1] - 1 <= queries[0] and keys[0] >= most:
             return Relation.FULL
         return Relation.PARTIAL
+
+    def reach(self, seats: Seats) -> Reach:
+        """Which tokens of the seats see which of others, in any row."""
+        least = self._least
+        if least is None:
+            return Reach.whole(seats)
+        return Reach.of(seats, lambda token: int(least[token]), lambda token: int(least.searchsorted(token, "right")))
 
     def mask(self, queries: Range, keys: Range, device: torch.device) -> Tensor:
         """Bool [B or 1, 1, queries, keys], True where a query sees a key."""
