@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.pairs import RESULTS, command, machine
 from stretto.parallel.mesh import build_mesh
-from stretto.parallel.pipeline.runtime import Runtime
+from stretto.parallel.pipeline.runtime import Runtime, Seat
 from stretto.parallel.pipeline.virtual import virtual_stages
 from stretto.schedule.families import build
 from stretto.schedule.passes.split_backward import split_backward
@@ -58,7 +58,7 @@ def measure(*, split: bool, steps: int) -> dict[str, Any]:
     schedule = split_backward(schedule) if split else schedule
     clock, mesh = Clock(), build_mesh(PlanSpec(), 0)
     stages = virtual_stages(schedule, 0, mesh=mesh, width=WIDTH)
-    runtime = Runtime(stages, schedule, rank=0, channel=None, observer=clock)
+    runtime = Runtime(stages, schedule, Seat(rank=0, observer=clock))
     tokens = torch.ones(1, 1, dtype=torch.int64)
     batch = Batch(tokens=tokens, labels=tokens, positions=tokens, documents=None, samples=tokens[:, 0])
     one, whole = torch.ones(()), []

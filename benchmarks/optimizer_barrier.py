@@ -31,7 +31,7 @@ from stretto.assemble.rank_model import RankModel
 from stretto.parallel.mesh import Mesh, build_mesh
 from stretto.parallel.pipeline.channel import PeerChannel
 from stretto.parallel.pipeline.relay import Relay
-from stretto.parallel.pipeline.runtime import Runtime
+from stretto.parallel.pipeline.runtime import Runtime, Seat
 from stretto.parallel.pipeline.virtual import VirtualDevice, virtual_stages, wait_until, wake_on_time
 from stretto.schedule.families import build
 from stretto.schedule.op import Kind
@@ -87,14 +87,8 @@ def sides_of(schedule: Schedule, mesh: Mesh, seconds: float) -> dict[str, Callab
     found: dict[str, Callable[[int], Any]] = {}
     for side in ("barrier", "free"):
         stages = virtual_stages(lowered, rank, mesh=mesh)
-        runtime = Runtime(
-            stages,
-            lowered,
-            rank=rank,
-            channel=PeerChannel(mesh, CPU, [lowered]),
-            observer=Silent(),
-            device=VirtualDevice(times),
-        )
+        seat = Seat(rank=rank, channel=PeerChannel(mesh, CPU, [lowered]), device=VirtualDevice(times))
+        runtime = Runtime(stages, lowered, seat)
         model = RankModel(
             stack=cast(Any, SimpleNamespace(context=lambda batch, place: None)),
             stages=stages,

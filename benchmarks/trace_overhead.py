@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.pairs import RESULTS, command, machine
 from stretto.parallel.mesh import build_mesh
-from stretto.parallel.pipeline.runtime import Runtime
+from stretto.parallel.pipeline.runtime import Runtime, Seat
 from stretto.parallel.pipeline.virtual import virtual_stages
 from stretto.resilience import OpLog
 from stretto.resilience.recorder import Recorder
@@ -56,7 +56,7 @@ def stepper(width: int, observer: Observer) -> Callable[[int], None]:
     """Plays a step, as the training loop would have it recorded."""
     schedule = split_backward(build("interleaved", ranks=1, microbatches=MICROBATCHES, chunks=STAGES))
     stages = virtual_stages(schedule, 0, mesh=build_mesh(PlanSpec(), 0), width=width)
-    runtime = Runtime(stages, schedule, rank=0, channel=None, observer=observer)
+    runtime = Runtime(stages, schedule, Seat(rank=0, observer=observer))
     tokens = torch.ones(1, 1, dtype=torch.int64)
     batch = Batch(tokens=tokens, labels=tokens, positions=tokens, documents=None, samples=tokens[:, 0])
     one = torch.ones(())

@@ -18,14 +18,14 @@ from torch.distributed.pipelining.schedules import get_schedule_class
 
 from stretto.parallel.mesh import Mesh
 from stretto.parallel.pipeline.channel import PeerChannel
-from stretto.parallel.pipeline.runtime import Runtime
+from stretto.parallel.pipeline.runtime import Runtime, Seat
 from stretto.parallel.pipeline.virtual import WIDTH, VirtualDevice, virtual_stages, wait_until
 from stretto.schedule import placement
 from stretto.schedule.families import build
 from stretto.schedule.op import COMPUTE, Kind, Op
 from stretto.schedule.passes.communication import without_messages
 from stretto.schedule.schedule import Schedule
-from stretto.spec.contract import Batch, Silent
+from stretto.spec.contract import Batch
 
 Step = Callable[[], Any]
 CPU = torch.device("cpu")
@@ -39,14 +39,8 @@ def ours(schedule: Schedule, mesh: Mesh, seconds: float) -> Step:
     """The runtime of training; ``schedule`` is lowered, F, I and W take ``seconds`` each."""
     rank = mesh.index("pp")
     durations = {Kind.F: seconds, Kind.I: seconds, Kind.W: seconds}
-    runtime = Runtime(
-        virtual_stages(schedule, rank, mesh=mesh),
-        schedule,
-        rank=rank,
-        channel=PeerChannel(mesh, CPU, [schedule]),
-        observer=Silent(),
-        device=VirtualDevice(durations),
-    )
+    seat = Seat(rank=rank, channel=PeerChannel(mesh, CPU, [schedule]), device=VirtualDevice(durations))
+    runtime = Runtime(virtual_stages(schedule, rank, mesh=mesh), schedule, seat)
     tokens = torch.ones(1, 1, dtype=torch.int64)
     batch = Batch(tokens=tokens, labels=tokens, positions=tokens, documents=None, samples=tokens[:, 0])
     batches, one = [batch] * schedule.num_microbatches, torch.ones(())

@@ -24,7 +24,7 @@ from stretto.parallel.offload.mover import CudaMover, ThreadMover
 from stretto.parallel.offload.offloader import Offloader
 from stretto.parallel.offload.pool import GRAIN, HostPool
 from stretto.parallel.pipeline.backward import Deferral
-from stretto.parallel.pipeline.runtime import Runtime
+from stretto.parallel.pipeline.runtime import Runtime, Seat
 from stretto.parallel.pipeline.segment import Segment, Value
 from stretto.parallel.pipeline.stage import Stage
 from stretto.parallel.unit import LocalUnit
@@ -36,7 +36,6 @@ from stretto.schedule.schedule import Schedule
 from stretto.schedule.simulate.clock import run
 from stretto.schedule.simulate.costs import Costs
 from stretto.schedule.simulate.memory import peaks_over_time
-from stretto.spec.contract import Silent
 from stretto.spec.sharding import Sharding
 
 WIDTH = 4
@@ -115,7 +114,7 @@ def play(schedule: Schedule, rank: int, *, limit: int | None = None) -> Played:
     held = {stage for voice in range(len(schedule.placement)) for stage in schedule.stages_of(rank, voice)}
     stages = {index: stage_of(index, schedule.num_stages) for index in sorted(held)}
     tally = Tally(stages)
-    runtime = Runtime(stages, lower(schedule), rank=rank, channel=Echo(), observer=Silent(), device=tally)
+    runtime = Runtime(stages, lower(schedule), Seat(rank=rank, channel=Echo(), device=tally))
     if runtime.offloader is not None:
         runtime.offloader.watch, runtime.offloader.pool.limit_bytes = tally, limit
     for _ in range(2):

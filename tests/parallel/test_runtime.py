@@ -14,14 +14,14 @@ from equivalence.plan_run import batches_of
 from parallel.test_segment import segment_of, weights
 from ranks import Ranks
 from stretto.parallel.pipeline import operation
-from stretto.parallel.pipeline.runtime import Runtime
+from stretto.parallel.pipeline.runtime import Runtime, Seat
 from stretto.parallel.pipeline.stage import Stage
 from stretto.parallel.unit import settle_all
 from stretto.schedule.families import build
 from stretto.schedule.op import MESSAGES, Kind, Op
 from stretto.schedule.passes.communication import lower
 from stretto.schedule.schedule import Schedule
-from stretto.spec.contract import Batch, Silent
+from stretto.spec.contract import Batch
 from stretto.spec.errors import UnsupportedError
 from stretto.spec.model import ModelSpec
 from stretto.spec.plan import PlanSpec
@@ -68,7 +68,7 @@ def test_two_stages_on_one_rank_hand_over_without_messages() -> None:
     schedule = lower(build("interleaved", ranks=1, microbatches=3, chunks=2))
     listener = Listener()
     stages = two_stages(ws)
-    runtime = Runtime(stages, schedule, rank=0, channel=None, observer=listener)
+    runtime = Runtime(stages, schedule, Seat(rank=0, observer=listener))
     made: list[int] = []
 
     def context(batch: Batch) -> float:
@@ -105,7 +105,7 @@ def test_an_operation_that_can_t_be_played_is_refused() -> None:
         patch.object(operation, "_MAKERS", played),
         pytest.raises(UnsupportedError, match="has 0O0, which the runtime can't play; it plays F, B, I, W, R, "),
     ):
-        Runtime(stages, schedule, rank=0, channel=None, observer=Silent())
+        Runtime(stages, schedule, Seat(rank=0))
 
 
 def test_a_gradient_can_t_pass_a_frozen_stage() -> None:
@@ -114,7 +114,7 @@ def test_a_gradient_can_t_pass_a_frozen_stage() -> None:
         [order], name="frozen end", num_stages=2, num_microbatches=1, placement=[(0, 0)], frozen=[1]
     )
     with pytest.raises(UnsupportedError, match="trains stage 0, but freezes stage 1 behind it"):
-        Runtime(two_stages(weights(2)), schedule, rank=0, channel=None, observer=Silent())
+        Runtime(two_stages(weights(2)), schedule, Seat(rank=0))
 
 
 def test_a_frozen_first_stage_is_evaluated_and_its_gradient_is_zero() -> None:
@@ -124,7 +124,7 @@ def test_a_frozen_first_stage_is_evaluated_and_its_gradient_is_zero() -> None:
     )
     ws = weights(2)
     stages = two_stages(ws)
-    runtime = Runtime(stages, schedule, rank=0, channel=None, observer=Silent())
+    runtime = Runtime(stages, schedule, Seat(rank=0))
     loss = runtime.step([batch_of(3)], lambda batch: 1.5, lambda: torch.tensor(0.25))
     assert loss is not None and stages[0].num_in_flight == 0
     settle_all(runtime.units)

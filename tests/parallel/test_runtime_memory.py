@@ -10,7 +10,7 @@ from torch import Tensor
 
 from parallel.test_master import mesh_at
 from stretto.parallel.pipeline.channel import Message
-from stretto.parallel.pipeline.runtime import Runtime
+from stretto.parallel.pipeline.runtime import Runtime, Seat
 from stretto.parallel.pipeline.segment import Value
 from stretto.parallel.pipeline.stage import Stage
 from stretto.parallel.pipeline.virtual import virtual_stages
@@ -21,7 +21,7 @@ from stretto.schedule.passes.recompute import recompute
 from stretto.schedule.schedule import Schedule
 from stretto.schedule.simulate.memory import peak_activation
 from stretto.spec import capabilities
-from stretto.spec.contract import Batch, Silent
+from stretto.spec.contract import Batch
 
 TOKENS = torch.ones(1, 1, dtype=torch.int64)
 BATCH = Batch(tokens=TOKENS, labels=TOKENS, positions=TOKENS, documents=None, samples=TOKENS[:, 0])
@@ -66,7 +66,7 @@ class Counter:
 def play(schedule: Schedule, rank: int) -> Counter:
     stages = virtual_stages(schedule, rank, mesh=mesh_at(), width=WIDTH)
     counter = Counter(stages)
-    runtime = Runtime(stages, schedule, rank=rank, channel=Echo(), observer=Silent(), device=counter)
+    runtime = Runtime(stages, schedule, Seat(rank=rank, channel=Echo(), device=counter))
     for _ in range(2):
         loss = runtime.step([BATCH] * schedule.num_microbatches, lambda _: None, lambda: torch.ones(()))
         assert (loss is not None) == any(replica[-1] == rank for replica in schedule.placement)
@@ -111,6 +111,6 @@ def test_recomputed_stages_keep_their_input_alone() -> None:
             if op.kind.name == "F":
                 graphs.append(any(isinstance(t, Tensor) and t.requires_grad for t in stages[0].kept_tensors()))
 
-    runtime = Runtime(stages, schedule, rank=0, channel=Echo(), observer=Silent(), device=Graphs(stages))
+    runtime = Runtime(stages, schedule, Seat(rank=0, channel=Echo(), device=Graphs(stages)))
     runtime.step([BATCH] * 4, lambda _: None, lambda: torch.ones(()))
     assert "R" in {op.kind.name for op in schedule.ops(0)} and graphs == [False] * 4

@@ -11,7 +11,7 @@ from parallel.test_master import mesh_at
 from ranks import Ranks
 from stretto.parallel.mesh import build_mesh
 from stretto.parallel.pipeline.channel import Message, PeerChannel
-from stretto.parallel.pipeline.runtime import Runtime
+from stretto.parallel.pipeline.runtime import Runtime, Seat
 from stretto.parallel.pipeline.segment import Value
 from stretto.parallel.pipeline.virtual import VirtualDevice, virtual_stages, wake_on_time
 from stretto.schedule.families import build
@@ -19,7 +19,7 @@ from stretto.schedule.op import Kind, Op
 from stretto.schedule.passes.communication import lower
 from stretto.schedule.simulate import simulate
 from stretto.schedule.simulate.costs import Costs
-from stretto.spec.contract import Batch, Silent
+from stretto.spec.contract import Batch
 from stretto.spec.plan import PlanSpec
 
 TOKENS = torch.ones(1, 1, dtype=torch.int64)
@@ -69,7 +69,7 @@ class Recorder:
 def test_messages_are_tended_while_the_device_computes() -> None:
     schedule, recorder = lower(build("zb-h1", ranks=2, microbatches=1)), Recorder()
     stages = virtual_stages(schedule, 0, mesh=mesh_at())
-    runtime = Runtime(stages, schedule, rank=0, channel=recorder, observer=Silent(), device=recorder)
+    runtime = Runtime(stages, schedule, Seat(rank=0, channel=recorder, device=recorder))
     runtime.step([BATCH], lambda _: None, lambda: torch.ones(()))
     assert recorder.calls == [
         *["step", "begin 0F0", "tend", "end 0F0", "send F0", "receive B0"],
@@ -83,10 +83,11 @@ def play_on_rank(rank: int, world: int, name: str) -> float:
     runtime = Runtime(
         virtual_stages(schedule, rank, mesh=mesh),
         schedule,
-        rank=rank,
-        channel=PeerChannel(mesh, torch.device("cpu"), [schedule]),
-        observer=Silent(),
-        device=VirtualDevice(dict.fromkeys(SECONDS, 0.02)),
+        Seat(
+            rank=rank,
+            channel=PeerChannel(mesh, torch.device("cpu"), [schedule]),
+            device=VirtualDevice(dict.fromkeys(SECONDS, 0.02)),
+        ),
     )
     taken = []
     for _ in range(3):

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from stretto.parallel.pipeline.runtime import Runtime
+from stretto.parallel.pipeline.runtime import Runtime, Seat
 from stretto.parallel.pipeline.stage import Stage
 from stretto.schedule.schedule import Schedule
 from stretto.spec.contract import Batch
@@ -26,14 +26,14 @@ class Elastic(Runtime):
     Args:
         stages: see Runtime.
         schedule: the one of the usual number.
+        seat: see Runtime.
         run: what schedules of other numbers are made for.
-        named: the rest of Runtime's arguments.
     """
 
-    def __init__(self, stages: Mapping[int, Stage], schedule: Schedule, *, run: RunSpec, **named: Any) -> None:
-        super().__init__(stages, schedule, **named)
+    def __init__(self, stages: Mapping[int, Stage], schedule: Schedule, seat: Seat, *, run: RunSpec) -> None:
+        super().__init__(stages, schedule, seat)
         self._usual, self._run, self._forward_only = schedule.num_microbatches, run, schedule.forward_only
-        self._make: Callable[[Schedule], Runtime] = lambda other: Runtime(stages, other, **named)
+        self._make: Callable[[Schedule], Runtime] = lambda other: Runtime(stages, other, seat)
         self._others: dict[int, Runtime] = {}
 
     def step(

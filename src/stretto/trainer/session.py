@@ -16,7 +16,7 @@ from stretto.assemble.rank_model import Assembler, Precision, RankModel, Reader
 from stretto.parallel.mesh import Mesh, build_mesh
 from stretto.parallel.pipeline.channel import Channel, PeerChannel
 from stretto.parallel.pipeline.relay import Relay
-from stretto.parallel.pipeline.runtime import Runtime
+from stretto.parallel.pipeline.runtime import Runtime, Seat
 from stretto.parallel.pipeline.vocabulary.passes import Vocabulary
 from stretto.resilience.recorder import Recorder
 from stretto.schedule.op import Kind
@@ -122,7 +122,8 @@ class Session:
             delay = max(delays(training, pp))
             delayed = DelayedWeights(model, optimizer, method=run.plan.asynchronous, delay=delay)
         make = partial(Elastic, run=run) if run.plan.context_groups == "dynamic" else Runtime
-        play = partial(make, model.stages, rank=pp, channel=channel, observer=observer, vocabulary=vocabulary)
+        seat = Seat(rank=pp, channel=channel, observer=observer, vocabulary=vocabulary)
+        play = partial(make, model.stages, seat=seat)
         runtime = play(training)
         limit_host_memory(runtime, run)
         spare(model.stages, training, trained, rows=model.shard is not None and model.shard.table.trains)

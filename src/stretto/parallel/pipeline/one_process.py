@@ -21,7 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from stretto.parallel.pipeline.channel import Message
-from stretto.parallel.pipeline.runtime import Runtime
+from stretto.parallel.pipeline.runtime import Runtime, Seat
 from stretto.parallel.pipeline.segment import Value, tensors_of
 from stretto.parallel.pipeline.simulated import Operand, SimulatedClock, SimulatedDevice
 from stretto.parallel.pipeline.stage import Stage
@@ -162,10 +162,12 @@ class OneProcess:
             Runtime(
                 stages[rank],
                 schedule,
-                rank=rank,
-                channel=MemoryChannel(self._office, rank, clock),
-                observer=clock,
-                device=SimulatedDevice(clock),
+                Seat(
+                    rank=rank,
+                    channel=MemoryChannel(self._office, rank, clock),
+                    observer=clock,
+                    device=SimulatedDevice(clock),
+                ),
             )
             for rank, clock in enumerate(self.clocks)
         ]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import takewhile
 from typing import Any
@@ -31,7 +31,7 @@ from stretto.parallel.unit import Unit
 from stretto.schedule.op import COMPUTE, Kind, Op
 from stretto.schedule.schedule import Schedule
 from stretto.schedule.warm_up import warm_up
-from stretto.spec.contract import Batch, Observer
+from stretto.spec.contract import Batch, Observer, Silent
 
 Played = tuple[str, int | None, Action, Op | None]
 """Name of an operation, whom it waits for, what it does, and itself where it computes."""
@@ -51,35 +51,37 @@ class Unconfirmed:
     """Gives gathered parameters back."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seat:
+    """A rank's place in its pipeline, whatever schedule it plays there."""
+
+    rank: int
+    """Position along pp."""
+    channel: Channel | None = None
+    """Carries its messages; None where its schedules have none."""
+    observer: Observer = field(default_factory=Silent)
+    """Hears every operation."""
+    device: Device = field(default_factory=Present)
+    """What it computes on; the default: what the tensors lie on."""
+    vocabulary: Vocabulary | None = None
+    """Its shard, for schedules that have S; it isn't asked for elsewhere."""
+
+
 class Runtime:
     """Plays one rank's part of a schedule.
 
     Args:
         stages: this rank's stages by number.
         schedule: lowered (with messages).
-        rank: this rank's position along pp.
-        channel: carries its messages; None where the schedule has none.
-        observer: hears every operation.
-        device: what it computes on; None: what the tensors lie on.
-        vocabulary: this rank's shard, for a schedule that has S; it isn't asked for elsewhere.
+        seat: where it plays.
 
     Raises:
         UnsupportedError: for a schedule with operations that can't be played yet.
     """
 
-    def __init__(
-        self,
-        stages: Mapping[int, Stage],
-        schedule: Schedule,
-        *,
-        rank: int,
-        channel: Channel | None,
-        observer: Observer,
-        device: Device | None = None,
-        vocabulary: Vocabulary | None = None,
-    ) -> None:
-        self._stages, self._channel, self._observer = stages, channel, observer
-        self._device = device or Present()
+    def __init__(self, stages: Mapping[int, Stage], schedule: Schedule, seat: Seat) -> None:
+        rank, channel, vocabulary = seat.rank, seat.channel, seat.vocabulary
+        self._stages, self._channel, self._observer, self._device = stages, channel, seat.observer, seat.device
         ops = schedule.ops(rank)
         scored = vocabulary is not None and any(op.kind is Kind.S for op in ops)
         self.vocabulary = Passes(vocabulary, schedule, rank) if vocabulary is not None and scored else None
