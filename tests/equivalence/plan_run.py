@@ -36,7 +36,9 @@ def train_on_rank(rank: int, world: int, run: RunSpec, steps: int, documents: bo
     for step in range(1, steps + 1):
         batches = batches_of(run, step, session.mesh.dp_index, documents=documents)
         masters = session.model.masters
-        result = session.train_step(step, batches)
+        fills = session.filling is not None and step < steps
+        ahead = batches_of(run, step + 1, session.mesh.dp_index, documents=documents) if fills else []
+        result = session.train_step(step, batches, ahead=ahead)
         assert result.updated
         factor = min(1.0, run.training.clip_norm / result.grad_norm) if run.training.clip_norm else 1.0
         gradients = [

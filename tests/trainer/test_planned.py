@@ -38,7 +38,7 @@ WRONG: list[tuple[list[str], str]] = [
     (['plan.passes=["sharding", "sharding"]'], "'sharding': 1f1b has .* already"),
     (['plan.passes=["freeze:stages=0"]'], r"no backward in the stages \[0\], but they have parameters that train"),
     (["plan.schedule=chimera", 'plan.passes=["sharding"]'], r"has REDUCE_GRAD already; .* eager_sync=false"),
-    (['plan.passes=["fill-bubbles"]'], "frozen stages besides the model's 2"),
+    (['plan.passes=["fill-bubbles"]'], "doesn't freeze the embedding, with which the front begins"),
     (["plan.memory_limit=1"], "above the memory limit of 1"),
     (["plan.memory_limit=0.5", 'plan.passes=["split-backward"]'], r"above plan.memory_limit = 0.5; raise it"),
     (["plan.memory_limit=0.1", "plan.offload=true"], r"with plan.passes = \['offload'\] keeps"),

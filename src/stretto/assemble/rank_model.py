@@ -103,10 +103,16 @@ class RankModel:
 
 
 class Assembler:
-    """Builds a RankModel; one use."""
+    """Builds a RankModel; one use.
 
-    def __init__(self, stack: Stack, plan: PlanSpec, mesh: Mesh, *, precision: Precision, seed: int) -> None:
-        self._stack, self._plan, self._mesh = stack, plan, mesh
+    ``front``: layers that are computed ahead, in stages of their own (spec/front.py); None: the embedding is in the
+    first stage.
+    """
+
+    def __init__(
+        self, stack: Stack, plan: PlanSpec, mesh: Mesh, *, precision: Precision, seed: int, front: int | None = None
+    ) -> None:
+        self._stack, self._plan, self._mesh, self._front = stack, plan, mesh, front
         self._precision, self._seed = precision, seed
         self._queue = ReduceQueue()
         self._shared: dict[str, nn.Parameter] = {}
@@ -143,7 +149,7 @@ class Assembler:
                 "and shapes fit none); use pp, dp_replicate or dp_shard, or give tensor_rules."
             )
         _move_buffers(cast(nn.Module, self._stack), device)
-        plans = parts_of_stages(layers)
+        plans = parts_of_stages(layers, front=self._front)
         shard = None
         if vocabulary:
             make = partial(self._parameter, device=device, reader=reader)

@@ -25,21 +25,29 @@ class StageParts:
     """``inputs``, ``blocks.<i>``, ``outputs``."""
 
 
-def parts_of_stages(layers: Sequence[int]) -> list[StageParts]:
+def parts_of_stages(layers: Sequence[int], *, front: int | None = None) -> list[StageParts]:
     """Parts of every stage, given the number of layers of each.
+
+    ``front``: layers that are computed ahead with the embedding, in frozen stages of their own that are numbered
+    behind the others (spec/front.py).
 
     >>> [s.parts for s in parts_of_stages([1, 2])]
     [('inputs', 'blocks.0'), ('blocks.1', 'blocks.2', 'outputs')]
+    >>> [s.parts for s in parts_of_stages([1, 1], front=2)]
+    [('blocks.2',), ('blocks.3', 'outputs'), ('inputs', 'blocks.0'), ('blocks.1',)]
     """
-    stages, at = [], 0
+    stages, at = [], front or 0
     for index, count in enumerate(layers):
         parts = [f"blocks.{i}" for i in range(at, at + count)]
         at += count
-        if index == 0:
+        if index == 0 and front is None:
             parts.insert(0, "inputs")
         if index == len(layers) - 1:
             parts.append("outputs")
         stages.append(StageParts(index=index, parts=tuple(parts)))
+    if front is not None:
+        ahead = [("inputs", *(["blocks.0"] if front else [])), *((f"blocks.{i}",) for i in range(1, front))]
+        stages += [StageParts(index=len(layers) + number, parts=parts) for number, parts in enumerate(ahead)]
     return stages
 
 

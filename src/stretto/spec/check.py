@@ -16,6 +16,7 @@ from stretto.spec.check_context import check_context
 from stretto.spec.check_values import check_data, check_model, check_settings, check_training, one_of
 from stretto.spec.errors import ConfigError, UnsupportedError
 from stretto.spec.plan import PlanSpec
+from stretto.spec.front import check_front, front_layers
 from stretto.spec.run import RunSpec
 from stretto.spec.stages import check_stages, stages_of
 from stretto.spec.written import read_named
@@ -38,8 +39,10 @@ def check(run: RunSpec, *, world_size: int | None = None, data: bool = True) -> 
     check_asynchronous(run)
     if run.model.family != "foreign":  # a foreign model's sizes are known once its module is loaded
         _positions(run)
+    check_front(run)
         _tensor_parallel(run)
-        check_stages(run.plan, run.model.num_layers)
+        front = front_layers(run)
+        check_stages(run.plan, run.model.num_layers - front, front=front)
     elif run.training.sequence_length % run.plan.tp:
         raise ConfigError(_sequence_error(run, _divisors(run.training.sequence_length)))
     check_context(run)

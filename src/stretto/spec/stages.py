@@ -3,6 +3,8 @@
 8 layers, pp=3          stage 0 │ stage 1 │ stage 2
 plan.stages = None        3     │    3    │   2        even, the rest to the middle, the last lightest
 plan.stages = [2, 4, 2]   2     │    4    │   2        as written
+
+Layers of a frozen front (front.py) are no part of them.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from stretto.spec.errors import ConfigError
+from stretto.spec.front import front_layers
 from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSpec
 
@@ -34,16 +37,17 @@ def stages_of(run: RunSpec) -> tuple[int, ...]:
     """Layers of each stage in order: ``plan.stages``, or the balanced split where that is None."""
     if run.plan.stages is not None:
         return run.plan.stages
-    return balanced(run.model.num_layers, run.plan.num_stages)
+    return balanced(run.model.num_layers - front_layers(run), run.plan.num_stages)
 
 
-def check_stages(plan: PlanSpec, num_layers: int) -> None:
-    """ConfigError where the stages of ``plan`` aren't a partition of ``num_layers`` layers."""
+def check_stages(plan: PlanSpec, num_layers: int, *, front: int = 0) -> None:
+    """ConfigError where the stages of ``plan`` aren't a partition of ``num_layers`` layers behind ``front`` more."""
     held = f"plan.pp={plan.pp}" + (f" x plan.chunks={plan.chunks}" if plan.chunks > 1 else "")
+    behind = f" behind the {front} that are computed ahead" if front else ""
     if plan.num_stages > num_layers:
         raise ConfigError(
-            f"{held} makes {plan.num_stages} pipeline stages, but the model has {num_layers} layers and each stage "
-            f"needs one; take at most {num_layers} stages."
+            f"{held} makes {plan.num_stages} pipeline stages, but the model has {num_layers} layers{behind} and each "
+            f"stage needs one; take at most {num_layers} stages."
         )
     if plan.stages is None:
         return
@@ -60,6 +64,6 @@ def check_stages(plan: PlanSpec, num_layers: int) -> None:
         )
     if sum(written) != num_layers:
         raise ConfigError(
-            f"plan.stages = {written} holds {sum(written)} layers, but the model has {num_layers}; "
+            f"plan.stages = {written} holds {sum(written)} layers, but the model has {num_layers}{behind}; "
             f"the numbers must sum to {num_layers}, for example {good}."
         )

@@ -20,6 +20,7 @@ from stretto.parallel.pipeline.stage import Stage
 from stretto.schedule.schedule import Schedule
 from stretto.spec.contract import Stack
 from stretto.spec.errors import ConfigError, nearest
+from stretto.spec.front import fills, front_layers
 from stretto.spec.run import RunSpec
 from stretto.spec.stages import stages_of
 
@@ -58,7 +59,9 @@ def trained_parts(stack: Stack) -> set[str]:
 def frozen_stages(run: RunSpec, stack: Stack) -> tuple[int, ...]:
     """The first stages, as far as none of their parameters trains."""
     trained = trained_parts(stack)
-    first = next(s.index for s in parts_of_stages(stages_of(run)) if not trained.isdisjoint(s.parts))
+    front = front_layers(run) if fills(run.plan) else None
+    stages = parts_of_stages(stages_of(run), front=front)
+    first = next(s.index for s in stages if not trained.isdisjoint(s.parts))
     return tuple(range(first))
 
 

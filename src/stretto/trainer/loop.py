@@ -106,6 +106,7 @@ class Loop:
         self._train = self._loader("train")
         self._held_out = self._loader("validation") if run.training.eval_every else None
         self._tokens_seen = 0
+        self._early: dict[int, list[Any]] = {}  # micro-batches that were read before their step
         self._done = 0
         self._saved = 0
         self._memory: int | None = None
@@ -184,20 +185,20 @@ class Loop:
         start = time.perf_counter()
         self._observer.step = step
         with during(self._observer, "DATA"):
-            batches = self._batches(self._train, step)
+            batches, ahead = self._now_and_next(step)
         stop = self._hooks.should_stop()
         if self._memory is None:
             meter = ActivationMeter(self._session)
             with meter.watch():
-                results = self._session.advance(step, batches, stop=stop)
+                results = self._session.advance(step, batches, stop=stop, ahead=ahead)
             unbarred = self._session.unbarred
             passing = passing_bytes(self._session) + (0 if unbarred is None else unbarred.num_bytes)
             self._memory = self._largest(persistent_bytes(self._session) + passing + meter.peak_bytes)
             taken = host_bytes(self._session)
             self._host = None if taken is None else self._maximum(taken)
         else:
-            results = self._session.advance(step, batches, stop=stop)
-        if self._recorder is not None:
+            results = self._session.advance(step, batches, stop=stop, ahead=ahead)
+        if self._recorder is not None and self._session.played_as_scheduled:
             self._recorder.finish_step()
         self._seconds[step] = time.perf_counter() - start
         self._finish(results)
@@ -228,6 +229,14 @@ class Loop:
         batches = loader.step(step)
         device = self._session.device
         return batches if device.type == "cpu" else [to_device(batch, device) for batch in batches]
+    def _now_and_next(self, step: int) -> tuple[list[Any], list[Any]]:
+        """The micro-batches of a step, and where part of the next one is computed in it, those of that one."""
+        batches = self._early.pop(step, None) or self._batches(self._train, step)
+        if self._session.filling is None or step >= self._run.training.steps:
+            return batches, []
+        self._early = {step + 1: self._batches(self._train, step + 1)}
+        return batches, self._early[step + 1]
+
 
     def _record(self, step: int, result: StepResult, seconds: float) -> dict[str, Any]:
         run = self._run

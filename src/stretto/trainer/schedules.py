@@ -10,11 +10,13 @@ from stretto.schedule.document import from_json, save, to_json
 from stretto.schedule.op import Kind, Op
 from stretto.schedule.passes.asynchronous import asynchronous
 from stretto.schedule.passes.communication import lower
+from stretto.schedule.passes.hand_over import evaluated
 from stretto.schedule.schedule import Schedule
 from stretto.schedule.validate import validate
 from stretto.spec.errors import ConfigError, ScheduleError, UnsupportedError
 from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSpec
+from stretto.trainer.ahead import front_of
 from stretto.trainer.planned import planned
 
 
@@ -30,7 +32,7 @@ def schedules_of(run: RunSpec) -> tuple[Schedule, Schedule]:
         _check_vocabulary(run.plan)
     try:
         training = found if run.plan.asynchronous == "none" else asynchronous(found)
-        return lowered_and_valid(training), lowered_and_valid(forward_of(found))
+        return lowered_and_valid(training), lowered_and_valid(evaluation_of(run, found))
     except ScheduleError as error:
         raise ConfigError(f"The schedule of the plan can't be played: {error}") from error
 
@@ -93,6 +95,12 @@ def lowered_and_valid(schedule: Schedule) -> Schedule:
 
 def _apart(order: Iterable[Op]) -> list[Op]:
     return [replace(op, joined=False) for op in order]
+
+
+def evaluation_of(run: RunSpec, schedule: Schedule) -> Schedule:
+    """The forwards that evaluate what the run's schedule trains."""
+    front = front_of(run)
+    return forward_of(schedule) if front is None else evaluated(schedule, front)
 
 
 def forward_of(schedule: Schedule) -> Schedule:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ from stretto.parallel.unit import settle_all
 from stretto.spec.contract import IGNORE, Batch, Observer
 from stretto.spec.training import TrainingSpec
 from stretto.trainer.rate import learning_rate
+
+if TYPE_CHECKING:
+    from stretto.trainer.filling import Filling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +72,7 @@ class TrainStep:
     def __init__(
         self,
         model: RankModel,
-        runtime: Runtime,
+        runtime: Runtime | Filling,
         optimizer: torch.optim.Optimizer,
         *,
         training: TrainingSpec,

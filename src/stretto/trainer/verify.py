@@ -22,6 +22,7 @@ import torch
 
 from stretto.spec.check import check
 from stretto.spec.errors import UnsupportedError
+from stretto.spec.front import fills
 from stretto.spec.run import RunSpec
 from stretto.trainer.planned import skips
 from stretto.trainer.schedules import schedules_of
@@ -143,7 +144,7 @@ def _check_comparable(run: RunSpec) -> None:
             'plan.context_groups = "dynamic": verify compares rows, and places of documents differ from step to step; '
             'verify the plan with plan.context_groups = "static".'
         )
-    if skips(schedules_of(run)[0]):
+    if skips(schedules_of(run)[0]) and not fills(run.plan):
         raise UnsupportedError(
             "The schedule leaves out layers for some micro-batches or reorders them, so it is meant to differ from one "
             "plain rank, which is all that verify compares with; verify another plan.schedule."

@@ -94,8 +94,8 @@ def patches(pieces: Iterable[Piece]) -> list[Patch]:
 class Outputs:
     """Records what each segment of a rank gives in the forward pass of one step."""
 
-    def __init__(self, segments: Sequence[Segment], mesh: Mesh) -> None:
-        self._mesh = mesh
+    def __init__(self, segments: Sequence[Segment], mesh: Mesh, *, rows: int) -> None:
+        self._mesh, self._rows = mesh, rows
         self._found: dict[tuple[str, int], list[Patch]] = {}
         self.first_sample = 0
         self.modules: ModuleWatch | None = None
@@ -104,15 +104,16 @@ class Outputs:
 
     def _watched(self, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
         def call(x: Any, context: Any, batch: Batch) -> Any:
-            row = int(batch.samples[0]) - self.first_sample
+            sample = int(batch.samples[0])
+            row = (sample - self.first_sample) % self._rows  # a frozen front runs for rows of the next step
             if self.modules is not None:
                 self.modules.row = row
             y = run(x, context, batch)
             if name == "outputs" and tensors_of(y)[0].ndim:
                 return y  # the head is elsewhere, and gives the loss (``losses_of``)
             # A segment that is recomputed runs again in the backward pass; the first time counts.
-            if (name, row) not in self._found:
-                self._found[name, row] = self._patches(name, row, tensors_of(y)[0].detach(), batch)
+            if (name, sample) not in self._found:
+                self._found[name, sample] = self._patches(name, row, tensors_of(y)[0].detach(), batch)
             return y
 
         return call
@@ -127,9 +128,10 @@ class Outputs:
         ]
 
     def take(self) -> list[Patch]:
-        """What was recorded since the last time."""
-        found, self._found = list(self._found.values()), {}
-        return [patch for patches in found for patch in patches]
+        """What was recorded of this step since the last time; what was of the next stays."""
+        over, found = self.first_sample + self._rows, self._found
+        self._found = {key: patches for key, patches in found.items() if key[1] >= over}
+        return [patch for (_, sample), patches in found.items() if sample < over for patch in patches]
 
 
 def train_on_rank(
@@ -147,22 +149,27 @@ def train_on_rank(
         session = Session.start(run, rank, device=torch.device("cpu"), observer=recorder, stack=stack)
         recorder.session = session
         stages = session.model.stages.values()
-        outputs = Outputs([segment for stage in stages for segment in stage.segments], session.mesh)
+        segments = [segment for stage in stages for segment in stage.segments]
+        outputs = Outputs(segments, session.mesh, rows=run.training.global_batch_size)
         found = []
         for step in range(1, steps + 1):
             if step == steps and inside is not None:
                 outputs.modules = ModuleWatch(stack, inside)
-            found.append(record_step(session, step, outputs, recorder))
+            # The step whose modules are watched computes a frozen front itself, not the one before it.
+            ahead = step + (inside is not None) < steps
+            found.append(record_step(session, step, outputs, recorder, ahead=ahead))
     return found
 
 
-def record_step(session: Session, step: int, outputs: Outputs, recorder: Recorder) -> RankStep:
-    """Run one step and collect what was recorded."""
+def record_step(session: Session, step: int, outputs: Outputs, recorder: Recorder, *, ahead: bool) -> RankStep:
+    """Run one step and collect what was recorded; ``ahead``: part of the next one may be computed in it."""
     run = session.run
     outputs.first_sample = (step - 1) * run.training.global_batch_size
     recorder.gradients = []
     batches = micro_batches(run, step, session.mesh.dp_index)
-    result = session.train_step(step, batches)
+    fills = session.filling is not None and ahead
+    following = micro_batches(run, step + 1, session.mesh.dp_index) if fills else []
+    result = session.train_step(step, batches, ahead=following)
     return RankStep(
         loss=result.loss,
         grad_norm=result.grad_norm,

@@ -19,6 +19,7 @@ from typing import Any
 
 from stretto.spec.check import check
 from stretto.spec.cluster import ClusterSpec
+from stretto.spec.front import FILL, fills, front_layers, wholly_frozen
 from stretto.spec.model import ModelSpec
 from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSpec
@@ -35,6 +36,8 @@ LEARNING_RATE = 0.01
 """Of the shrunk run: large enough that each step's weights differ visibly from the last's."""
 SEARCH_SECONDS = 1
 """What the search for the shrunk run's schedule may take, where the plan asks for one."""
+AHEAD = 2
+"""Layers of a frozen front that is computed a step ahead, at most."""
 VOCABULARY = 61
 """Prime, so that no tp degree divides it."""
 LENGTH = 16
@@ -85,6 +88,10 @@ def shrink(run: RunSpec) -> Shrunk:
     plan = replace(plan, stages=stages, micro_batch_size=min(plan.micro_batch_size, 2))
     training = shrink_training(run, plan)
     model = run.model if foreign else shrink_model(run, plan, training)
+    if fills(plan):
+        ahead = min(front_layers(run), AHEAD)
+        model, plan = replace(model, num_layers=model.num_layers + ahead), _timed_by_default(plan)
+        training = replace(training, freeze=_frozen_front(training.freeze, front_layers(run), ahead))
     if training.freeze:
         training = replace(training, freeze=_frozen_still(model, training.freeze))
     small = replace(
@@ -205,6 +212,18 @@ def _frozen_still(model: ModelSpec, patterns: tuple[str, ...]) -> tuple[str, ...
     names = [name for name, _ in stack.named_parameters()]
     fewer = tuple(pattern for pattern in patterns if any(matches(name, (pattern,)) for name in names))
     return fewer if not all(matches(name, fewer) for name in names) else ()
+
+
+def _frozen_front(patterns: tuple[str, ...], front: int, ahead: int) -> tuple[str, ...]:
+    """Patterns that freeze ``ahead`` layers in front instead of ``front``, and the same of the rest."""
+    there = ("inputs", *(f"blocks.{i}" for i in range(front)))
+    rest = (pattern for pattern in patterns if not any(wholly_frozen(part, (pattern,)) for part in there))
+    return ("inputs.*", *(f"blocks.{i}.*" for i in range(ahead)), *rest)
+
+
+def _timed_by_default(plan: PlanSpec) -> PlanSpec:
+    """The plan, whose bubbles are filled by the default times: those of another number of layers don't fit."""
+    return replace(plan, passes=tuple(FILL if text.startswith(f"{FILL}:") else text for text in plan.passes))
 
 
 def layers_of(run: RunSpec) -> tuple[int, ...]:

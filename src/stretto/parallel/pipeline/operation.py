@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from stretto.parallel.pipeline.channel import Channel, Message
 from stretto.parallel.pipeline.delivery import arrivals
+from stretto.parallel.pipeline.landing import Land, Landing, Taking
 from stretto.parallel.pipeline.offloading import Beside, Load, NotingForward, Offload, offloader_of
 from stretto.parallel.pipeline.play import END_B, END_F, Play, Slot
 from stretto.parallel.pipeline.segment import Value
@@ -156,6 +157,7 @@ class Actions:
     ) -> None:
         self._schedule, self._rank, self._stages, self._channel = schedule, rank, stages, channel
         self._vocabulary = vocabulary
+        self._landing = next((stage for stage in stages.values() if isinstance(stage, Landing)), None)
         _check_frozen(schedule)
         present = [(op.kind, op.stage, op.microbatch) for op in schedule.ops(rank)]
         self._split = {(stage, m) for kind, stage, m in present if kind is Kind.I}
@@ -202,6 +204,8 @@ class Actions:
     def _forward(self, op: Op) -> Action:
         schedule, stage, key = self._schedule, self._stages[op.stage], (op.stage, op.microbatch)
         run: Callable[[int, Value, object, object], Value]
+        if isinstance(stage, Landing):
+            return Land(stage, op.microbatch, ("F", *key))
         if not schedule.has_backward(op.stage):
             run = _evaluating(stage)
         elif key in self._recomputed:
@@ -211,6 +215,8 @@ class Actions:
         else:
             run = _splitting(stage) if key in self._split else stage.forward
         first = schedule.previous_stage(*key) is None
+        if first and op.stage == 0 and self._landing is not None:
+            run = Taking(self._landing, run)
         return Forward(
             run=run,
             microbatch=op.microbatch,

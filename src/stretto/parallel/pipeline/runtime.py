@@ -23,6 +23,7 @@ from torch import Tensor
 
 from stretto.parallel.pipeline.channel import Channel, Message
 from stretto.parallel.pipeline.device import Device, Present
+from stretto.parallel.pipeline.landing import Landing
 from stretto.parallel.pipeline.operation import Action, Actions
 from stretto.parallel.pipeline.play import Play
 from stretto.parallel.pipeline.stage import Stage
@@ -94,7 +95,10 @@ class Runtime:
         ]
         self._receives = [actions.message(op) for op in ops if op.kind in (Kind.RECV_F, Kind.RECV_B)]
         self._schedule, self._rank, self._actions = schedule, rank, actions
-        self._uses = Counter(op.microbatch for op in ops if op.kind in (Kind.F, Kind.B, Kind.I, Kind.R))
+        kept = {number for number, stage in stages.items() if isinstance(stage, Landing)}  # which asks for no context
+        self._uses = Counter(
+            op.microbatch for op in ops if op.kind in (Kind.F, Kind.B, Kind.I, Kind.R) and op.stage not in kept
+        )
         told = {op.stage for op in ops if op.kind is Kind.REDUCE_GRAD}
         self._told = {id(unit) for index in told for unit in stages[index].units}
         first = takewhile(lambda op: op.kind is not Kind.OPT, ops)
