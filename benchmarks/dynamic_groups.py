@@ -43,7 +43,8 @@ from stretto.data.packing import best_fit
 from stretto.parallel.pipeline.virtual import wait_until, wake_on_time
 from stretto.parallel.sequence.groups import GroupedAttend
 from stretto.parallel.sequence.opening import ContextAttend
-from stretto.planner.document_groups import Costs, Placement, assign
+from stretto.planner.document_costs import Costs
+from stretto.planner.document_groups import Placement, assign
 from stretto.planner.flops import parameters
 from stretto.spec.contract import SequencePart
 from stretto.spec.presets_cluster import CLUSTERS

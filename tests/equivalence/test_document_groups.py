@@ -20,11 +20,14 @@ from equivalence.reference import (
 )
 from ranks import Ranks
 from stretto.spec.check import check
+from stretto.spec.cluster import ClusterSpec
 from stretto.spec.contract import Batch
 from stretto.spec.model import ModelSpec
 from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSettings, RunSpec
 from stretto.spec.training import TrainingSpec
+from stretto.trainer.host_memory import host_bytes
+from stretto.trainer.memory import ActivationMeter
 from stretto.trainer.session import Session
 
 STEPS = 2
@@ -46,15 +49,27 @@ CASES: list[tuple[int | None, dict[str, Any]]] = [
     (None, {"dp_replicate": 2, "dp_shard": 2, "zero": 2, "context_tokens": 7, "recompute": "full"}),
     (None, {"cp": 4, "dp_shard": 2, "context_tokens": 4}),
     (None, {"cp": 3, "context_layout": "contiguous", "context": "all-gather", "recompute": "selective"}),
+    (None, {"cp": 2, "tp": 2, "dp_shard": 2, "zero": 2, "context_tokens": 7, "offload": True}),
+    (5, {"cp": 2, "offload": True, "context_tokens": 12, "recompute": "full"}),
+    (None, {"pp": 2, "cp": 2, "tp": 2, "context_tokens": 12}),
+    (5, {"pp": 2, "dp_shard": 2, "cp": 2, "zero": 3, "context_tokens": 9, "schedule": "gpipe"}),
 ]
 
 
-def run_of(window: int | None, plan: dict[str, Any]) -> RunSpec:
+def run_of(window: int | None, plan: dict[str, Any], *, layers: int | None = None) -> RunSpec:
     training = TrainingSpec(
-        steps=10, global_batch_size=4, sequence_length=23, dtype="float64", learning_rate=0.01, clip_norm=0.5
+        steps=10,
+        global_batch_size=4,
+        sequence_length=23 + (plan.get("tp", 1) > 1),
+        dtype="float64",
+        learning_rate=0.01,
+        clip_norm=0.5,
     )
-    model = replace(MODEL, sliding_window=window, tied_embeddings=window is not None)
-    return RunSpec(run=RunSettings(seed=7), model=model, plan=PlanSpec(**plan), training=training)
+    layers = layers or (5 if plan.get("offload") else MODEL.num_layers)
+    model = replace(MODEL, sliding_window=window, tied_embeddings=window is not None, num_layers=layers)
+    # So slow a device that it hides copies to the host.
+    cluster = ClusterSpec(peak_flops_float32=1e5)
+    return RunSpec(run=RunSettings(seed=7), model=model, cluster=cluster, plan=PlanSpec(**plan), training=training)
 
 
 def rows_at(run: RunSpec, step: int) -> list[Batch]:
@@ -65,7 +80,7 @@ def rows_at(run: RunSpec, step: int) -> list[Batch]:
 
 def train_on_rank(rank: int, world: int, run: RunSpec, steps: int) -> dict[str, Any]:
     session = Session.start(run, rank)
-    found: dict[str, Any] = {"losses": [], "norms": [], "tokens": [], "gradients": [], "groups": set()}
+    found: dict[str, Any] = {"losses": [], "norms": [], "tokens": [], "gradients": [], "groups": set(), "away": set()}
     found["evaluated"] = session.evaluate(rows_at(run, 1))
     for step in range(1, steps + 1):
         rows = rows_at(run, step)
@@ -73,6 +88,7 @@ def train_on_rank(rank: int, world: int, run: RunSpec, steps: int) -> dict[str, 
         for batch in session.model.documents(rows):
             assert batch.part is not None
             found["groups"] |= {len(section.shares) for section in batch.part.sections}
+            found["away"].add(batch.part.away)
         result = session.train_step(step, rows)
         factor = min(1.0, run.training.clip_norm / result.grad_norm)
         masters = [m for m in session.model.masters if m.tensor.grad is not None]
@@ -89,7 +105,7 @@ def test_placed_documents_equal_one_rank(ranks: Ranks, case: tuple[int | None, d
     window, plan = case
     run = run_of(window, {**plan, "context_groups": "dynamic"})
     check(run, data=False)
-    reference = train_reference(run_of(window, {}), STEPS, documents=True)
+    reference = train_reference(replace(run, plan=PlanSpec()), STEPS, documents=True)
     found = ranks.run(train_on_rank, run.plan.num_ranks, run, STEPS)
     record = Record(
         losses=found[0]["losses"],
@@ -98,12 +114,37 @@ def test_placed_documents_equal_one_rank(ranks: Ranks, case: tuple[int | None, d
         gradients=[together([f["gradients"][step] for f in found]) for step in range(STEPS)],
         weights=together([f["weights"] for f in found]),
     )
-    assert {1} < set().union(*(f["groups"] for f in found)), "documents of several sizes of groups"
+    if run.plan.offload:
+        assert set().union(*(f["away"] for f in found)) > {0}, "some stay, some go"
+    else:
+        assert {1} < set().union(*(f["groups"] for f in found)), "documents of several sizes of groups"
     assert_same_training(record, reference, tolerance=TOLERANCE)
     for other in found:
         loss, tokens = other["evaluated"]
         assert tokens == reference.tokens[0]
         assert abs(loss / tokens - reference.losses[0]) <= TOLERANCE * reference.losses[0]
+
+
+def held_bytes(rank: int, world: int, run: RunSpec) -> tuple[int, int, int]:
+    """Most blocks that were away, activations at most, and what of them was on the host."""
+    session = Session.start(run, rank)
+    assert session.model.documents is not None
+    rows = [rows_of(global_batch(run, 1, documents=False), at, at + 1) for at in range(4)]
+    parts = [batch.part for batch in session.model.documents(rows)]
+    meter = ActivationMeter(session)
+    with meter.watch():
+        session.train_step(1, rows)
+    return max(part.away for part in parts if part is not None), meter.peak_bytes, host_bytes(session) or 0
+
+
+def test_what_is_on_the_host_is_not_held(ranks: Ranks) -> None:
+    """22 tokens with all activations, against at most 13 tokens' worth."""
+    plan = {"cp": 2, "context_groups": "dynamic", "context": "ring"}
+    stays = ranks.run(held_bytes, 2, run_of(None, {**plan, "context_tokens": 23}, layers=8))
+    goes = ranks.run(held_bytes, 2, run_of(None, {**plan, "context_tokens": 13, "offload": True}, layers=8))
+    assert all(away == host == 0 for away, _, host in stays)
+    assert max(away for away, _, _ in goes) >= 4 and max(host for _, _, host in goes) > 0
+    assert max(held for _, held, _ in goes) <= 0.6 * max(held for _, held, _ in stays)
 
 
 def sent_bytes(rank: int, world: int, run: RunSpec) -> int:

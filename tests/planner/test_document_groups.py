@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stretto.planner.document_groups import Costs, Placement, allowed, assign, group_sizes
+from stretto.planner.document_costs import Costs, Host
+from stretto.planner.document_groups import Placement, assign, group_sizes, options
 from stretto.spec.errors import ConfigError
 
 COSTS = st.builds(
@@ -19,6 +21,7 @@ COSTS = st.builds(
     token=st.floats(0.01, 100.0),
     exchange=st.sampled_from([0.0, 1.0, 50.0]),
     window=st.sampled_from([None, 7]),
+    host=st.sampled_from([None, Host(blocks=8, copy=0.0, ends=1.0), Host(blocks=4, copy=0.5)]),
 )
 
 
@@ -50,16 +53,17 @@ def test_every_document_is_placed_once_and_fits(lengths: list[int], ranks: int, 
     memory = max(memory, -(-max(lengths, default=1) // ranks))
     placement = assign(lengths, ranks, costs, memory_tokens=memory)
     assert [piece.document for piece in placement.pieces] == list(range(len(lengths)))
-    held: dict[tuple[int, int], int] = {}
+    held: dict[tuple[int, int], float] = {}
     groups: dict[tuple[int, int], tuple[int, int]] = {}
     for piece in placement.pieces:
         assert piece.ranks in group_sizes(ranks) and piece.first % piece.ranks == 0
         for rank in range(piece.first, piece.first + piece.ranks):
             at = rank, piece.micro_batch
-            held[at] = held.get(at, 0) - (-lengths[piece.document] // piece.ranks)
+            share = costs.host.kept(piece.away) if costs.host else 1.0
+            held[at] = held.get(at, 0.0) - (-lengths[piece.document] // piece.ranks) * share
             # A micro-batch belongs to one group, and groups only become smaller from one to the next.
             assert groups.setdefault(at, (piece.first, piece.ranks)) == (piece.first, piece.ranks)
-    assert all(tokens <= memory for tokens in held.values())
+    assert all(tokens <= memory * (1 + 1e-9) for tokens in held.values())
     for rank in range(ranks):
         sizes = [size for (r, _), (_, size) in sorted(groups.items()) if r == rank]
         assert sizes == sorted(sizes, reverse=True)
@@ -72,7 +76,8 @@ def test_every_document_is_placed_once_and_fits(lengths: list[int], ranks: int, 
 
 def best_time(lengths: list[int], ranks: int, costs: Costs, memory: int) -> float:
     """The makespan of the best placement, by trying them all."""
-    places = [[(first, size) for size in allowed(n, ranks, memory) for first in range(0, ranks, size)] for n in lengths]
+    sizes = [[option.ranks for option in options(n, ranks, costs, memory)] for n in lengths]
+    places = [[(first, size) for size in those for first in range(0, ranks, size)] for those in sizes]
     best = math.inf
     for chosen in itertools.product(*places):
         times = [0.0] * ranks
@@ -116,6 +121,20 @@ def test_long_documents_get_many_ranks_and_short_ones_one() -> None:
     placement = assign([4000, *[100] * 40], 8, costs, memory_tokens=1000)
     assert placement.pieces[0].ranks >= 4
     assert {piece.ranks for piece in placement.pieces[1:]} == {1}
+
+
+def test_the_longest_needs_fewer_ranks_where_its_attention_hides_the_way_to_the_host() -> None:
+    lengths, memory = [8000, *[500] * 30], 1000
+    stays = Costs(pair=1.0, token=100.0, exchange=3000.0)
+    free, slow = (replace(stays, host=Host(blocks=10, copy=copy)) for copy in (0.1, 1e6))
+    at = [assign(lengths, 8, costs, memory_tokens=memory) for costs in (stays, free, slow)]
+    assert [placement.pieces[0].ranks for placement in at] == [8, 2, 8]
+    assert at[1].pieces[0].away == 8 and at[0] == at[2]
+    assert at[1].makespan < at[0].makespan
+    assert {piece.away for piece in at[1].pieces[1:]} == {0}, "what fits stays"
+    # 3,000 tokens a rank must keep a third: 7 of 10 blocks go, while 8 are at work, if the copies take no longer.
+    away = [replace(stays, host=Host(blocks=10, copy=copy)).away(6000, 2, memory) for copy in (110.0, 125.0)]
+    assert away == [7, None]
 
 
 def test_micro_batches_that_cost_much_are_few() -> None:

@@ -24,17 +24,19 @@ def run_of(plan: dict[str, Any], **model: Any) -> RunSpec:
 
 
 def test_a_plan_with_dynamic_groups_is_fine() -> None:
-    check(run_of({"context_tokens": 8, "zero": 3, "recompute": "full"}), data=False)
+    check(run_of({"context_tokens": 8, "zero": 3, "recompute": "full", "tp": 2, "offload": True}), data=False)
+    check(run_of({"pp": 2, "schedule": "gpipe"}), data=False)
 
 
 @pytest.mark.parametrize(
     ("plan", "model", "words"),
     [
-        ({"pp": 2}, {}, r"plan\.pp = 2 in this version; use cp"),
-        ({"tp": 2}, {}, r"plan\.tp = 2 in this version"),
+        ({"pp": 2, "offload": True}, {}, r"plan\.pp = 2, whose ranks hold several micro-batches at once; leave"),
+        ({"pp": 2, "optimizer_barrier": False}, {}, r"leave plan\.optimizer_barrier out"),
+        ({"pp": 2, "schedule": "zb-h1"}, {}, r"zb-h1.*it may be 1f1b or gpipe"),
+        ({"passes": ("offload",)}, {}, r"steps differ in their micro-batches"),
         ({"context": "ulysses"}, {}, r"may be ring, token-ring, all-gather"),
         ({"inner_ring": 2}, {}, r"leave plan\.inner_ring out"),
-        ({"schedule": "gpipe"}, {}, r"steps differ in their micro-batches"),
         ({"compile": True}, {}, r"set plan\.compile = false"),
         ({}, {"dropout": 0.1}, r"model\.dropout = 0\.1"),
     ],

@@ -20,37 +20,15 @@ from stretto.parallel.sequence.groups import GroupedAttend
 from stretto.parallel.sequence.opening import kernel_for
 from stretto.parallel.sequence.results import Results
 from stretto.parallel.wire import Wire
-from stretto.planner.document_groups import Costs, Placement, assign
-from stretto.planner.flops import BACKWARD, parameters
+from stretto.planner.document_costs import Costs, costs_of
+from stretto.planner.document_groups import Placement, assign
 from stretto.spec.contract import IGNORE, Batch, SequencePart
 from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSpec
 from stretto.spec.sequence import Section, count, cut_sequence
 
-FLOPS_PER_BYTE = 5000.0
-"""Operations that a device does while a byte is sent, where the cluster doesn't say: accelerators with a network card
-each (A100: 6,240 at half their peak)."""
 Document = tuple[Tensor, Tensor, Tensor]
 """Tokens, labels and positions, int64 [length] each."""
-
-
-def costs_of(run: RunSpec) -> Costs:
-    """What the run's documents cost, in FLOP of forward and backward."""
-    model, cluster = run.model, run.cluster
-    size = {"float64": 8, "float32": 4, "bfloat16": 2}[run.training.dtype]
-    passed = 2 * size + max(size, 4)  # keys and values twice, and their gradients
-    narrow = run.training.dtype == "bfloat16"
-    peak = cluster.peak_flops_bfloat16 if narrow else cluster.peak_flops_float32
-    rate = cluster.link_bytes_per_second if cluster.num_nodes == 1 else cluster.network_bytes_per_second
-    per_byte = peak / 2 / rate if peak and rate else FLOPS_PER_BYTE
-    keys = 2 * model.kv_heads * model.head_size * model.num_layers
-    both = 1 + BACKWARD
-    return Costs(
-        pair=both * 4 * model.num_layers * model.num_heads * model.head_size,
-        token=both * 2 * parameters(model).multiplying,
-        exchange=keys * passed * per_byte,
-        window=model.sliding_window,
-    )
 
 
 def documents_of(batches: Sequence[Batch]) -> Iterator[Document]:
@@ -81,6 +59,8 @@ class DocumentCut:
     """Tokens of a micro-batch on a rank, at most."""
     layout: str
     """``plan.context_layout``."""
+    unit: int
+    """Tokens of a micro-batch are a multiple of this: they are cut once more, over tp."""
 
     @classmethod
     def of(cls, run: RunSpec, mesh: Mesh) -> DocumentCut:
@@ -91,6 +71,7 @@ class DocumentCut:
             costs=costs_of(run),
             memory_tokens=run.plan.context_tokens or tokens_of(run.plan, run.training.sequence_length),
             layout=run.plan.context_layout,
+            unit=run.plan.tp,
         )
 
     def __call__(self, batches: Sequence[Batch]) -> list[Batch]:
@@ -104,10 +85,10 @@ class DocumentCut:
     def _micro_batch(
         self, number: int, documents: Sequence[Document], placement: Placement, device: torch.device
     ) -> Batch:
-        nothing = torch.zeros(1, dtype=torch.int64, device=device)
+        nothing = torch.zeros(0, dtype=torch.int64, device=device)
         found: list[Document] = []
         places: list[Tensor] = []
-        sections, at, longest = [], 0, 1
+        sections, at, longest, away = [], 0, 1, 0
         for piece in placement.pieces:
             seat = self.index - piece.first
             if piece.micro_batch != number or not 0 <= seat < piece.ranks:
@@ -115,18 +96,25 @@ class DocumentCut:
             document = documents[piece.document]
             shares = cut_sequence(len(document[0]), piece.ranks, self.layout)
             sections.append(Section(first=piece.first, shares=shares, start=at))
-            places.append(torch.cat([torch.arange(*part, device=device) for part in shares[seat]] or [nothing[:0]]))
+            places.append(torch.cat([torch.arange(*part, device=device) for part in shares[seat]] or [nothing]))
             tokens, labels, positions = (x[places[-1]] for x in document)
             found.append((tokens, labels, positions))
-            at, longest = at + count(shares[seat]), max(longest, len(document[0]))
-        if at == 0:  # where the others have one more: a token that nothing is asked of
-            found, places = [*found, (nothing, nothing + IGNORE, nothing)], [*places, nothing]
-            sections.append(Section(first=self.index, shares=(((0, 1),),), start=0))
+            at, longest, away = at + count(shares[seat]), max(longest, len(document[0])), piece.away
+        missing = -at % self.unit if at else self.unit
+        if missing:  # tokens that nothing is asked of, also where the others have one micro-batch more
+            filler = torch.arange(missing, device=device)
+            found, places = [*found, (0 * filler, 0 * filler + IGNORE, filler)], [*places, filler]
+            sections.append(Section(first=self.index, shares=(((0, missing),),), start=at))
         tokens, labels, positions = (torch.cat(same).unsqueeze(0) for same in zip(*found, strict=True))
         part = SequencePart(
-            shares=(((0, longest),),), tokens=torch.cat(places), documents=None, sections=tuple(sections)
+            shares=(((0, longest),),),
+            tokens=torch.cat(places),
+            documents=None,
+            sections=tuple(sections),
+            away=away,
         )
-        return Batch(tokens=tokens, labels=labels, positions=positions, documents=None, samples=nothing, part=part)
+        samples = torch.zeros(1, dtype=torch.int64, device=device)
+        return Batch(tokens=tokens, labels=labels, positions=positions, documents=None, samples=samples, part=part)
 
 
 def tokens_of(plan: PlanSpec, sequence_length: int) -> int:

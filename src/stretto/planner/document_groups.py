@@ -24,40 +24,15 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from stretto.planner.document_costs import Costs
 from stretto.spec.errors import ConfigError
 
 STEP = 1.1
 """Ratio of wanted times that are tried."""
 FINER = tuple(0.5**n for n in range(1, 7))
 """Wanted times below the lower bound, in lower bounds."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Costs:
-    """What a step's work costs, forward and backward, in any one unit (seconds, FLOP)."""
-
-    pair: float
-    """A query that sees a key."""
-    token: float
-    """What is linear in the tokens."""
-    exchange: float = 0.0
-    """Keys and values of a token passed to a rank, and their gradients passed back; hidden under attention."""
-    micro_batch: float = 0.0
-    """What each micro-batch costs beside its tokens."""
-    window: int | None = None
-    """Keys that a query sees at most; None: all before it."""
-
-    def pairs(self, length: int) -> int:
-        """Pairs of a document under a causal mask."""
-        seen = min(self.window or length, length)
-        return seen * (seen + 1) // 2 + (length - seen) * seen
-
-    def time(self, length: int, ranks: int) -> float:
-        """How long each of ``ranks`` ranks works on a document that is cut over them."""
-        attention = self.pair * self.pairs(length) / ranks
-        messages = self.exchange * length * (ranks - 1) / ranks
-        return self.token * -(-length // ranks) + max(attention, messages)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +47,8 @@ class Placed:
     """Size of the group; divides ``first``."""
     micro_batch: int
     """Which of its ranks' micro-batches it is in, the same on all of them."""
+    away: int = 0
+    """Blocks whose activations of that micro-batch are on the host between forward and backward."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,13 +82,27 @@ def group_sizes(ranks: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def allowed(length: int, ranks: int, memory_tokens: int) -> tuple[int, ...]:
+class Option(NamedTuple):
+    """A group that a document can have."""
+
+    ranks: int
+    time: float
+    """How long each of them works on it."""
+    away: int
+    """Blocks whose activations go to the host, so that its share fits."""
+
+
+def options(length: int, ranks: int, costs: Costs, memory_tokens: int) -> tuple[Option, ...]:
     """Groups that a document can have, smallest first: its share fits in memory, and each rank gets two pieces of it.
 
     Where memory asks for more ranks than there are pairs of tokens, memory decides.
     """
-    fitting = [size for size in reversed(group_sizes(ranks)) if -(-length // size) <= memory_tokens]
-    return tuple(size for size in fitting if size == fitting[0] or 2 * size <= length)
+    found: list[Option] = []
+    for size in reversed(group_sizes(ranks)):
+        away = costs.away(length, size, memory_tokens)
+        if away is not None and (not found or 2 * size <= length):
+            found.append(Option(size, costs.time(length, size), away))
+    return tuple(found)
 
 
 def assign(lengths: Sequence[int], ranks: int, costs: Costs, *, memory_tokens: int) -> Placement:
@@ -122,24 +113,24 @@ def assign(lengths: Sequence[int], ranks: int, costs: Costs, *, memory_tokens: i
     Raises:
         ConfigError: for a document that doesn't fit on all ranks together.
     """
-    longest = max(lengths, default=0)
-    if longest > ranks * memory_tokens:
+    table = [options(n, ranks, costs, memory_tokens) for n in lengths]
+    longest = max((n for n, row in zip(lengths, table, strict=True) if not row), default=0)
+    if longest:
         raise ConfigError(
             f"A document of {longest} tokens doesn't fit on {ranks} ranks with {memory_tokens} tokens each; "
             f"set plan.context_tokens to at least {-(-longest // ranks)}, or use more ranks."
         )
-    table = [[(size, costs.time(n, size)) for size in allowed(n, ranks, memory_tokens)] for n in lengths]
     bound = _lower_bound(table, ranks)
     best: Placement | None = None
-    tried: set[tuple[int, ...]] = set()
+    tried: set[tuple[Option, ...]] = set()
     wanted = [bound * factor for factor in FINER]
     at = bound
     while True:
         for limit in (at, *wanted):
-            sizes = tuple(_smallest_within(options, limit) for options in table)
-            if sizes not in tried:
-                tried.add(sizes)
-                found = _place(lengths, sizes, ranks, costs, (memory_tokens, bound))
+            chosen = tuple(_smallest_within(row, limit) for row in table)
+            if chosen not in tried:
+                tried.add(chosen)
+                found = _place(lengths, chosen, ranks, costs, (memory_tokens, bound))
                 if best is None or found.makespan < best.makespan:
                     best = found
         wanted, at = [], at * STEP
@@ -148,26 +139,26 @@ def assign(lengths: Sequence[int], ranks: int, costs: Costs, *, memory_tokens: i
             return best
 
 
-def _lower_bound(table: Sequence[Sequence[tuple[int, float]]], ranks: int) -> float:
+def _lower_bound(table: Sequence[Sequence[Option]], ranks: int) -> float:
     """Work spread evenly, and the document that takes longest."""
-    work = sum(min(size * time for size, time in options) for options in table)
-    return max(work / ranks, max((min(time for _, time in options) for options in table), default=0.0))
+    work = sum(min(option.ranks * option.time for option in row) for row in table)
+    return max(work / ranks, max((min(option.time for option in row) for row in table), default=0.0))
 
 
-def _smallest_within(options: Sequence[tuple[int, float]], limit: float) -> int:
+def _smallest_within(row: Sequence[Option], limit: float) -> Option:
     """The smallest group that does a document within ``limit``; the fastest where none does."""
-    return next((size for size, time in options if time <= limit), min(options, key=lambda o: (o[1], o[0]))[0])
+    return next((option for option in row if option.time <= limit), min(row, key=lambda o: (o.time, o.ranks)))
 
 
 def _place(
-    lengths: Sequence[int], sizes: Sequence[int], ranks: int, costs: Costs, given: tuple[int, float]
+    lengths: Sequence[int], chosen: Sequence[Option], ranks: int, costs: Costs, given: tuple[int, float]
 ) -> Placement:
     """Largest groups first, longest first, each to the group that is free first; ``given``: memory and lower bound."""
     memory_tokens, bound = given
     times, begun = [0.0] * ranks, [0] * ranks
     pieces: list[Placed | None] = [None] * len(lengths)
     for size in group_sizes(ranks):
-        timed = [(-costs.time(n, size), i) for i, n in enumerate(lengths) if sizes[i] == size]
+        timed = [(-option.time, i) for i, option in enumerate(chosen) if option.ranks == size]
         free = [(times[first], first) for first in range(0, ranks, size)]
         heapq.heapify(free)
         here: dict[int, list[int]] = {}
@@ -177,11 +168,14 @@ def _place(
             here.setdefault(first, []).append(document)
         load = {first: time for time, first in free}
         for first, documents in here.items():
-            shares = [-(-lengths[i] // size) for i in documents]
-            bins = _first_fit(shares, memory_tokens)
-            for document, number in zip(documents, bins, strict=True):
-                pieces[document] = Placed(document=document, first=first, ranks=size, micro_batch=begun[first] + number)
-            count = max(bins) + 1
+            count = 0
+            for away in sorted({chosen[i].away for i in documents}, reverse=True):
+                alike = [i for i in documents if chosen[i].away == away]
+                bins = _first_fit([-(-lengths[i] // size) for i in alike], costs.room(away, memory_tokens))
+                for document, number in zip(alike, bins, strict=True):
+                    at = begun[first] + count + number
+                    pieces[document] = Placed(document=document, first=first, ranks=size, micro_batch=at, away=away)
+                count += max(bins) + 1
             begun[first : first + size] = [begun[first] + count] * size
             times[first : first + size] = [load[first] + costs.micro_batch * count] * size
     return Placement(

@@ -45,6 +45,8 @@ GROUPED_CONTEXT = ("ring", "token-ring", "all-gather")
 """How attention can be cut over dynamic groups."""
 ATTENTION_BACKENDS = ("auto", "blockwise", "flash", "flex")
 """Who can compute attention (``plan.attention_backend``)."""
+GROUPED_SCHEDULES = ("1f1b", "gpipe")
+"""Schedules of dynamic groups: they take any number of micro-batches."""
 LINEAR_CONTEXT = ("all-gather", "ring")
 """How the states of linear layers travel over cp (``plan.linear_context``)."""
 ATTENTION = ("softmax", "linear", "delta")

@@ -30,11 +30,24 @@ def check_groups(run: RunSpec) -> None:
 
 def _of_plan(plan: PlanSpec) -> tuple[tuple[bool, str, str], ...]:
     usual = PlanSpec()
-    order = (plan.schedule, plan.chunks, plan.schedule_file, plan.passes, plan.options, plan.offload)
-    plain = (usual.schedule, usual.chunks, usual.schedule_file, usual.passes, usual.options, usual.offload)
+    order = (plan.chunks, plan.schedule_file, plan.passes, plan.options)
+    plain = (usual.chunks, usual.schedule_file, usual.passes, usual.options)
     return (
-        (plan.pp > 1, f"plan.pp = {plan.pp} in this version", "use cp, dp_shard and dp_replicate"),
-        (plan.tp > 1, f"plan.tp = {plan.tp} in this version", "use cp, dp_shard and dp_replicate"),
+        (
+            plan.offload and plan.pp > 1,
+            f"plan.offload and plan.pp = {plan.pp}, whose ranks hold several micro-batches at once",
+            "leave plan.offload out, or use cp, tp, dp_shard and dp_replicate",
+        ),
+        (
+            plan.schedule not in capabilities.GROUPED_SCHEDULES,
+            f"plan.schedule = {plan.schedule!r}, since steps differ in their micro-batches",
+            f"it may be {' or '.join(capabilities.GROUPED_SCHEDULES)}",
+        ),
+        (
+            plan.pp > 1 and not plan.optimizer_barrier,
+            "plan.optimizer_barrier = false, whose warm-up is that of one schedule",
+            "leave plan.optimizer_barrier out",
+        ),
         (
             plan.context not in capabilities.GROUPED_CONTEXT,
             f"plan.context = {plan.context!r}",
@@ -43,7 +56,7 @@ def _of_plan(plan: PlanSpec) -> tuple[tuple[bool, str, str], ...]:
         (plan.inner_ring > 1, f"plan.inner_ring = {plan.inner_ring}", "leave plan.inner_ring out"),
         (
             order != plain,
-            "a schedule, passes or offload",
+            "chunks, options, passes or a file of a schedule",
             "steps differ in their micro-batches; leave it out",
         ),
         (plan.compile, "plan.compile", "set plan.compile = false"),

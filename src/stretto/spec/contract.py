@@ -37,6 +37,8 @@ class SequencePart:
     sections: tuple[Section, ...] = ()
     """Where documents have groups of their own, what this rank holds of which, in order (B is 1); ``tokens`` are then
     counted over each document, and ``shares`` says only how long the longest is."""
+    away: int = 0
+    """Blocks whose activations of this micro-batch are on the host between forward and backward."""
 
     @property
     def length(self) -> int:

@@ -71,7 +71,8 @@ class PlanSpec:
     recompute: Recompute = "none"
     """``selective`` recomputes attention scores, ``full`` whole blocks, in the backward pass."""
     offload: bool = False
-    """Keep activations in host memory between forward and backward, all that fit into the time (pass ``offload``)."""
+    """Keep activations in host memory between forward and backward, all that fit into the time (pass ``offload``);
+    with dynamic groups those of documents that else need more ranks, as far as their own compute hides it."""
     compile: bool = False
     """Run each block through torch.compile."""
     optimizer_barrier: bool = True

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from stretto.parallel.pipeline.runtime import Runtime, Seat
+from stretto.parallel.pipeline.selective import SelectiveStage
 from stretto.parallel.pipeline.stage import Stage
 from stretto.schedule.schedule import Schedule
 from stretto.spec.contract import Batch
@@ -35,6 +36,8 @@ class Elastic(Runtime):
         self._usual, self._run, self._forward_only = schedule.num_microbatches, run, schedule.forward_only
         self._make: Callable[[Schedule], Runtime] = lambda other: Runtime(stages, other, seat)
         self._others: dict[int, Runtime] = {}
+        selective = (stage for stage in stages.values() if isinstance(stage, SelectiveStage))
+        self.offloader = next((stage.offloader for stage in selective), None)
 
     def step(
         self,

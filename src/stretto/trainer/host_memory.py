@@ -24,7 +24,7 @@ def limit_host_memory(runtime: Runtime, run: RunSpec) -> None:
 
 def host_bytes(session: Session) -> int | None:
     """The most that this rank's activations took on the host, in bytes; None where no rank offloads."""
-    if not (session.schedule.kind == Kind.O).any():
-        return None
     offloader = session.runtime.offloader
+    if offloader is None and not (session.schedule.kind == Kind.O).any():
+        return None
     return 0 if offloader is None else offloader.pool.peak_bytes

@@ -55,9 +55,12 @@ def skips(schedule: Schedule) -> bool:
 
 
 def passes_of(plan: PlanSpec) -> tuple[str, ...]:
-    """What changes the schedule, in order; ``plan.offload`` is the pass with its defaults, before sharding."""
+    """What changes the schedule, in order; ``plan.offload`` is the pass with its defaults, before sharding.
+
+    With dynamic groups it is the solver's, document by document, and no pass.
+    """
     names = [read_named(text, "plan.passes")[0] for text in plan.passes]
-    if not plan.offload or "offload" in names:
+    if not plan.offload or "offload" in names or plan.context_groups == "dynamic":
         return plan.passes
     at = names.index("sharding") if "sharding" in names else len(names)
     return (*plan.passes[:at], "offload", *plan.passes[at:])

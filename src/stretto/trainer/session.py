@@ -14,9 +14,11 @@ import torch
 from stretto.assemble.documents import DocumentCut
 from stretto.assemble.rank_model import Assembler, Precision, RankModel, Reader
 from stretto.parallel.mesh import Mesh, build_mesh
+from stretto.parallel.offload.offloader import Offloader
 from stretto.parallel.pipeline.channel import Channel, PeerChannel
 from stretto.parallel.pipeline.relay import Relay
 from stretto.parallel.pipeline.runtime import Runtime, Seat
+from stretto.parallel.pipeline.selective import SelectiveStage
 from stretto.parallel.pipeline.vocabulary.passes import Vocabulary
 from stretto.resilience.recorder import Recorder
 from stretto.schedule.op import Kind
@@ -58,6 +60,11 @@ def _assembled(
     )
     if run.plan.context_groups == "dynamic":
         model.documents = DocumentCut.of(run, mesh)
+        if run.plan.offload:
+            offloader = Offloader(())
+            model.stages = {
+                number: SelectiveStage(number, stage.segments, offloader) for number, stage in model.stages.items()
+            }
     return model
 
 

@@ -118,6 +118,11 @@ class Offloader:
         while self._leaving and self._leaving[0].since < self._now:
             self._let_go(self._leaving.popleft())
 
+    def let_leave(self, most: int) -> None:
+        """Wait until at most so many offloads are under way, the oldest first, and give their memory back."""
+        while len(self._leaving) > max(0, most):
+            self._let_go(self._leaving.popleft())
+
     def before_backward(self, key: Key) -> None:
         """The backward begins that needs an activation: wait until it is back."""
         away = self._away.pop(key, None)

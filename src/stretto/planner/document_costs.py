@@ -1,0 +1,136 @@
+"""What documents cost that are cut over groups of ranks: work, messages, and the way of activations to the host.
+
+A document's pairs grow with the square of its length, its activations with the length: so the longer it is, the more of
+its activations can be in the host's memory when nobody needs them, copied under its own attention (ByteScale S9).  It
+then fits on fewer ranks.  Of a model's blocks the first ``away`` go, and the budget of a rank is what remains:
+
+    forward    │F0│F1│F2│F3│F4│F5│            4 of 6 away: no more than 2 blocks' activations lie here at once, and
+    out           │c0│c1│c2│c3│ ◄── F5 waits  all copies have the time from F0's end to F5's beginning
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stretto.planner.flops import BACKWARD, parameters
+
+if TYPE_CHECKING:
+    from stretto.spec.run import RunSpec
+
+FLOPS_PER_BYTE = 5000.0
+"""Operations that a device does while a byte is sent, where the cluster doesn't say: accelerators with a network card
+each (A100: 6,240 at half their peak)."""
+FLOPS_PER_HOST_BYTE = 7800.0
+"""The same for a byte on its way to the host (A100: half its peak over 20 GB/s, what the planner takes for PCIe)."""
+HOST_BYTES_PER_SECOND = 2e10
+"""Of a device to its host's memory, one direction."""
+TURNS = 2
+"""Blocks whose activations are here at least: the one at work, and one on its way."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """The host's memory, where activations of long documents can be between forward and backward."""
+
+    blocks: int
+    """Blocks of the model, on one rank."""
+    copy: float
+    """One way of one token's activation of one block, in the unit of the costs."""
+    ends: float = 0.0
+    """What a token keeps besides (logits), in activations of a block; it stays."""
+
+    def kept(self, away: int) -> float:
+        """Share of a micro-batch's memory that is taken when ``away`` blocks' activations are on the host.
+
+        >>> Host(blocks=8, copy=1.0).kept(6), Host(blocks=8, copy=1.0, ends=2.0).kept(4)
+        (0.25, 0.6)
+        """
+        here = self.blocks - away if away else self.blocks
+        return (self.ends + max(min(TURNS, self.blocks), here)) / (self.ends + self.blocks)
+
+    def hidden(self, forward: float, tokens: int) -> int:
+        """Blocks at most whose copies a micro-batch of ``tokens`` hides under a forward that takes so long."""
+        most = max(0, self.blocks - TURNS)
+        if not self.copy * tokens:
+            return most
+        return min(most, int(forward * most / self.blocks / (self.copy * tokens)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """What a step's work costs, forward and backward, in any one unit (seconds, FLOP)."""
+
+    pair: float
+    """A query that sees a key."""
+    token: float
+    """What is linear in the tokens."""
+    exchange: float = 0.0
+    """Keys and values of a token passed to a rank, and their gradients passed back; hidden under attention."""
+    micro_batch: float = 0.0
+    """What each micro-batch costs beside its tokens."""
+    window: int | None = None
+    """Keys that a query sees at most; None: all before it."""
+    host: Host | None = None
+    """Where activations of long documents can be; None: they stay."""
+
+    def pairs(self, length: int) -> int:
+        """Pairs of a document under a causal mask."""
+        seen = min(self.window or length, length)
+        return seen * (seen + 1) // 2 + (length - seen) * seen
+
+    def time(self, length: int, ranks: int) -> float:
+        """How long each of ``ranks`` ranks works on a document that is cut over them."""
+        attention = self.pair * self.pairs(length) / ranks
+        messages = self.exchange * length * (ranks - 1) / ranks
+        return self.token * -(-length // ranks) + max(attention, messages)
+
+    def away(self, length: int, ranks: int, memory_tokens: int) -> int | None:
+        """Blocks whose activations must go to the host for a rank's share to fit; None where it can't.
+
+        None too where the document's own forward doesn't hide the copies.
+        """
+        share = -(-length // ranks)
+        if share <= memory_tokens:
+            return 0
+        if self.host is None:
+            return None
+        most = self.host.hidden(self.time(length, ranks) / (1 + BACKWARD), share)
+        return next((n for n in range(1, most + 1) if share * self.host.kept(n) <= memory_tokens), None)
+
+    def room(self, away: int, memory_tokens: int) -> int:
+        """Tokens of a micro-batch on a rank, at most, when ``away`` blocks' activations are on the host."""
+        return memory_tokens if not away or self.host is None else int(memory_tokens / self.host.kept(away))
+
+
+def costs_of(run: RunSpec) -> Costs:
+    """What the run's documents cost, in FLOP of forward and backward; over tp each rank has its part of all of it."""
+    model, cluster = run.model, run.cluster
+    size = {"float64": 8, "float32": 4, "bfloat16": 2}[run.training.dtype]
+    passed = 2 * size + max(size, 4)  # keys and values twice, and their gradients
+    narrow = run.training.dtype == "bfloat16"
+    peak = cluster.peak_flops_bfloat16 if narrow else cluster.peak_flops_float32
+    rate = cluster.link_bytes_per_second if cluster.num_nodes == 1 else cluster.network_bytes_per_second
+    per_byte = peak / 2 / rate if peak and rate else FLOPS_PER_BYTE
+    keys = 2 * model.kv_heads * model.head_size * model.num_layers
+    both = 1 + BACKWARD
+    return Costs(
+        pair=both * 4 * model.num_layers * model.num_heads * model.head_size,
+        token=both * 2 * parameters(model).multiplying,
+        exchange=keys * passed * per_byte,
+        window=model.sliding_window,
+        host=_host_of(run, size, peak / 2 / HOST_BYTES_PER_SECOND or FLOPS_PER_HOST_BYTE) if run.plan.offload else None,
+    )
+
+
+def _host_of(run: RunSpec, size: int, per_byte: float) -> Host:
+    """What a token keeps, and what its way costs; numbers as ``tracked`` counts them."""
+    model = run.model
+    queries, keys = model.num_heads * model.head_size, model.kv_heads * model.head_size
+    if run.plan.recompute == "full":
+        block = model.hidden_size + queries
+    else:
+        ups = 2 if model.family == "gpt2" else 4
+        block = 4 * model.hidden_size + 2 * queries + 2 * keys + ups * model.intermediate_size
+    ends = 2 * model.hidden_size + model.vocab_size * max(size, 4) / size
+    return Host(blocks=model.num_layers, copy=block * size * per_byte, ends=ends / block)
