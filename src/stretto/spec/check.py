@@ -15,8 +15,8 @@ from stretto.spec.check_asynchronous import check_asynchronous
 from stretto.spec.check_context import check_context
 from stretto.spec.check_values import check_data, check_model, check_settings, check_training, one_of
 from stretto.spec.errors import ConfigError, UnsupportedError
-from stretto.spec.plan import PlanSpec
 from stretto.spec.front import check_front, front_layers
+from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSpec
 from stretto.spec.stages import check_stages, stages_of
 from stretto.spec.written import read_named
@@ -37,9 +37,9 @@ def check(run: RunSpec, *, world_size: int | None = None, data: bool = True) -> 
     _choices(run.plan)
     _schedule(run.plan)
     check_asynchronous(run)
+    check_front(run)
     if run.model.family != "foreign":  # a foreign model's sizes are known once its module is loaded
         _positions(run)
-    check_front(run)
         _tensor_parallel(run)
         front = front_layers(run)
         check_stages(run.plan, run.model.num_layers - front, front=front)

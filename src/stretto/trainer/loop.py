@@ -105,8 +105,8 @@ class Loop:
         hooks.pipeline([mesh.pipeline_rank(position) for position in range(mesh.size("pp"))])
         self._train = self._loader("train")
         self._held_out = self._loader("validation") if run.training.eval_every else None
-        self._tokens_seen = 0
         self._early: dict[int, list[Any]] = {}  # micro-batches that were read before their step
+        self._tokens_seen = 0
         self._done = 0
         self._saved = 0
         self._memory: int | None = None
@@ -225,10 +225,6 @@ class Loop:
                 self._say(line)
             self._stopped = self._stopped or result.stop
 
-    def _batches(self, loader: Loader, step: int) -> list[Any]:
-        batches = loader.step(step)
-        device = self._session.device
-        return batches if device.type == "cpu" else [to_device(batch, device) for batch in batches]
     def _now_and_next(self, step: int) -> tuple[list[Any], list[Any]]:
         """The micro-batches of a step, and where part of the next one is computed in it, those of that one."""
         batches = self._early.pop(step, None) or self._batches(self._train, step)
@@ -237,6 +233,10 @@ class Loop:
         self._early = {step + 1: self._batches(self._train, step + 1)}
         return batches, self._early[step + 1]
 
+    def _batches(self, loader: Loader, step: int) -> list[Any]:
+        batches = loader.step(step)
+        device = self._session.device
+        return batches if device.type == "cpu" else [to_device(batch, device) for batch in batches]
 
     def _record(self, step: int, result: StepResult, seconds: float) -> dict[str, Any]:
         run = self._run

@@ -23,9 +23,11 @@ from stretto.schedule.simulate.costs import Costs
 from stretto.schedule.simulate.memory import peak_activation
 from stretto.schedule.validate import validate
 from stretto.spec.errors import ConfigError, ScheduleError
+from stretto.spec.front import FILL
 from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSpec
 from stretto.spec.written import read_named
+from stretto.trainer.ahead import fill, front_of
 
 MESSAGES = frozenset({Kind.SEND_F, Kind.RECV_F, Kind.SEND_B, Kind.RECV_B})
 """What a schedule file may hold and is added again anyway."""
@@ -41,7 +43,9 @@ def planned(run: RunSpec) -> Schedule:
     _check_whole(schedule, plan)
     frozen = _frozen_stages(run)
     schedule = _frozen(schedule, frozen, plan)
-    schedule, costs = _changed(schedule, passes_of(plan))
+    schedule, costs = _changed(schedule, run)
+    if (front := front_of(run)) is not None:
+        frozen |= {*front.first_layers(), front.landing}
     if passes_of(plan) or plan.schedule_file is not None:
         _check_limit(schedule, costs, plan)
         _check_played(schedule, plan)
@@ -171,12 +175,15 @@ def _check_trained(schedule: Schedule, frozen: frozenset[int], plan: PlanSpec) -
         )
 
 
-def _changed(schedule: Schedule, passes: tuple[str, ...]) -> tuple[Schedule, Costs]:
+def _changed(schedule: Schedule, run: RunSpec) -> tuple[Schedule, Costs]:
     costs = Costs()
-    for text in passes:
+    for text in passes_of(run.plan):
         name, options = read_named(text, "plan.passes")
         try:
-            schedule, costs = change(schedule, name, options=options, costs=costs)
+            if name == FILL:
+                schedule, costs = fill(run, schedule, options, costs)
+            else:
+                schedule, costs = change(schedule, name, options=options, costs=costs)
         except ScheduleError as error:
             raise ConfigError(f"plan.passes, {text!r}: {error}") from error
     return schedule, costs
@@ -203,12 +210,6 @@ def _check_played(schedule: Schedule, plan: PlanSpec) -> None:
         raise ConfigError(
             f"{_origin(plan)} has {', '.join(kind.name for kind in alien)}, which training can't play; "
             f"it plays {', '.join(kind.name for kind in PLAYED if kind not in MESSAGES)}."
-        )
-    if schedule.num_stages != plan.num_stages:
-        raise ConfigError(
-            f"{_origin(plan)} has {schedule.num_stages - plan.num_stages} frozen stages besides the model's "
-            f"{plan.num_stages}, which training has no encoder for; leave out fill-bubbles, "
-            "and freeze parts of the model itself by training.freeze."
         )
 
 

@@ -26,9 +26,12 @@ from stretto.schedule.passes.asynchronous import delays
 from stretto.schedule.schedule import Schedule
 from stretto.spec.check import stages_of
 from stretto.spec.contract import Batch, Observer, Silent, Stack
+from stretto.spec.front import front_layers
 from stretto.spec.run import RunSpec
+from stretto.trainer.ahead import front_of
 from stretto.trainer.asynchronous import AsynchronousStep, DelayedWeights
 from stretto.trainer.elastic import Elastic
+from stretto.trainer.filling import Filling, land, with_last_and_first
 from stretto.trainer.freezing import spare, trained_parts
 from stretto.trainer.host_memory import limit_host_memory
 from stretto.trainer.optimizer import build_optimizer
@@ -50,7 +53,9 @@ def _assembled(
 ) -> RankModel:
     """What this rank holds of the model."""
     precision = Precision.of(run.training.dtype)
-    model = Assembler(stack, run.plan, mesh, precision=precision, seed=run.run.seed).build(
+    front = front_of(run)
+    ahead = front_layers(run) if front else None
+    model = Assembler(stack, run.plan, mesh, precision=precision, seed=run.run.seed, front=ahead).build(
         stages_of(run),
         schedule.placement,
         num_heads=run.model.num_heads,
@@ -58,6 +63,8 @@ def _assembled(
         reader=reader(stack) if reader else None,
         vocabulary=bool((schedule.kind == Kind.S).any()),
     )
+    if front is not None:
+        land(model, schedule, front)
     if run.plan.context_groups == "dynamic":
         model.documents = DocumentCut.of(run, mesh)
         if run.plan.offload:
@@ -95,6 +102,8 @@ class Session:
     """Runs the steps where the plan has no barrier at the update."""
     asynchronous: AsynchronousStep | None = None
     """Runs the steps where every micro-batch updates."""
+    filling: Filling | None = None
+    """Plays the steps where a frozen front is computed a step ahead."""
 
     @classmethod
     def start(
@@ -122,7 +131,9 @@ class Session:
         model = _assembled(run, stack, mesh, training, device=device, reader=reader)
         vocabulary = Vocabulary.join(model.shard, mesh, device) if model.shard is not None else None
         pp = mesh.index("pp")
-        channel = _channel(mesh, device, [training, evaluation], observer)
+        front = front_of(run)
+        ends = with_last_and_first(training, front) if front else ()
+        channel = _channel(mesh, device, [training, evaluation, *ends], observer)
         optimizer = build_optimizer(model.masters, run.training)
         delayed = None
         if run.plan.asynchronous != "none":
@@ -133,8 +144,14 @@ class Session:
         play = partial(make, model.stages, seat=seat)
         runtime = play(training)
         limit_host_memory(runtime, run)
-        spare(model.stages, training, trained, rows=model.shard is not None and model.shard.table.trains)
-        step = TrainStep(model, runtime, optimizer, training=run.training, seed=run.run.seed, observer=observer)
+        rows = model.shard is not None and model.shard.table.trains
+        spare(model.stages, ends[0] if ends else training, trained, rows=rows)
+        filling = None
+        if ends:
+            others = {"last": play(ends[0]), "first": play(ends[1])}
+            filling = Filling(model, filled=runtime, **others, seed=run.run.seed, observer=observer)
+        plays = filling or runtime
+        step = TrainStep(model, plays, optimizer, training=run.training, seed=run.run.seed, observer=observer)
         unbarred = mesh.size("pp") > 1 and not run.plan.optimizer_barrier
         return cls(
             run=run,
@@ -148,23 +165,39 @@ class Session:
             step=step,
             unbarred=PostValidation(step, Relay(mesh)) if unbarred else None,
             asynchronous=AsynchronousStep(step, delayed) if delayed else None,
+            filling=filling,
         )
 
-    def train_step(self, step: int, batches: Sequence[Batch], *, stop: bool = False) -> StepResult:
-        """Run optimizer step ``step``, from 1, to its very end; ``stop`` asks all ranks to stop after it."""
-        return [*self.advance(step, batches, stop=stop), *self.settle()][-1]
+    def train_step(
+        self, step: int, batches: Sequence[Batch], *, stop: bool = False, ahead: Sequence[Batch] = ()
+    ) -> StepResult:
+        """Run optimizer step ``step``, from 1, to its very end; ``stop`` asks all ranks to stop after it.
 
-    def advance(self, step: int, batches: Sequence[Batch], *, stop: bool = False) -> list[StepResult]:
+        ``ahead``: see ``advance``.
+        """
+        return [*self.advance(step, batches, stop=stop, ahead=ahead), *self.settle()][-1]
+
+    def advance(
+        self, step: int, batches: Sequence[Batch], *, stop: bool = False, ahead: Sequence[Batch] = ()
+    ) -> list[StepResult]:
         """Run step ``step``; returns the steps that this finished, in order.
 
         Without a barrier at the update a step is finished by the next one, or by ``settle``; until then neither its
-        figures nor the weights are certain.
+        figures nor the weights are certain.  ``ahead``: micro-batches of the next step, none behind the last one; asked
+        for only where ``filling`` computes part of them now.
         """
+        if self.filling is not None:
+            self.filling.expect(step, ahead)
         if self.unbarred is not None:
             return self.unbarred.advance(step, batches, stop=stop)
         if self.asynchronous is not None:
             return [self.asynchronous.run(step, batches, stop=stop)]
         return [self.step.run(step, batches, stop=stop)]
+
+    @property
+    def played_as_scheduled(self) -> bool:
+        """Whether the last step played ``schedule``, as all but the ends of a run do."""
+        return self.filling is None or self.filling.as_scheduled
 
     def settle(self) -> list[StepResult]:
         """Finish the step that isn't, if there is one: before weights are saved, evaluated or read."""
