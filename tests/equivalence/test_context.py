@@ -41,7 +41,7 @@ CONTIGUOUS = {"context_layout": "contiguous"}
 CASES: list[Case] = [
     ("grouped", 23, True, {"cp": 2}),
     ("grouped", 23, True, {"cp": 4}),
-    ("one-key", 23, False, {"cp": 4, **CONTIGUOUS}),
+    ("one-key", 23, False, {"cp": 4, "attention_backend": "blockwise", **CONTIGUOUS}),
     ("window", 23, True, {"cp": 4, "inner_ring": 2}),
     ("dropout", 23, True, {"cp": 4, "context": "mesh", "ulysses": 2}),
     ("gpt2", 23, True, {"cp": 2, "recompute": "selective"}),
@@ -54,6 +54,7 @@ CASES: list[Case] = [
     ("window", 23, True, {"cp": 2, "context": "token-ring", "pp": 2, "dp_shard": 2, "zero": 2}),
     ("gpt2", 30, True, {"cp": 4, "context": "mesh", "ulysses": 2, "tp": 2}),
     ("grouped", 23, True, {"cp": 8, "inner_ring": 4}),
+    ("window", 30, True, {"tp": 2, "pp": 2, "recompute": "full", "attention_backend": "flash"}),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from stretto.spec.check import check
 from stretto.spec.errors import ConfigError, UnsupportedError
 from stretto.spec.model import ModelSpec
 from stretto.spec.plan import PlanSpec
-from stretto.spec.run import RunSpec
+from stretto.spec.run import RunSettings, RunSpec
 from stretto.spec.training import TrainingSpec
 
 MODEL = ModelSpec(hidden_size=48, intermediate_size=96, num_layers=2, num_heads=12, num_kv_heads=6, vocab_size=64)
@@ -61,3 +62,20 @@ def test_what_this_version_cannot_cut() -> None:
         check(run_of({"cp": 2, "compile": True}, 64), data=False)
     with pytest.raises(UnsupportedError, match="a foreign model's attention can't be cut over cp"):
         check(run_of({"cp": 2}, 64, family="foreign", module="somewhere:build"), data=False)
+
+
+@pytest.mark.parametrize(
+    ("backend", "run", "message"),
+    [
+        ("flex", {"run": RunSettings(device="cpu")}, 'no backward on a CPU .*set it to "auto", "flash" or "blockwise"'),
+        ("flash", {"model": replace(MODEL, dropout=0.1)}, 'model.dropout = 0.1 does; set it to "auto" or "blockwise"'),
+        ("flash", {"run": RunSettings(device="cuda"), "training": TrainingSpec(dtype="float64")}, "kernel of CUDA"),
+        ("flash", {"model": ModelSpec(family="foreign", module="somewhere:build")}, "attention of its own; leave it"),
+    ],
+)
+def test_a_backend_that_cannot_attend_is_refused(backend: str, run: dict[str, Any], message: str) -> None:
+    spec = RunSpec(**{"model": MODEL, "plan": PlanSpec(attention_backend=backend), **run})
+    with pytest.raises(UnsupportedError, match=message):
+        check(spec, data=False)
+    with pytest.raises(ConfigError, match="'flesh' is none of 'auto', 'blockwise', 'flash', 'flex'"):
+        check(replace(spec, plan=PlanSpec(attention_backend="flesh")), data=False)

@@ -40,8 +40,8 @@ class PlanSpec:
     """Tokens of a micro-batch on a rank, at most, with dynamic groups; None: as many as with static ones."""
     attention_backend: str = "auto"
     """Who computes attention, block by block: ``blockwise`` (plain PyTorch), ``flash`` (fused kernels), ``flex``
-    (FlexAttention, CUDA) or ``auto``: under cp the fastest that is exact, else torch's choice for whole rows.  A backend
-    that is named serves cp = 1 too, and documents and windows then need no table of all pairs."""
+    (FlexAttention, CUDA) or ``auto``: under cp the fastest that is exact, else torch's choice for whole rows.  One that
+    is named serves cp = 1 too, and documents and windows then need no table of all pairs."""
     linear_context: str = "all-gather"
     """How the states of linear and delta layers travel over cp: ``all-gather`` (LASP-2) or ``ring`` (LASP)."""
     ep: int = 1

@@ -25,5 +25,5 @@ def merge(out: Tensor, lse: Tensor, more_out: Tensor, more_lse: Tensor) -> None:
         lse: [..., T], the same dtype; -inf where nothing was seen.
     """
     share = (more_lse - lse).sigmoid_().masked_fill_(more_lse == float("-inf"), 0.0)
-    out.add_((more_out.to(out.dtype) - out).mul_(share.unsqueeze(-1)))
+    out.lerp_(more_out.to(out.dtype), share.unsqueeze(-1))
     torch.logaddexp(lse, more_lse, out=lse)

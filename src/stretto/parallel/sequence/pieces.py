@@ -23,7 +23,6 @@ from stretto.parallel.sequence.results import Results
 from stretto.parallel.sequence.sight import Relation, Sight
 from stretto.spec.sequence import Range, Ranges, count
 
-
 PIECE = 4096
 """Tokens of which products are summed at once."""
 
@@ -132,7 +131,7 @@ class Scheme(Protocol):
         """Gradients of this rank's q, and of its kv, from the queries of all seats."""
 
 
-def _products(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+def products(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """Sum of a * b over channels, in ``dtype``, of some rows at a time, or long rows would be held wide at once."""
     pieces = zip(a.split(PIECE, dim=2), b.split(PIECE, dim=2), strict=True)
     return torch.cat([(x.to(dtype) * y.to(dtype)).sum(-1) for x, y in pieces], dim=2)
@@ -158,7 +157,7 @@ class _Attend(autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> Any:
         q, kv, out, lse = ctx.saved_tensors
         dout = gradients[0]
-        rows = Rows(q=q, dout=dout, lse=lse, delta=_products(dout, out, lse.dtype), out=out)
+        rows = Rows(q=q, dout=dout, lse=lse, delta=products(dout, out, lse.dtype), out=out)
         dq, dkv = ctx.scheme.differentiate(ctx.task, rows, kv)
         dk, dv = dkv.to(kv.dtype).unbind(0)
         return dq.to(q.dtype), dk, dv, None, None
