@@ -111,8 +111,8 @@ def swapped_stages() -> Iterator[None]:
     """The second and third stage hold each other's layers."""
     parts_of_stages = rank_model.parts_of_stages
 
-    def wrong(layers: Any) -> Any:
-        first, second, third, *rest = parts_of_stages(layers)
+    def wrong(layers: Any, **named: Any) -> Any:
+        first, second, third, *rest = parts_of_stages(layers, **named)
         return [first, replace(third, index=1), replace(second, index=2), *rest]
 
     with patch.object(rank_model, "parts_of_stages", wrong):
