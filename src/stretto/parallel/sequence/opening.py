@@ -20,12 +20,13 @@ from stretto.parallel.sequence.blockwise import Drop
 from stretto.parallel.sequence.pieces import Kernel, Scheme, Task, attend_over
 from stretto.parallel.sequence.results import Results
 from stretto.parallel.sequence.ring import Ring
+from stretto.parallel.sequence.shared_seat import SharedSeat, attend_together
 from stretto.parallel.sequence.sight import Sight
 from stretto.parallel.sequence.token_ring import TokenRing
-from stretto.parallel.sequence.ulysses import Exchange, to_heads, to_tokens
+from stretto.parallel.sequence.ulysses import Exchange
 from stretto.parallel.wire import Wire
 from stretto.spec.contract import SequencePart
-from stretto.spec.sequence import Arrangement, heads_of
+from stretto.spec.sequence import Arrangement
 
 
 class Cut(Protocol):
@@ -64,10 +65,9 @@ class ContextAttend:
         part, who = context.part, self.arrangement
         assert part is not None, "the batch was not cut over cp"
         heads, first_head = q.shape[1], 0
-        exchange = self._exchange(part) if who.ulysses > 1 else None
+        exchange = self._exchange(part, heads, k.shape[1]) if who.ulysses > 1 else None
         if exchange is not None:
-            first_head = heads_of(heads, heads, who.ulysses, exchange.index)[0][0]
-            q, k, v = to_heads(exchange, q, k, v)
+            first_head = exchange.of_queries(exchange.index)[0]
         task = Task(
             kernel=self.kernel,
             seats=who.seated(part.shares),
@@ -76,16 +76,21 @@ class ContextAttend:
             first_head=first_head,
             results=self.results,
         )
-        out = attend_over(self.scheme(), task, q, k, v)
-        return out if exchange is None else to_tokens(exchange, out, heads)
+        scheme = self.scheme()
+        if exchange is None:
+            return attend_over(scheme, task, q, k, v)
+        assert isinstance(scheme, Ring), "only a ring has seats that ranks share"
+        return attend_together(SharedSeat(exchange=exchange, ring=scheme), task, q, k, v)
 
-    def _exchange(self, part: SequencePart) -> Exchange:
+    def _exchange(self, part: SequencePart, heads: int, kv_heads: int) -> Exchange:
         members = self.arrangement.sharers(self.wire.index)
         return Exchange(
             wire=self.wire,
             members=members,
             index=members.index(self.wire.index),
             shares=tuple(part.shares[m] for m in members),
+            heads=heads,
+            kv_heads=kv_heads,
         )
 
     def scheme(self) -> Scheme:

@@ -78,6 +78,13 @@ class Ring:
                 seen = picked(*here, tokens) if here is not None and tokens else None
                 yield Visit(round=r, step=s, owner=owner, kv=seen, tokens=tokens)
 
+    def last(self, task: Task) -> int:
+        """The last seat whose keys this one sees, in the order of its visits."""
+        routes = self.routes(task)
+        steps = [(r, s) for r in range(routes.circle.rounds) for s in range(self.inner)]
+        owners = [routes.circle.owner(self.seat, r, s) for r, s in steps]
+        return [o for o in owners if o == self.seat or routes.reach.reads(self.seat, o)][-1]
+
     def attend(self, task: Task, q: Tensor, kv: Tensor) -> tuple[Tensor, Tensor]:
         """Merge the attention to every seat's keys as they come by."""
         found, mine = nothing_seen(q), task.seats[self.seat]

@@ -232,6 +232,14 @@ def add_at(whole: Tensor, held: Ranges, share: Tensor, tokens: Ranges) -> None:
         begin += length
 
 
+def put_at(whole: Tensor, held: Ranges, part: Tensor, tokens: Ranges) -> None:
+    """Put some tokens (dim -2) in their places among those ``held``."""
+    begin = 0
+    for at, length in stretches(held, tokens):
+        whole.narrow(-2, at, length).copy_(part.narrow(-2, begin, length))
+        begin += length
+
+
 def summed(parts: list[tuple[Tensor, Ranges]], tokens: Ranges) -> Tensor:
     """The sum of parts that are each of some of ``tokens``; it may be one of them."""
     whole = next((part for part, of in parts if of == tokens), None)
