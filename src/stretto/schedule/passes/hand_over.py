@@ -86,13 +86,14 @@ def hand_over(schedule: Schedule, front: Front) -> Schedule:
 
 def with_landing(costs: Costs) -> Costs:
     """Costs for what ``hand_over`` gives, from those of the filled schedule: a landing costs its message alone."""
-    from stretto.schedule.simulate.costs import PER_STAGE
+    from stretto.schedule.simulate.costs import PER_STAGE, POSITIVE
 
     found = {}
     for name in PER_STAGE:
         values = getattr(costs, name)
         if isinstance(values, tuple):
-            found[name] = (*values, MOMENT * sum(values) / len(values) if name in ("F", "I", "W", "R") else 0.0)
+            moment = MOMENT * sum(values) / len(values) if name in POSITIVE else 0.0
+            found[name] = (*values, values[0] if name == "input_bytes" else moment)  # it keeps the first stage's input
     if isinstance(costs.comm, tuple):
         found["comm"] = (*costs.comm, max(costs.comm, default=0.0))
     return replace(costs, **found)

@@ -10,7 +10,7 @@ Besides: where a stage has no backward, or recomputes (R), F gives back at its e
 again at its start, both but for the stage's input where the costs say what that is (``input_bytes``).  B and I
 hold ``rerun_bytes`` besides, from their start to their end.  O gives back at its end what F took, and L takes it
 again at its start; where the stage recomputes there is nothing of that to move.  What vocabulary passes keep is
-told in ``vocabulary_memory``.
+told in ``vocabulary_memory``, and what waits for the next step in ``landing_memory``.
 
 Unit: what one micro-batch keeps alive over one rank's whole share of the layers, so that a chunk of V
 counts 1/V (``costs`` says what a unit is where stages differ).
@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 from stretto.schedule.op import Kind
 from stretto.schedule.schedule import Schedule
 from stretto.schedule.simulate.costs import Cost, Costs
+from stretto.schedule.simulate.landing_memory import landing_changes
 from stretto.schedule.simulate.stage_costs import stages_of
 from stretto.schedule.simulate.vocabulary_memory import vocabulary_changes
 
@@ -122,4 +123,6 @@ def _changes(places: Places, costs: StageCosts) -> Values:
         changes[rows] = forward[:, None] * np.column_stack([taken_again, held - taken_again])
         again = schedule.kind == Kind.R
         changes[again, 0] -= np.minimum(costs.input, whole)[stage[again]]
-    return changes + vocabulary_changes(places, costs) if places.has(Kind.S) else changes
+    if places.has(Kind.S):
+        changes += vocabulary_changes(places, costs)
+    return changes + landing_changes(places, costs) if schedule.paths and schedule.frozen else changes
