@@ -1,4 +1,4 @@
-"""FlatUnit under zero 0 to 3 and dp_replicate: sums, what is kept, and that autograd never notices.
+"""FlatUnit under zero 0 to 3, dp_replicate and independent factors: sums, what is kept, what is sent.
 
 The unit holds a weight, a frozen tensor, a parameter that is never used and a bias: 5x3 + 2x2 + 3 + 4 = 26
 elements, which neither 4 nor 3 ranks divide, so the last rank holds padding.
@@ -6,28 +6,36 @@ elements, which neither 4 nor 3 ranks divide, so the last rank holds padding.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from equivalence.plan_run import plain, together
 from parallel.test_master import mesh_at
 from ranks import Ranks
+from stretto.parallel import flat
 from stretto.parallel.collectives import Pending
 from stretto.parallel.flat import MAX_REDUCING, FlatUnit, ReduceQueue
-from stretto.parallel.mesh import SHARDS, build_mesh
+from stretto.parallel.mesh import GROUPED, build_mesh
 from stretto.parallel.pipeline.segment import Segment
 from stretto.parallel.unit import settle_all
 from stretto.spec.plan import PlanSpec
 from stretto.spec.sharding import Sharding, cut
+from stretto.spec.states import of_plan
 
 SHAPES = {"weight": (5, 3), "frozen": (2, 2), "unused": (3,), "bias": (4,)}
 PLANS = [
     PlanSpec(dp_replicate=4),
     *[PlanSpec(dp_shard=4, zero=zero) for zero in (1, 2, 3)],  # type: ignore[arg-type]
     *[PlanSpec(dp_replicate=2, dp_shard=2, zero=zero) for zero in (1, 2, 3)],  # type: ignore[arg-type]
+    *[PlanSpec(dp_replicate=2, dp_shard=2, zero=zero, shard_optimizer=4) for zero in (2, 3)],  # type: ignore[arg-type]
+    PlanSpec(dp_shard=4, shard_parameters=2, shard_gradients=4),
+    PlanSpec(dp_shard=4, shard_gradients=2),
 ]
 
 
@@ -49,14 +57,36 @@ def make(
     parameters = {n: nn.Parameter(value_of(n).to(main), requires_grad=n != "frozen") for n in SHAPES}
     held = [(p, Sharding.whole(n, SHAPES[n])) for n, p in parameters.items()]
     mesh = build_mesh(plan, rank)
-    return FlatUnit("u", held, mesh=mesh, zero=plan.zero, compute=compute, queue=ReduceQueue()), parameters
+    return FlatUnit("u", held, mesh=mesh, compute=compute, queue=ReduceQueue()), parameters
 
 
 def held_bytes(parameters: dict[str, nn.Parameter]) -> int:
     return parameters["weight"].untyped_storage().nbytes()
 
 
+def counted(call: Any, sent: list[float]) -> Any:
+    """A collective that notes the bytes a rank sends in it; an all-reduce is a reduce-scatter and an all-gather."""
+
+    def wrapped(tensor: Tensor, *rest: Any) -> Pending:
+        group = rest[-1]
+        if group is not None:
+            ranks, bytes_of_one = dist.get_world_size(group), tensor.numel() * tensor.element_size()
+            shares = {"reduce_scatter": (ranks - 1) / ranks, "all_gather": ranks - 1, "all_reduce": 2 - 2 / ranks}
+            sent[0] += bytes_of_one * shares[call.__name__]
+        return call(tensor, *rest)  # type: ignore[no-any-return]
+
+    return wrapped
+
+
 def on_rank(rank: int, world: int, plan: PlanSpec) -> dict[str, Any]:
+    sent = [0.0]
+    with ExitStack() as stack:
+        for call in (flat.reduce_scatter, flat.all_gather, flat.all_reduce):
+            stack.enter_context(patch.object(flat, call.__name__, counted(call, sent)))
+        return {**steps_on_rank(rank, plan), "sent": sent[0]}
+
+
+def steps_on_rank(rank: int, plan: PlanSpec) -> dict[str, Any]:
     unit, parameters = make(plan, rank, torch.float64, torch.float64)
     resharded = [held_bytes(parameters)]
     unit.unshard()
@@ -85,7 +115,13 @@ def on_rank(rank: int, world: int, plan: PlanSpec) -> dict[str, Any]:
     kept = [bytes_of(unit)]
     unit.begin_step(3)
     kept.append(bytes_of(unit))
-    return {"resharded": resharded, "gradients": gradients, "masters": masters, "kept": kept}
+    return {
+        "resharded": resharded,
+        "gradients": gradients,
+        "masters": masters,
+        "kept": kept,
+        "passing": unit.passing_bytes(),
+    }
 
 
 def bytes_of(unit: FlatUnit) -> int:
@@ -94,7 +130,12 @@ def bytes_of(unit: FlatUnit) -> int:
     return sum(kept.values())
 
 
-@pytest.mark.parametrize("plan", PLANS, ids=lambda p: f"replicate{p.dp_replicate}-shard{p.dp_shard}-zero{p.zero}")
+def name_of(plan: PlanSpec) -> str:
+    states = of_plan(plan)
+    return f"{plan.num_ranks}-ranks-{states.parameters}-{states.gradients}-{states.optimizer}"
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=name_of)
 def test_sums_and_what_is_kept(ranks: Ranks, plan: PlanSpec) -> None:
     found = ranks.run(on_rank, 4, plan)
     gradients = together([f["gradients"] for f in found])
@@ -106,14 +147,24 @@ def test_sums_and_what_is_kept(ranks: Ranks, plan: PlanSpec) -> None:
     masters = together([f["masters"] for f in found])
     assert masters.keys() == SHAPES.keys()
     assert all(torch.equal(masters[n], value_of(n) + 1) for n in SHAPES)
-    width = -(-26 // plan.dp_shard)
-    whole = 8 * width * plan.dp_shard
-    zero = plan.zero if plan.dp_shard > 1 else 0
-    # Masters are a view of the parameters except under zero 3; gradients are gone when the next step begins.
-    parameters = {0: whole, 1: whole, 2: whole, 3: 8 * width}[zero]
+    states = of_plan(plan)
+    width = 8 * -(-26 // states.optimizer)
+    parts = [width * states.optimizer // factor for factor in (states.parameters, states.gradients)]
+    # Masters are a view of the parameters; gradients are gone when the next step begins.
     for mine in found:
-        assert mine["kept"] == [parameters + 8 * width, parameters]
-        assert mine["resharded"] == ([0, 0] if zero == 3 else [whole, whole])
+        assert mine["kept"] == [parts[0] + width, parts[0]]
+        assert mine["passing"] == (parts[1] if states.optimizer > states.gradients else 0)
+        assert mine["resharded"] == ([0, 0] if states.parameters > 1 else [width * states.optimizer] * 2)
+        assert mine["sent"] == sent_bytes(plan, width * states.optimizer)
+
+
+def sent_bytes(plan: PlanSpec, whole: int) -> float:
+    """Of two steps of three backwards each, one update and two gatherings, in closed form."""
+    states, ranks = of_plan(plan), plan.num_ranks
+    p, g, o = states.parameters, states.gradients, states.optimizer
+    each = whole * (1 - 1 / g) if g > 1 else 0.0
+    once = whole / g * (1 - g / o) + 2 * whole / o * (1 - o / ranks)
+    return 2 * (3 * each + once) + 2 * whole * (1 - 1 / p) + whole / p * (1 - p / o)
 
 
 def narrow_on_rank(rank: int, world: int, plan: PlanSpec) -> Any:
@@ -198,11 +249,9 @@ def test_the_queue_bounds_what_is_under_way_and_loses_nothing() -> None:
     parameter = nn.Parameter(torch.zeros(4))
     queue = ReduceQueue()
     # Two shards that were never reduced with anybody: the queue alone is under test.
-    mesh = mesh_at(dp_shard=(0, 2))
-    mesh.groups.update({SHARDS: None, ("dp_replicate",): None, ("tp",): None})
-    unit = FlatUnit(
-        "u", [(parameter, Sharding.whole("p", (4,)))], mesh=mesh, zero=2, compute=torch.float32, queue=queue
-    )
+    mesh = mesh_at(gradients=(0, 2))
+    mesh.groups.update(dict.fromkeys(GROUPED))
+    unit = FlatUnit("u", [(parameter, Sharding.whole("p", (4,)))], mesh=mesh, compute=torch.float32, queue=queue)
     unit.begin_step(5)
     alive: list[int] = []
     pendings = []
@@ -222,7 +271,7 @@ def partial_on_rank(rank: int, world: int, zero: int) -> Any:
     mesh = build_mesh(plan, rank)
     split = cut("w", (4, 3), dim=0, parts=2, index=mesh.index("tp"))
     held = [(nn.Parameter(torch.zeros(2, 3)), split), (nn.Parameter(torch.zeros(5)), Sharding.whole("norm", (5,)))]
-    unit = FlatUnit("u", held, mesh=mesh, zero=zero, compute=torch.float32, queue=ReduceQueue())
+    unit = FlatUnit("u", held, mesh=mesh, compute=torch.float32, queue=ReduceQueue())
     unit.begin_step(1)
     by_shape = {(2, 3): torch.full((2, 3), 10.0 ** mesh.index("dp_shard")), (5,): torch.full((5,), 10.0**rank)}
     unit.add_gradients([by_shape[tuple(p.shape)] for p in unit.parameters])

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stretto.parallel.master import Master, counts_here
-from stretto.parallel.mesh import AXES, Holders, Mesh
+from stretto.parallel.mesh import AXES, STATE_AXES, Holders, Mesh
 from stretto.spec.contract import Piece
 from stretto.spec.sharding import Sharding, cut
 
@@ -17,8 +17,8 @@ SHAPES = st.lists(st.integers(1, 5), min_size=1, max_size=4).map(tuple)
 def mesh_at(**place: tuple[int, int]) -> Mesh:
     """A mesh without groups: ``axis=(index, size)``."""
     return Mesh(
-        sizes={a: place.get(a, (0, 1))[1] for a in AXES},
-        coordinates={a: place.get(a, (0, 1))[0] for a in AXES},
+        sizes={a: place.get(a, (0, 1))[1] for a in (*AXES, *STATE_AXES)},
+        coordinates={a: place.get(a, (0, 1))[0] for a in (*AXES, *STATE_AXES)},
         rank=0,
         groups={},
     )

@@ -8,8 +8,9 @@ import pytest
 import torch.distributed as dist
 
 from ranks import Ranks
-from stretto.parallel.mesh import AXES, GROUPED, build_mesh, make_holders
+from stretto.parallel.mesh import AXES, GROUPED, STATE_AXES, build_mesh, make_holders
 from stretto.spec.plan import PlanSpec
+from stretto.spec.states import of_plan
 
 PLANS = [
     PlanSpec(pp=2, dp_replicate=2, dp_shard=1, tp=2),
@@ -19,6 +20,8 @@ PLANS = [
     PlanSpec(pp=8),
     PlanSpec(dp_shard=2, cp=2, tp=2),
     PlanSpec(pp=2, cp=4),
+    PlanSpec(dp_replicate=2, dp_shard=2, cp=2, shard_parameters=2, shard_gradients=4, shard_optimizer=8),
+    PlanSpec(pp=2, dp_replicate=4, zero=3, shard_gradients=2, shard_optimizer=4),
 ]
 
 
@@ -34,6 +37,7 @@ def describe(rank: int, world: int, plans: list[PlanSpec]) -> list[dict[str, Any
         found.append(
             {
                 "place": tuple(mesh.index(a) for a in AXES),
+                "states": tuple(mesh.index(a) for a in STATE_AXES),
                 "groups": {axes: members(mesh.group(*axes)) for axes in GROUPED},
                 "ends": members(ends.group) if ends is not None else None,
                 "dp_index": mesh.dp_index,
@@ -65,11 +69,10 @@ def test_a_group_holds_who_differs_along_its_axes_only(which: int, described: li
     plan, everybody = PLANS[which], described[which]
     for mine in everybody:
         for axes, found in mine["groups"].items():
-            fixed = [i for i, axis in enumerate(AXES) if axis not in axes]
+            place, order = ("place", AXES) if set(axes) <= set(AXES) else ("states", STATE_AXES)
+            fixed = [i for i, axis in enumerate(order) if axis not in axes]
             expected = [
-                rank
-                for rank, other in enumerate(everybody)
-                if all(other["place"][i] == mine["place"][i] for i in fixed)
+                rank for rank, other in enumerate(everybody) if all(other[place][i] == mine[place][i] for i in fixed)
             ]
             assert found == (expected if len(expected) > 1 else None), axes
         assert mine["column"] == [
@@ -78,10 +81,21 @@ def test_a_group_holds_who_differs_along_its_axes_only(which: int, described: li
         ends = [
             rank
             for rank, other in enumerate(everybody)
-            if other["place"][0] in (0, plan.pp - 1) and other["place"][2:] == mine["place"][2:]
+            if other["states"][0] in (0, plan.pp - 1) and other["states"][2:] == mine["states"][2:]
         ]
         at_an_end = plan.pp > 1 and mine["place"][0] in (0, plan.pp - 1)
         assert mine["ends"] == (ends if at_an_end else None)
+
+
+@pytest.mark.parametrize("which", range(len(PLANS)))
+def test_states_are_divided_over_consecutive_data_ranks(which: int, described: list[list[dict[str, Any]]]) -> None:
+    plan, states = PLANS[which], of_plan(PLANS[which])
+    for rank, mine in enumerate(described[which]):
+        pp, *levels, tp = mine["states"]
+        data = rank // plan.tp % (plan.dp * plan.cp)
+        sizes = (states.parameters, states.gradients, states.optimizer)
+        expected = [data // sizes[2], data % sizes[2] // sizes[1], data % sizes[1] // sizes[0], data % sizes[0]]
+        assert (pp, tp) == (mine["place"][0], mine["place"][-1]) and levels == expected
 
 
 def test_one_rank_needs_no_process_group() -> None:

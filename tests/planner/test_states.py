@@ -10,13 +10,13 @@ from stretto.planner.calibration import Calibration
 from stretto.planner.communication import data_seconds, group
 from stretto.planner.memory import memory
 from stretto.planner.stack import KernelStack
-from stretto.planner.states import StateSharding, of_plan
 from stretto.planner.step import step_time
 from stretto.planner.workload import Workload
 from stretto.spec.errors import ConfigError
 from stretto.spec.plan import PlanSpec
 from stretto.spec.presets_cluster import cluster_preset
 from stretto.spec.presets_model import model_preset
+from stretto.spec.states import StateSharding, of_plan
 
 
 def work_of(sharding: StateSharding | None = None, *, cluster: str = "a100:64", **plan: int) -> Workload:

@@ -226,7 +226,6 @@ class Assembler:
             name,
             held,
             mesh=self._mesh,
-            zero=self._plan.zero,
             compute=self._precision.compute,
             queue=self._queue,
             holders=holders,

@@ -1,7 +1,7 @@
 """The gradient norm of the whole model, and clipping by it.
 
 Every parameter counts once: of tp-replicated and tied copies only one is counted, and the sum runs
-over pp, dp_shard and tp but not over dp_replicate, whose ranks hold equal gradients.
+over pp, tp and the ranks that divide the masters, but not over copies of these, which hold equal gradients.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ that is waited for exactly once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,6 +36,28 @@ class Pending:
     def is_over(self) -> bool:
         """Whether ``wait`` would return at once; of collectives only, gloo doesn't know it of messages."""
         return self._work is None or self._work.is_completed()
+
+
+class Then(Pending):
+    """A collective and another one that needs its result: the second starts when the first has been waited for."""
+
+    __slots__ = ("_first", "_following")
+
+    def __init__(self, first: Pending, following: Callable[[], Pending]) -> None:
+        super().__init__(None)
+        self._first = first
+        self._following: Callable[[], Pending] | None = following
+
+    def wait(self) -> None:
+        """Return when the second one's result may be read."""
+        if self._following is not None:
+            following, self._following = self._following, None
+            self._first.wait()
+            following().wait()
+
+    def is_over(self) -> bool:
+        """Whether ``wait`` has returned."""
+        return self._following is None
 
 
 DONE = Pending(None)

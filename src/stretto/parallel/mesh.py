@@ -4,8 +4,11 @@ Ranks are numbered with tp fastest, then cp, and pp slowest, so that the ranks t
 
     rank = (((pp_i * dp_replicate + dp_replicate_i) * dp_shard + dp_shard_i) * cp + cp_i) * tp + tp_i
 
-To parameters, context-parallel ranks are data-parallel ones that read other parts of the same sequences: what
-``dp_shard`` ranks share (``SHARDS``), they share too, and gradients are summed over both at once.
+To parameters, context-parallel ranks are data-parallel ones that read other parts of the same sequences.  Parameters,
+gradients and optimizer states are divided over P, G and O consecutive ones of the data ranks (spec/states.py), so that
+seen from the states the same data ranks have four other axes:
+
+    data ranks     ((copies_i * O/G + optimizer_i) * G/P + gradients_i) * P + parameters_i
 
 The mesh is an argument, never a global.  Every group that the runtime needs is made once here;
 a group of one rank is None, and whoever uses it then communicates nothing.
@@ -14,11 +17,14 @@ a group of one rank is None, and whoever uses it then communicates nothing.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch.distributed as dist
+
+from stretto.spec.states import of_plan
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -27,9 +33,12 @@ if TYPE_CHECKING:
 
 AXES = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
 """The axes, slowest first."""
-SHARDS = ("dp_shard", "cp")
-"""Ranks that hold equal parameters and share their states between them."""
-DATA = ("dp_replicate", *SHARDS)
+STATE_AXES = ("pp", "copies", "optimizer", "gradients", "parameters", "tp")
+"""The axes as states see them: who divides parameters, who divides each such shard of the gradients further, who each
+of those of the optimizer states, and who has copies of these, slowest first."""
+SHARDS = ("optimizer", "gradients", "parameters")
+"""Ranks that share one copy of the optimizer states between them."""
+DATA = ("dp_replicate", "dp_shard", "cp")
 """Ranks that read different tokens."""
 COPY = ("pp", *SHARDS, "tp")
 """Ranks that together hold one whole copy of the model's gradients."""
@@ -40,7 +49,7 @@ class Mesh:
     """The place of one rank and the groups it belongs to."""
 
     sizes: dict[str, int]
-    """Degree of each axis."""
+    """Degree of each axis, those of states among them."""
     coordinates: dict[str, int]
     """Index of this rank along each axis."""
     rank: int
@@ -67,8 +76,9 @@ class Mesh:
 
     @property
     def shard_index(self) -> int:
-        """Which shard of the states is this rank's, among those of ``SHARDS``."""
-        return self.index("dp_shard") * self.sizes["cp"] + self.index("cp")
+        """Which shard of the optimizer states is this rank's: those of one shard of the parameters are neighbours."""
+        within = self.index("gradients") * self.sizes["optimizer"] + self.index("optimizer")
+        return self.index("parameters") * self.size("gradients", "optimizer") + within
 
     @property
     def columns(self) -> list[list[int]]:
@@ -85,26 +95,48 @@ class Mesh:
 GROUPED: tuple[tuple[str, ...], ...] = (
     ("tp",),
     ("cp",),
+    ("parameters",),
+    ("gradients",),
+    ("optimizer",),
     SHARDS,
-    ("dp_replicate",),
+    ("copies",),
     DATA,
     COPY,
 )
 """Axis sets that need a group."""
+SHARING = (("parameters",), ("gradients",), ("optimizer",), SHARDS)
+"""Of these, the ones that have one group where they are the same ranks: all that uses them has one order."""
 
 
 def build_mesh(plan: PlanSpec, rank: int) -> Mesh:
     """Make the mesh of ``plan`` and all its groups; collective over the world if there is one."""
-    sizes = {axis: int(getattr(plan, axis)) for axis in AXES}
-    grid = np.arange(plan.num_ranks).reshape([sizes[a] for a in AXES])
-    place = [int(i) for i in np.unravel_index(rank, grid.shape)]
-    groups = {axes: _make_group(grid, axes, rank) for axes in GROUPED}
-    return Mesh(
-        sizes=sizes,
-        coordinates=dict(zip(AXES, place, strict=True)),
-        rank=rank,
-        groups=groups,
-    )
+    sizes = {axis: int(getattr(plan, axis)) for axis in AXES} | _state_sizes(plan)
+    coordinates: dict[str, int] = {}
+    for order in (AXES, STATE_AXES):
+        place = np.unravel_index(rank, [sizes[a] for a in order])
+        coordinates |= {axis: int(index) for axis, index in zip(order, place, strict=True)}
+    made: dict[tuple[tuple[int, ...], ...], ProcessGroup | None] = {}
+    groups: dict[tuple[str, ...], ProcessGroup | None] = {}
+    for axes in GROUPED:
+        members = _members(sizes, axes)
+        if axes not in SHARING:
+            groups[axes] = _make_groups(members, rank)
+            continue
+        if members not in made:
+            made[members] = _make_groups(members, rank)
+        groups[axes] = made[members]
+    return Mesh(sizes=sizes, coordinates=coordinates, rank=rank, groups=groups)
+
+
+def _state_sizes(plan: PlanSpec) -> dict[str, int]:
+    """Degrees of the axes that only states see."""
+    states = of_plan(plan)
+    return {
+        "parameters": states.parameters,
+        "gradients": states.gradients // states.parameters,
+        "optimizer": states.optimizer // states.gradients,
+        "copies": plan.dp * plan.cp // states.optimizer,
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,36 +146,39 @@ class Holders:
     ranks: tuple[int, ...]
     """Positions along pp, ascending."""
     group: ProcessGroup | None = field(repr=False)
-    """Those ranks and their dp_replicate copies, over which gradients are summed, at this rank's other coordinates;
-    None where this rank isn't among them."""
+    """Those ranks and their copies, over which gradients are summed, at this rank's other coordinates; None where this
+    rank isn't among them."""
 
 
 def make_holders(mesh: Mesh, ranks: tuple[int, ...]) -> Holders:
     """Make the groups of pipeline ranks that hold the same parameters; collective over the world."""
-    grid = np.arange(mesh.size(*AXES)).reshape([mesh.sizes[a] for a in AXES])
-    mine = None
-    for members in grid[list(ranks)].reshape(len(ranks) * mesh.size("dp_replicate"), -1).T.tolist():
-        group = dist.new_group(members)
-        if mesh.rank in members:
-            mine = group
-    return Holders(ranks=ranks, group=mine)
+    grid = np.arange(mesh.size(*AXES)).reshape(mesh.size("pp"), mesh.size("copies"), -1)
+    members = grid[list(ranks)].reshape(len(ranks) * mesh.size("copies"), -1).T
+    return Holders(ranks=ranks, group=_make_groups(members.tolist(), mesh.rank))
 
 
 def make_group(mesh: Mesh, *axes: str) -> ProcessGroup | None:
     """Make one more group along ``axes``, for an order of its own; collective over the world."""
-    return _make_group(np.arange(mesh.size(*AXES)).reshape([mesh.sizes[a] for a in AXES]), axes, mesh.rank)
+    return _make_groups(_members(mesh.sizes, axes), mesh.rank)
 
 
-def _make_group(grid: np.ndarray, axes: tuple[str, ...], rank: int) -> ProcessGroup | None:
-    """Make the groups along ``axes`` in the same order on every rank; return the one that holds ``rank``."""
-    inner = [AXES.index(a) for a in axes]
-    outer = [i for i in range(len(AXES)) if i not in inner]
-    size = int(np.prod([grid.shape[i] for i in inner]))
-    if size == 1:
+def _members(sizes: Mapping[str, int], axes: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
+    """The ranks of every group along ``axes``, which are all of ``AXES`` or all of ``STATE_AXES``."""
+    order = AXES if set(axes) <= set(AXES) else STATE_AXES
+    grid = np.arange(math.prod(sizes[a] for a in AXES)).reshape([sizes[a] for a in order])
+    inner = [order.index(a) for a in axes]
+    outer = [i for i in range(len(order)) if i not in inner]
+    found = grid.transpose(outer + inner).reshape(-1, math.prod(sizes[a] for a in axes))
+    return tuple(tuple(ranks) for ranks in found.tolist())
+
+
+def _make_groups(members: Sequence[Sequence[int]], rank: int) -> ProcessGroup | None:
+    """Make the groups in the same order on every rank; return the one that holds ``rank``; None where it's alone."""
+    if len(members[0]) == 1:
         return None
     mine = None
-    for members in grid.transpose(outer + inner).reshape(-1, size):
-        group = dist.new_group([int(r) for r in members])
-        if rank in members:
+    for ranks in members:
+        group = dist.new_group(list(ranks))
+        if rank in ranks:
             mine = group
     return mine

@@ -4,7 +4,7 @@ The pipeline runtime calls a unit at fixed points and knows nothing of what happ
 
     unshard ─► ready ─► forward ─► reshard        unshard ─► ready ─► backward ─► add_gradients ─► reshard
                                                   unshard ─► ready ─► I ─► reshard ... W ─► add_gradients
-    ... after the last backward of the step: settle (three phases) ─► optimizer on masters ─► publish
+    ... after the last backward of the step: settle (four phases) ─► optimizer on masters ─► publish
 
 ``LocalUnit`` serves a rank that shares its parameters with nobody: gradients stay where autograd put
 them, nothing is copied.  ``FlatUnit`` (flat.py) serves every other plan.
@@ -39,7 +39,7 @@ class Unit(Protocol):
         """A step starts in which ``add_gradients`` will be called so many times.
 
         ``told``: ``reduce_gradients`` says when a reduction starts; else the last contribution does, or
-        where zero shards gradients each of them.
+        where gradients are divided each of them.
         """
 
     def hold(self) -> None:
@@ -64,7 +64,8 @@ class Unit(Protocol):
         """Start to reduce what has accumulated, where that is possible before the last contribution."""
 
     def settle(self, phase: int) -> Pending:
-        """Start phase 0 (shards), 1 (replicas and holders) or 2 (tp) of the reduction; earlier ones are done."""
+        """Start phase 0 (to shards of gradients), 1 (to shards of masters), 2 (copies and holders) or 3 (tp) of the
+        reduction; earlier ones are done."""
 
     def publish(self) -> None:
         """Masters have new values: start to bring them into the parameters."""
@@ -76,7 +77,7 @@ class Unit(Protocol):
         """Memory that a step needs beyond ``buffers`` until gradients are reduced, in bytes."""
 
 
-SETTLE_PHASES = 3
+SETTLE_PHASES = 4
 
 
 def settle_all(units: Sequence[Unit]) -> None:

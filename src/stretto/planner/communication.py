@@ -182,10 +182,11 @@ def data_parts(work: Workload, calibration: Calibration, held: float | None = No
 
     ``held``: its parameters; None: those of the fullest.
 
-    Whole parameters (ZeRO-1 and 2): gradients are summed once a step and scattered over those who keep shards of them,
-    and what each rank has stepped is gathered.  Divided ones (ZeRO-3) are gathered for the forward and for the backward
-    pass of every micro-batch, and their gradients reduced after each (Rajbhandari et al. 2020, section 7), as are those
-    of ZeRO-2 where nobody keeps them whole (``stack.reduces_each``).
+    Gradients are summed once a step and scattered over those who keep shards of them, and what each rank has stepped is
+    gathered by those who share its parameters.  Divided parameters (ZeRO-3) are gathered for the forward and for the
+    backward pass of every micro-batch, and their gradients reduced after each (Rajbhandari et al. 2020, section 7), as
+    are those of ZeRO-2 where nobody keeps them whole (``stack.reduces_each``).  Where factors differ (P | G | O of
+    ``spec.states``) each collective is between the ranks that the larger factor adds, the nearest first.
 
     Returns:
         Seconds of what is done for each micro-batch, over all of them, and of what is done once.
@@ -198,12 +199,16 @@ def data_parts(work: Workload, calibration: Calibration, held: float | None = No
         """Ranks with the same shard of ``inner``, ``size`` of them."""
         return group(work, size, plan.tp * inner, calibration)
 
-    gathered = over(states.parameters, 1).all_gather(held * stack.parameter_bytes)
-    gradients = held * stack.reduction_bytes
-    scattered = over(states.gradients, 1).all_gather(gradients)
-    summed = over(ranks // states.gradients, states.gradients).all_reduce(gradients / states.gradients)
-    stepped = over(states.optimizer // states.parameters, states.parameters)
-    rest = summed + stepped.all_gather(held / states.parameters * stack.parameter_bytes)
+    def between(small: int, large: int, num_bytes: float) -> float:
+        """Gathering so many bytes over ``small`` ranks' shards of ``large``, or scattering their sums."""
+        return over(large // small, small).all_gather(num_bytes / small)
+
+    p, g, o = states.parameters, states.gradients, states.optimizer
+    gathered, gradients = between(1, p, held * stack.parameter_bytes), held * stack.reduction_bytes
+    scattered = between(1, p, gradients) + between(p, g, gradients)
+    rest = between(p, g, held * stack.parameter_bytes) + between(g, o, held * stack.parameter_bytes)
+    summed = o if stack.scatters_once else g
+    rest += between(g, summed, gradients) + over(ranks // summed, summed).all_reduce(gradients / summed)
     number = work.num_microbatches
     if states.parameters > 1:
         return number * (2 * gathered + scattered), rest

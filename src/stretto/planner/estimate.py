@@ -164,14 +164,14 @@ def least_state_bytes(work: Workload) -> float:
 
     The whole layers that zero 3 gathers are left out.
     """
-    plan, stack, counts = work.plan, work.stack, parameters(work.model)
+    plan, stack, states, counts = work.plan, work.stack, work.states, parameters(work.model)
     held = (counts.layer_matrices + counts.embedding) / plan.tp + counts.layer_vectors
     if not counts.tied:
         held += counts.head / plan.tp
     per_parameter = (
-        stack.parameter_bytes / (work.shards if plan.zero >= 3 else 1)
-        + stack.gradient_bytes / (work.shards if plan.zero >= 2 else 1)
-        + stack.optimizer_bytes / work.shards
+        stack.parameter_bytes / states.parameters
+        + stack.gradient_bytes / states.gradients
+        + stack.optimizer_bytes / states.optimizer
     )
     return held / plan.pp * per_parameter
 

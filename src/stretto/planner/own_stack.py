@@ -31,5 +31,6 @@ def own_stack(dtype: str) -> KernelStack:
         optimizer_bytes=optimizer,
         overlapped_reduction=True,
         reduces_each=True,
+        scatters_once=True,
         context_kernel="blockwise",
     )

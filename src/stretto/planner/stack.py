@@ -45,6 +45,8 @@ class KernelStack:
     """Whether gradients are summed, and parameters gathered, under the work of one micro-batch."""
     reduces_each: bool = False
     """Whether divided gradients (ZeRO-2) are reduced after each backward pass, or once, from whole ones."""
+    scatters_once: bool = False
+    """Whether gradients are scattered to those who update them (O > G), or summed by all and updated in part."""
     parameter_bytes: float = 2
     """Bytes of a parameter in the form that multiplies."""
     gradient_bytes: float = 4

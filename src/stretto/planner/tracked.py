@@ -52,7 +52,7 @@ def layer_elements(work: Workload, *, packed: bool, recompute: str | None = None
 def _rank(work: Workload, rank: int, packed: bool) -> RankMemory:
     stack, states, held = work.stack, work.states, work.parameters_of_rank(rank)
     gradients = held * stack.gradient_bytes / states.gradients
-    if states.optimizer > states.gradients:  # zero 1: whole until they are reduced, beside the shard they go to
+    if states.optimizer > states.gradients:  # let go when they are reduced, beside the shard they go to
         gradients += held * stack.gradient_bytes / states.optimizer
     moments = work.profile.alive[rank]
     kept = max(_moment(work, moment, packed) for moment in moments)

@@ -13,12 +13,12 @@ from functools import lru_cache
 from stretto.planner.flops import parameters
 from stretto.planner.profile import Profile, profile
 from stretto.planner.stack import KernelStack
-from stretto.planner.states import StateSharding, of_plan
 from stretto.spec.cluster import ClusterSpec
 from stretto.spec.errors import ConfigError
 from stretto.spec.model import ModelSpec
 from stretto.spec.plan import PlanSpec
 from stretto.spec.stages import balanced
+from stretto.spec.states import StateSharding, of_plan
 
 LOOPED = (
     "gpipe", "breadth-first", "modular", "1f1b", "interleaved", "group-interleaved", "zb-h1", "zb-h2", "zb-auto",
@@ -40,7 +40,7 @@ class Workload:
     """Sequences of a step, over all ranks."""
     stack: KernelStack = field(default_factory=KernelStack)
     sharding: StateSharding | None = None
-    """Over how many data ranks each kind of state is divided; None: as ``plan.zero`` says."""
+    """Over how many data ranks each kind of state is divided; None: as the plan says."""
 
     def __post_init__(self) -> None:
         """Refuse a batch that the plan doesn't divide."""
@@ -80,11 +80,6 @@ class Workload:
     def num_replicas(self) -> int:
         """Copies of the model that flow through one pipeline; two in a bidirectional one."""
         return 1 if self._looped else len(self.profile.placement)
-
-    @property
-    def shards(self) -> int:
-        """Ranks that ZeRO divides states over: those of cp hold equal parameters, like those of dp_shard."""
-        return self.plan.dp_shard * self.plan.cp
 
     @property
     def states(self) -> StateSharding:

@@ -13,6 +13,7 @@ from pathlib import Path
 from stretto.spec import capabilities
 from stretto.spec.check_asynchronous import check_asynchronous
 from stretto.spec.check_context import check_context
+from stretto.spec.check_states import check_states
 from stretto.spec.check_values import check_data, check_model, check_settings, check_training, one_of
 from stretto.spec.errors import ConfigError, UnsupportedError
 from stretto.spec.front import check_front, front_layers
@@ -35,6 +36,7 @@ def check(run: RunSpec, *, world_size: int | None = None, data: bool = True) -> 
     check_training(run.training)
     _degrees(run.plan)
     _choices(run.plan)
+    check_states(run.plan)
     _schedule(run.plan)
     check_asynchronous(run)
     check_front(run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stretto.spec.errors import ConfigError, UnsupportedError
 from stretto.spec.run import RunSpec
+from stretto.spec.states import of_plan
 
 PLAIN = {
     "schedule": "1f1b",
@@ -43,6 +44,11 @@ def check_asynchronous(run: RunSpec) -> None:
                 f"{told} needs plan.{key} = {_shown(value)} in this version, not {_shown(found)}; "
                 'change it, or set plan.asynchronous = "none".'
             )
+    if of_plan(run.plan).optimizer > 1:
+        raise UnsupportedError(
+            f"{told} updates whole parameters in this version; leave plan.shard_optimizer out, or set "
+            'plan.asynchronous = "none".'
+        )
     if run.plan.pp > 1 and run.model.tied_embeddings:
         raise UnsupportedError(
             f"{told} can't keep model.tied_embeddings = true equal on two pipeline ranks that update at different "

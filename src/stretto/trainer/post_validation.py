@@ -106,7 +106,7 @@ class PostValidation:
         for axes in (SHARDS, ("tp",)):
             all_reduce(own, mesh.group(*axes)).wait()
         everywhere = own[:2].clone()
-        all_reduce(everywhere, mesh.group("dp_replicate")).wait()
+        all_reduce(everywhere, mesh.group("copies")).wait()
         own[:2] = everywhere
         observer.end()
         observer.begin("NORM", peer=self._relay.previous)

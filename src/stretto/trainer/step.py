@@ -139,7 +139,7 @@ class TrainStep:
         mesh = self.model.mesh
         all_reduce(sums, mesh.group(*COPY)).wait()
         everywhere = sums[:2].clone()
-        all_reduce(everywhere, mesh.group("dp_replicate")).wait()
+        all_reduce(everywhere, mesh.group("copies")).wait()
         total, wishes = everywhere.tolist()
         return Totals(loss=total, squared_norm=float(sums[2]), tokens=int(tokens), stop=wishes > 0)
 
