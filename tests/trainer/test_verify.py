@@ -35,6 +35,7 @@ FOREIGN = ModelSpec(
     num_layers=4,
     max_positions=128,
 )
+DYNAMIC = {"context_groups": "dynamic"}
 INTERLEAVED = {"pp": 2, "schedule": "interleaved", "chunks": 2}
 
 Case = tuple[Callable[[], Any], ModelSpec, dict[str, Any], str, str | None]
@@ -70,6 +71,8 @@ CASES: list[Case] = [
     (faults.parameters_not_published, LLAMA, {"dp_shard": 2}, "inputs.tokens.weight", "inputs.tokens"),
     (faults.key_gradients_lost_on_the_ring, LLAMA, {"cp": 2}, "inputs.tokens.weight", None),
     (faults.positions_as_if_contiguous, LLAMA, {"cp": 2, "tp": 2}, "blocks.0.attention.", "blocks.0.attention.o"),
+    (faults.key_gradients_lost_on_the_ring, LLAMA, {"cp": 2, **DYNAMIC}, "inputs.tokens.weight", None),
+    (faults.dropped_layer, LLAMA, {"pp": 2, "cp": 2, **DYNAMIC}, "blocks.2.", "blocks.2"),
     (faults.decay_on_norms, LLAMA, {"pp": 2}, "blocks.0.attention_norm.weight", None),
 ]
 
@@ -87,6 +90,7 @@ HEALTHY: dict[str, tuple[ModelSpec, dict[str, Any]]] = {
     ),
     "cp2-tp2-dropout": (DROPOUT, {"cp": 2, "tp": 2, "context": "ulysses"}),
     "hybrid-cp2-pp2": (replace(LLAMA, num_layers=6, attention=("delta", "linear", "softmax")), {"cp": 2, "pp": 2}),
+    "documents": (LLAMA, {"cp": 2, "dp_shard": 2, "tp": 2, "offload": True, "zero": 3, **DYNAMIC}),
     "foreign": (FOREIGN, {"pp": 2, "tp": 2}),
 }
 

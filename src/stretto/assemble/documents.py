@@ -27,8 +27,8 @@ from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSpec
 from stretto.spec.sequence import Section, count, cut_sequence
 
-Document = tuple[Tensor, Tensor, Tensor]
-"""Tokens, labels and positions, int64 [length] each."""
+Document = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Tokens, labels and positions, int64 [length] each; sample and place in its row, [length, 2]."""
 
 
 def documents_of(batches: Sequence[Batch]) -> Iterator[Document]:
@@ -43,7 +43,9 @@ def documents_of(batches: Sequence[Batch]) -> Iterator[Document]:
                 counted = (labels[start:stop] != IGNORE).nonzero()
                 if len(counted):
                     part = slice(start, start + int(counted[-1]) + 1)
-                    yield tokens[part], labels[part], positions[part]
+                    at = torch.arange(part.start, part.stop, device=tokens.device)
+                    sources = torch.stack((batch.samples[row].expand_as(at), at), dim=1)
+                    yield tokens[part], labels[part], positions[part], sources
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +79,7 @@ class DocumentCut:
     def __call__(self, batches: Sequence[Batch]) -> list[Batch]:
         """This rank's micro-batches of the whole global batch; equally many on every rank."""
         documents = list(documents_of(batches))
-        lengths = [len(tokens) for tokens, _, _ in documents]
+        lengths = [len(tokens) for tokens, *_ in documents]
         placement = assign(lengths, self.ranks, self.costs, memory_tokens=self.memory_tokens)
         device = batches[0].tokens.device
         return [self._micro_batch(m, documents, placement, device) for m in range(max(1, placement.micro_batches))]
@@ -97,24 +99,32 @@ class DocumentCut:
             shares = cut_sequence(len(document[0]), piece.ranks, self.layout)
             sections.append(Section(first=piece.first, shares=shares, start=at))
             places.append(torch.cat([torch.arange(*part, device=device) for part in shares[seat]] or [nothing]))
-            tokens, labels, positions = (x[places[-1]] for x in document)
-            found.append((tokens, labels, positions))
+            tokens, labels, positions, sources = (x[places[-1]] for x in document)
+            found.append((tokens, labels, positions, sources))
             at, longest, away = at + count(shares[seat]), max(longest, len(document[0])), piece.away
         missing = -at % self.unit if at else self.unit
         if missing:  # tokens that nothing is asked of, also where the others have one micro-batch more
             filler = torch.arange(missing, device=device)
-            found, places = [*found, (0 * filler, 0 * filler + IGNORE, filler)], [*places, filler]
+            nowhere = filler.new_full((missing, 2), -1)
+            found, places = [*found, (0 * filler, 0 * filler + IGNORE, filler, nowhere)], [*places, filler]
             sections.append(Section(first=self.index, shares=(((0, missing),),), start=at))
-        tokens, labels, positions = (torch.cat(same).unsqueeze(0) for same in zip(*found, strict=True))
+        tokens, labels, positions, sources = (torch.cat(same) for same in zip(*found, strict=True))
         part = SequencePart(
             shares=(((0, longest),),),
             tokens=torch.cat(places),
             documents=None,
             sections=tuple(sections),
+            sources=sources,
             away=away,
         )
-        samples = torch.zeros(1, dtype=torch.int64, device=device)
-        return Batch(tokens=tokens, labels=labels, positions=positions, documents=None, samples=samples, part=part)
+        return Batch(
+            tokens=tokens.unsqueeze(0),
+            labels=labels.unsqueeze(0),
+            positions=positions.unsqueeze(0),
+            documents=None,
+            samples=torch.zeros(1, dtype=torch.int64, device=device),
+            part=part,
+        )
 
 
 def tokens_of(plan: PlanSpec, sequence_length: int) -> int:

@@ -37,6 +37,8 @@ class SequencePart:
     sections: tuple[Section, ...] = ()
     """Where documents have groups of their own, what this rank holds of which, in order (B is 1); ``tokens`` are then
     counted over each document, and ``shares`` says only how long the longest is."""
+    sources: Tensor | None = None
+    """int64 [T, 2], likewise: the sample of each token and its place in that row; -1 where it fills up."""
     away: int = 0
     """Blocks whose activations of this micro-batch are on the host between forward and backward."""
 

@@ -50,6 +50,9 @@ def global_batch(run: RunSpec, step: int) -> Batch:
             cut = int(torch.randint(1, length, (), generator=generator))
             documents[row, cut:] += 1
         positions[row] = restarted(documents[row])
+        if run.plan.context_groups == "dynamic":  # what no label follows would be left out, and couldn't be compared
+            last = torch.cat([documents[row][1:] != documents[row][:-1], torch.ones(1, dtype=torch.bool)])
+            labels[row, last] = tokens[row, last]
     first = (step - 1) * rows
     return Batch(
         tokens=tokens,
@@ -68,8 +71,13 @@ def restarted(documents: torch.Tensor) -> torch.Tensor:
 
 
 def micro_batches(run: RunSpec, step: int, dp_index: int) -> list[Batch]:
-    """The micro-batches of one data-parallel rank; like the loader's, without documents where no row holds several."""
+    """The micro-batches of one data-parallel rank; like the loader's, without documents where no row holds several.
+
+    With dynamic groups all rows, one by one.
+    """
     whole = global_batch(run, step)
+    if run.plan.context_groups == "dynamic":
+        return [part_of(whole, at, at + 1) for at in range(run.training.global_batch_size)]
     rows = run.training.global_batch_size // run.plan.dp
     size = run.plan.micro_batch_size
     return [part_of(whole, at, at + size) for at in range(dp_index * rows, (dp_index + 1) * rows, size)]

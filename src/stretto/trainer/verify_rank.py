@@ -21,6 +21,7 @@ from stretto.spec.contract import Batch, Piece
 from stretto.spec.run import RunSpec
 from stretto.trainer.session import Session
 from stretto.trainer.structure import make_stack
+from stretto.trainer.verify_documents import PlacedOutputs
 from stretto.trainer.verify_inputs import lively, micro_batches
 from stretto.trainer.verify_modules import Heard, ModuleWatch
 from stretto.trainer.verify_sequence import runs_of, with_whole_losses
@@ -150,10 +151,10 @@ def train_on_rank(
         recorder.session = session
         stages = session.model.stages.values()
         segments = [segment for stage in stages for segment in stage.segments]
-        outputs = Outputs(segments, session.mesh, rows=run.training.global_batch_size)
+        outputs = outputs_of(segments, session)
         found = []
         for step in range(1, steps + 1):
-            if step == steps and inside is not None:
+            if step == steps and inside is not None and isinstance(outputs, Outputs):
                 outputs.modules = ModuleWatch(stack, inside)
             # The step whose modules are watched computes a frozen front itself, not the one before it.
             ahead = step + (inside is not None) < steps
@@ -161,7 +162,17 @@ def train_on_rank(
     return found
 
 
-def record_step(session: Session, step: int, outputs: Outputs, recorder: Recorder, *, ahead: bool) -> RankStep:
+def outputs_of(segments: Sequence[Segment], session: Session) -> Outputs | PlacedOutputs:
+    """What records the outputs of the segments."""
+    rows = session.run.training.global_batch_size
+    if session.model.documents is not None:
+        return PlacedOutputs(segments, session.mesh, rows=rows, make=Patch)
+    return Outputs(segments, session.mesh, rows=rows)
+
+
+def record_step(
+    session: Session, step: int, outputs: Outputs | PlacedOutputs, recorder: Recorder, *, ahead: bool
+) -> RankStep:
     """Run one step and collect what was recorded; ``ahead``: part of the next one may be computed in it."""
     run = session.run
     outputs.first_sample = (step - 1) * run.training.global_batch_size
@@ -174,11 +185,19 @@ def record_step(session: Session, step: int, outputs: Outputs, recorder: Recorde
         loss=result.loss,
         grad_norm=result.grad_norm,
         tokens=result.tokens,
-        outputs=with_whole_losses([*outputs.take(), *losses_of(session, batches, outputs.first_sample)], session.mesh),
+        outputs=outputs_found(session, batches, outputs),
         gradients=recorder.gradients,
         weights=patches(p for m in session.model.masters for p in m.pieces("model", m.tensor)),
         modules=outputs.modules.take() if outputs.modules is not None else [],
     )
+
+
+def outputs_found(session: Session, batches: Sequence[Batch], outputs: Outputs | PlacedOutputs) -> list[Patch]:
+    """What was recorded of the step's parts, and the losses."""
+    found = outputs.take()
+    if isinstance(outputs, PlacedOutputs):
+        return found
+    return with_whole_losses([*found, *losses_of(session, batches, outputs.first_sample)], session.mesh)
 
 
 def losses_of(session: Session, batches: Sequence[Batch], first_sample: int) -> Iterator[Patch]:

@@ -42,6 +42,10 @@ VOCABULARY = 61
 """Prime, so that no tp degree divides it."""
 LENGTH = 16
 """Tokens of a sequence, about."""
+OFFLOADED = 5
+"""Layers where dynamic groups offload: two stay at least."""
+SLOW = 1.0
+"""FLOP/s of a device that hides all copies to its host."""
 REDUCIBLE = ("dp_replicate", "dp_shard", "pp", "cp", "tp")
 """Axes in the order in which equal degrees are lowered."""
 
@@ -85,8 +89,14 @@ def shrink(run: RunSpec) -> Shrunk:
         stages = shrink_stages(pick_stages(stages_of(run), plan.num_stages))
     if plan.schedule == "auto" and plan.schedule_file is None:
         plan = replace(plan, options={**plan.options, "time_budget": SEARCH_SECONDS})
+    cluster = ClusterSpec()
+    if plan.context_groups == "dynamic" and plan.offload:
+        stages, cluster = (OFFLOADED,), replace(cluster, peak_flops_float32=SLOW)
     plan = replace(plan, stages=stages, micro_batch_size=min(plan.micro_batch_size, 2))
     training = shrink_training(run, plan)
+    if plan.context_groups == "dynamic":  # little room, so that documents need groups of several sizes
+        room = -(-training.sequence_length // min(plan.cp * plan.dp, 4))
+        plan = replace(plan, context_tokens=room)
     model = run.model if foreign else shrink_model(run, plan, training)
     if fills(plan):
         ahead = min(front_layers(run), AHEAD)
@@ -94,9 +104,7 @@ def shrink(run: RunSpec) -> Shrunk:
         training = replace(training, freeze=_frozen_front(training.freeze, front_layers(run), ahead))
     if training.freeze:
         training = replace(training, freeze=_frozen_still(model, training.freeze))
-    small = replace(
-        run, run=replace(run.run, device="cpu"), model=model, cluster=ClusterSpec(), plan=plan, training=training
-    )
+    small = replace(run, run=replace(run.run, device="cpu"), model=model, cluster=cluster, plan=plan, training=training)
     check(small, data=False)
     return Shrunk(run=small, notes=tuple(notes))
 
