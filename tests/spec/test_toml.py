@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from stretto.spec import toml
 from stretto.spec.cluster import ClusterSpec
 from stretto.spec.data import DataSpec, SourceSpec
+from stretto.spec.automatic import OWN_MEANING
 from stretto.spec.errors import ConfigError, UnsupportedError
 from stretto.spec.fields import is_open_table, is_table, keys_of, sections, strip_none
 from stretto.spec.model import ModelSpec, RopeScaling
@@ -121,7 +122,7 @@ def test_what_is_wrong_is_named(text: str, message: str) -> None:
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("key", [key for key in keys_of(PlanSpec) if key not in ("stages", "schedule")])
+@pytest.mark.parametrize("key", [key for key in keys_of(PlanSpec) if key not in OWN_MEANING])
 def test_auto_in_the_plan_needs_the_planner(key: str) -> None:
     with pytest.raises(
         UnsupportedError, match=rf"plan\.{key} = \"auto\" needs the planner.* for example plan\.{key} = "

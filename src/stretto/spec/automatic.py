@@ -5,8 +5,9 @@
     pp = 4                               a value that is written stays
     tp = "auto"                          as soon as one key says auto, whatever isn't written is filled in too
 
-``schedule = "auto"`` is something else, a schedule that is searched for, and ``stages = "auto"`` is the balanced split:
-neither needs the planner.  Under ``plan = "auto"`` both are the planner's.
+``schedule = "auto"`` is something else, a schedule that is searched for, ``stages = "auto"`` is the balanced split, and
+``attention_backend = "auto"`` whichever kernel can: none needs the planner.  Under ``plan = "auto"`` schedule and stages
+are the planner's.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from stretto.spec.run import RunSpec
 
 AUTO = "auto"
 """What stands for a value that is to be filled in."""
-OWN_MEANING = ("schedule", "stages")
+OWN_MEANING = ("schedule", "stages", "attention_backend")
 """Keys of the plan whose ``auto`` isn't the planner's."""
 
 Planner = Callable[[RunSpec, Mapping[str, Any]], PlanSpec]

@@ -84,6 +84,10 @@ def find_key(section: str, name: str, place: str) -> Any:
     return keys[name]
 
 
+OWN_AUTO = ("schedule", "attention_backend")
+"""Keys of the plan whose ``auto`` isn't the planner's: a schedule that is searched for, whichever kernel can."""
+
+
 def accept_section(name: str, table: Any, place: str) -> dict[str, Any]:
     """Check a section as it was read and return its keys with values of the fields' types."""
     cls = find_section(name, place)
@@ -97,7 +101,7 @@ def accept_section(name: str, table: Any, place: str) -> dict[str, Any]:
     given = {}
     for key, value in table.items():
         annotation = find_key(name, key, place)
-        if name == "plan" and value == "auto" and key != "schedule":  # the schedule "auto" is searched for, not planned
+        if name == "plan" and value == "auto" and key not in OWN_AUTO:
             if key == "stages":
                 continue  # None: the balanced split, which needs no planner
             default = getattr(cls(), key)
