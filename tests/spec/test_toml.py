@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stretto.spec import toml
+from stretto.spec.automatic import OWN_MEANING
 from stretto.spec.cluster import ClusterSpec
 from stretto.spec.data import DataSpec, SourceSpec
-from stretto.spec.automatic import OWN_MEANING
 from stretto.spec.errors import ConfigError, UnsupportedError
 from stretto.spec.fields import is_open_table, is_table, keys_of, sections, strip_none
 from stretto.spec.model import ModelSpec, RopeScaling

@@ -5,9 +5,9 @@
     pp = 4                               a value that is written stays
     tp = "auto"                          as soon as one key says auto, whatever isn't written is filled in too
 
-``schedule = "auto"`` is something else, a schedule that is searched for, ``stages = "auto"`` is the balanced split, and
-``attention_backend = "auto"`` whichever kernel can: none needs the planner.  Under ``plan = "auto"`` schedule and stages
-are the planner's.
+``schedule = "auto"`` is something else, a schedule that is searched for, ``stages = "auto"`` the balanced split, and
+``attention_backend = "auto"`` whichever kernel can: none needs the planner.  Under ``plan = "auto"`` schedule and
+stages are the planner's.
 """
 
 from __future__ import annotations
