@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import time
 from typing import Any
 
 import torch
@@ -28,69 +27,26 @@ from torch.multiprocessing.spawn import start_processes
 
 from benchmarks.pairs import RESULTS, command, machine
 from benchmarks.processes import free_port
-from benchmarks.virtual_context import CutRows, Links, NoDropout, VirtualKernel, VirtualWire
+from benchmarks.virtual_context import HEAD_SIZE, KV_HEADS, Links, Side, VirtualWire, best_of
 from stretto.parallel.pipeline.virtual import wake_on_time
-from stretto.parallel.sequence.opening import ContextAttend
-from stretto.spec.contract import Batch, SequencePart
+from stretto.spec.contract import Batch
 from stretto.spec.model import ModelSpec
 from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSpec
-from stretto.spec.sequence import Arrangement, cut_sequence
 from stretto.spec.training import TrainingSpec
 from stretto.trainer.memory import ActivationMeter
 from stretto.trainer.session import Session
 
-HEADS, KV_HEADS, HEAD_SIZE = 8, 8, 1
-"""Small, since only their number matters: compute and messages take as long as they are told."""
 RING: dict[str, Any] = {"context": "ring"}
 
 
-class Side:
-    """One way of cutting, on one rank."""
-
-    def __init__(self, plan: PlanSpec, args: argparse.Namespace, links: Links) -> None:
-        rank, tokens = dist.get_rank(), args.tokens
-        shares = cut_sequence(tokens, plan.cp, plan.context_layout)
-        index = torch.cat([torch.arange(*part) for part in shares[rank]])
-        self.rows = CutRows(SequencePart(shares=shares, tokens=index, documents=None))
-        self.kernel = VirtualKernel(args.compute * plan.cp / (HEADS * tokens * (tokens + 1) / 2))
-        self.wire = VirtualWire(dist.group.WORLD, links)
-        self.attend = ContextAttend(
-            wire=self.wire, arrangement=Arrangement.of(plan), local=NoDropout(), kernel=self.kernel
-        )
-        self.qkv = [torch.zeros(1, n, len(index), HEAD_SIZE, requires_grad=True) for n in (HEADS, KV_HEADS, KV_HEADS)]
-
-    def turn(self) -> dict[str, float]:
-        """Seconds of one forward and backward, of the slowest rank, and what this rank counted."""
-        self.wire.waited = self.wire.carried = 0.0
-        self.kernel.pairs = 0
-        dist.barrier()
-        start = time.perf_counter()
-        out = self.attend(*self.qkv, self.rows)
-        torch.autograd.grad(out, self.qkv, torch.zeros_like(out))
-        return self._over_ranks(time.perf_counter() - start)
-
-    def _over_ranks(self, seconds: float) -> dict[str, float]:
-        mine = torch.tensor([seconds, self.kernel.pairs, self.wire.waited, self.wire.carried], dtype=torch.float64)
-        largest, total = mine.clone(), mine.clone()
-        dist.all_reduce(largest, dist.ReduceOp.MAX)
-        dist.all_reduce(total)
-        return {
-            "seconds": float(largest[0]),
-            "balance": float(largest[1] / (total[1] / dist.get_world_size())),
-            "hidden": 1.0 - float(total[2] / total[3]) if total[3] else 1.0,
-        }
-
-
-def best_of(sides: dict[str, Side], turns: int) -> dict[str, dict[str, float]]:
-    """The sides take turns; the first isn't counted.  The figures of each side's fastest turn."""
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
-    for turn in range(turns + 1):
-        for name, side in sides.items():
-            figures = side.turn()
-            if turn:
-                found[name].append(figures)
-    return {name: min(rows, key=lambda row: row["seconds"]) for name, rows in found.items()}
+def sides_of(args: argparse.Namespace, links: Links, plans: dict[str, dict[str, Any]]) -> dict[str, Side]:
+    """Ways of cutting, by their plans, all on the same links."""
+    found = {}
+    for name, way in plans.items():
+        plan = PlanSpec(cp=args.ranks, **way)
+        found[name] = Side(plan, VirtualWire(dist.group.WORLD, links), tokens=args.tokens, compute=args.compute)
+    return found
 
 
 def links_of(args: argparse.Namespace, *, message: float, slower: float = 1.0) -> Links:
@@ -102,9 +58,7 @@ def links_of(args: argparse.Namespace, *, message: float, slower: float = 1.0) -
 def zigzag(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Balanced against plain."""
     links = links_of(args, message=1e-6)
-    sides = {
-        layout: Side(PlanSpec(cp=args.ranks, context_layout=layout), args, links) for layout in ("zigzag", "contiguous")
-    }
+    sides = sides_of(args, links, {layout: {"context_layout": layout} for layout in ("zigzag", "contiguous")})
     found = best_of(sides, args.turns)
     ratio = found["contiguous"]["seconds"] / found["zigzag"]["seconds"]
     ideal = args.compute * 3.5
@@ -125,7 +79,7 @@ def hidden(args: argparse.Namespace) -> list[dict[str, Any]]:
         "token-ring": {"context": "token-ring"},
         "all-gather": {"context": "all-gather"},
     }
-    sides = {name: Side(PlanSpec(cp=args.ranks, **way), args, links) for name, way in ways.items()}
+    sides = sides_of(args, links, ways)
     return [
         {"what": f"{name}: share of message time hidden", "figure": row["hidden"], "wanted": ">= 0.9"}
         for name, row in best_of(sides, args.turns).items()
@@ -140,7 +94,7 @@ def mesh(args: argparse.Namespace) -> list[dict[str, Any]]:
         ways: dict[str, dict[str, Any]] = {"ring": RING, "ulysses": {"context": "ulysses"}}
         ways |= {f"mesh {u}": {"context": "mesh", "ulysses": u} for u in (2, args.ranks // 2)}
         ways["double ring"] = {"inner_ring": args.ranks // 2}
-        sides = {name: Side(PlanSpec(cp=args.ranks, **way), args, links) for name, way in ways.items()}
+        sides = sides_of(args, links, ways)
         times = {name: row["seconds"] for name, row in best_of(sides, args.turns).items()}
         parents = min(times["ring"], times["ulysses"])
         best = min(t for name, t in times.items() if name.startswith("mesh"))

@@ -17,14 +17,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from stretto.parallel.pipeline.virtual import wait_until
 from stretto.parallel.sequence.blockwise import Block, Rows, sum_dtype
+from stretto.parallel.sequence.opening import ContextAttend
 from stretto.parallel.wire import Transfer, Wire
 from stretto.spec.contract import SequencePart
+from stretto.spec.plan import PlanSpec
+from stretto.spec.sequence import Arrangement, cut_sequence
 
+HEADS, KV_HEADS, HEAD_SIZE = 8, 8, 1
+"""Small, since only their number matters: compute takes as long as it is told."""
 BACKWARD = 2.5
 """Work of the backward in forwards: five matrix products instead of two."""
 
@@ -128,3 +134,58 @@ class _Stamped(Transfer):
             wait_until(moment)
         self._virtual.waited += time.perf_counter() - start
         return both[::2]
+
+
+class Side:
+    """One way of cutting, on one rank.
+
+    Args:
+        compute: seconds of a rank's forward, where work is equal.
+        head_size: numbers of a head that travel.
+    """
+
+    def __init__(self, plan: PlanSpec, wire: Wire, *, tokens: int, compute: float, head_size: int = HEAD_SIZE) -> None:
+        shares = cut_sequence(tokens, plan.cp, plan.context_layout)
+        index = torch.cat([torch.arange(*part) for part in shares[dist.get_rank()]])
+        self.rows = CutRows(SequencePart(shares=shares, tokens=index, documents=None))
+        self.kernel = VirtualKernel(compute * plan.cp / (HEADS * tokens * (tokens + 1) / 2))
+        self.wire = wire
+        self.attend = ContextAttend(
+            wire=self.wire, arrangement=Arrangement.of(plan), local=NoDropout(), kernel=self.kernel
+        )
+        self.qkv = [torch.zeros(1, n, len(index), head_size, requires_grad=True) for n in (HEADS, KV_HEADS, KV_HEADS)]
+
+    def turn(self) -> dict[str, float]:
+        """Seconds of one forward and backward, of the slowest rank, and what this rank counted."""
+        self.wire.waited = 0.0
+        if isinstance(self.wire, VirtualWire):
+            self.wire.carried = 0.0
+        self.kernel.pairs = 0
+        dist.barrier()
+        start = time.perf_counter()
+        out = self.attend(*self.qkv, self.rows)
+        torch.autograd.grad(out, self.qkv, torch.zeros_like(out))
+        return self._over_ranks(time.perf_counter() - start)
+
+    def _over_ranks(self, seconds: float) -> dict[str, float]:
+        carried = self.wire.carried if isinstance(self.wire, VirtualWire) else 0.0
+        mine = torch.tensor([seconds, self.kernel.pairs, self.wire.waited, carried], dtype=torch.float64)
+        largest, total = mine.clone(), mine.clone()
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        dist.all_reduce(total)
+        return {
+            "seconds": float(largest[0]),
+            "balance": float(largest[1] / (total[1] / dist.get_world_size())),
+            "hidden": 1.0 - float(total[2] / total[3]) if total[3] else 1.0,
+        }
+
+
+def best_of(sides: dict[str, Side], turns: int) -> dict[str, dict[str, float]]:
+    """The sides take turns; the first isn't counted.  The figures of each side's fastest turn."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+    for turn in range(turns + 1):
+        for name, side in sides.items():
+            figures = side.turn()
+            if turn:
+                found[name].append(figures)
+    return {name: min(rows, key=lambda row: row["seconds"]) for name, rows in found.items()}

@@ -1,0 +1,137 @@
+"""The 2D mesh of Ulysses and ring against both of them, over real links: two nodes with a slow link between them.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.slow_link                       # 8 ranks; as root
+    OMP_NUM_THREADS=1 python -m benchmarks.slow_link --ranks 4 --slower 4
+
+Nodes are network namespaces (namespaces.py): inside a node messages go over loopback, between nodes through one link
+that all its ranks share and that the kernel holds to a rate.  Messages, processes and gloo are real; compute is a wait
+in proportion to its work (virtual_context.py), which leaves the processors to the messages.  At ``1x`` the link carries
+the keys and values of one rank in a quarter of a block's forward.
+
+Wanted: the best mesh never slower than the better of ring and Ulysses.  A time is that of the slowest rank, of the
+fastest turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import tempfile
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import ProcessContext, start_processes
+
+from benchmarks.namespaces import Nodes, die_with, two_nodes
+from benchmarks.pairs import RESULTS, command, machine
+from benchmarks.virtual_context import Side, best_of
+from stretto.parallel.pipeline.virtual import wake_on_time
+from stretto.parallel.wire import Wire
+from stretto.spec.plan import PlanSpec
+
+HEAD_SIZE = 4
+"""So many numbers of a head travel: a few hundred kilobytes of keys and values a rank."""
+SILENT = timedelta(minutes=3)
+
+
+def ways(ranks: int) -> dict[str, dict[str, Any]]:
+    """Plans by name; ``inside``: what neighbours do."""
+    found: dict[str, dict[str, Any]] = {"ring": {}, "ulysses": {"context": "ulysses"}}
+    found["double ring"] = {"inner_ring": ranks // 2}
+    for ulysses in sorted({2, ranks // 2}):
+        for inner in ("ulysses", "ring"):
+            name = f"mesh {ulysses}x{ranks // ulysses}, {inner} inside"
+            found[name] = {"context": "mesh", "ulysses": ulysses, "context_inner": inner}
+    return found
+
+
+def figures(times: dict[str, float], slower: float) -> dict[str, Any]:
+    """One row."""
+    mesh, parent = (
+        min((t, name) for name, t in times.items() if name.startswith(kind)) for kind in ("mesh", ("ring", "ulysses"))
+    )
+    told = ", ".join(f"{name} {t:.2f}" for name, t in times.items())
+    what = f"link {slower:g}x slower: {parent[1]} / {mesh[1]} ({told} s)"
+    return {"what": what, "figure": parent[0] / mesh[0], "wanted": ">= 1", "slower": slower, "seconds": times}
+
+
+def work(rank: int, args: argparse.Namespace, nodes: Nodes, folder: str) -> None:
+    """One rank."""
+    die_with(args.parent)
+    os.environ["GLOO_SOCKET_IFNAME"] = nodes.enter(rank // (args.ranks // 2))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    torch.set_num_threads(1)
+    wake_on_time()
+    store = (Path(folder) / "store").as_uri()
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=args.ranks, timeout=SILENT)
+    wire, rows = Wire(dist.group.WORLD), []
+    sides = {
+        name: Side(PlanSpec(cp=args.ranks, **way), wire, tokens=args.tokens, compute=args.compute, head_size=HEAD_SIZE)
+        for name, way in ways(args.ranks).items()
+    }
+    side = sides["ring"]
+    num_bytes = 4.0 * side.qkv[1].numel() * 2
+    for slower in args.slower:
+        if rank == 0:
+            nodes.limit(num_bytes / (args.compute / args.ranks / 4) / slower)
+        dist.barrier()
+        row = figures({name: row["seconds"] for name, row in best_of(sides, args.turns).items()}, slower)
+        rows.append(row)
+        if rank == 0:
+            print(f"{row['figure']:8.3f}  {row['wanted']:6} {row['what']}", flush=True)
+    if rank == 0:
+        (Path(folder) / "rows.json").write_text(json.dumps(rows))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Start nodes and ranks; end both whatever happens."""
+    with two_nodes() as nodes, tempfile.TemporaryDirectory() as folder:
+        ranks = start_processes(work, (args, nodes, folder), nprocs=args.ranks, join=False, start_method="fork")
+        assert isinstance(ranks, ProcessContext)
+        try:
+            while not ranks.join():
+                pass
+        finally:
+            for process in ranks.processes:
+                process.kill()
+                process.join()
+        found: list[dict[str, Any]] = json.loads((Path(folder) / "rows.json").read_text())
+        return found
+
+
+def leave(number: int, frame: FrameType | None) -> None:
+    """A signal to end: so that what was started is ended too."""
+    sys.exit(128 + number)
+
+
+def main() -> None:
+    """Measure, and keep the figures of a whole run."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=int, default=8, choices=(4, 8), help="processes, half of them on each node")
+    parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--compute", type=float, default=1.0, help="seconds of a rank's forward, where work is equal")
+    parser.add_argument("--slower", type=float, nargs="+", default=[1.0, 4.0, 16.0], help="how slow the link is")
+    args = parser.parse_args()
+    args.parent = os.getpid()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, leave)
+    rows = measure(args)
+    if len(sys.argv) == 1:
+        record = {"command": command("slow_link"), "machine": machine(), "turns": args.turns, "rows": rows}
+        (RESULTS / "slow_link.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
