@@ -2,13 +2,15 @@
 
     core        pp x tp x cp x data ranks = devices, micro-batch, recompute, offload    what a rank computes
     context     how attention is cut over cp: the fastest way for each core             what cp ranks exchange
-    sharding    dp_replicate x dp_shard = data ranks, zero                              who keeps which states
+    sharding    dp_replicate x dp_shard = data ranks, zero, factors of each state       who keeps which states
     order       schedule family and chunks, vocabulary over the pipeline or not         when it is computed
     stages      balanced by number, by cost, within each rank's memory                  (``search``)
 
 A core already bounds the time from below, so that most of them are never opened.  ``dp_shard`` is every divisor of the
-data ranks: shards inside a node and replicas across nodes are among them.  Degrees that can't be (heads that tp doesn't
-divide, a batch that the data ranks don't) aren't made; what is made passes ``spec.check``.
+data ranks: shards inside a node and replicas across nodes are among them (MiCS).  With the optimizer's states over all
+data ranks, parameters and gradients are also divided over the levels of the links, a module or a node, each for itself
+(AMSP; Frontier's low-bandwidth partitioning).  Degrees that can't be (heads that tp doesn't divide, a batch that the
+data ranks don't) aren't made; what is made passes ``spec.check``.
 """
 
 from __future__ import annotations
@@ -20,7 +22,10 @@ from math import gcd
 from stretto.planner.groups import divides
 from stretto.planner.request import DEGREES, Request
 from stretto.spec import capabilities
+from stretto.spec.check_states import check_states
+from stretto.spec.errors import ConfigError
 from stretto.spec.plan import PlanSpec
+from stretto.spec.states import SHARD_KEYS, StateSharding, of_plan, written
 
 FEW_CHUNKS = 8
 """Chunks that are always tried; above it only those that divide the layers evenly."""
@@ -87,14 +92,45 @@ def contexts(request: Request, core: PlanSpec) -> Iterator[PlanSpec]:
 
 
 def shardings(request: Request, core: PlanSpec) -> Iterator[PlanSpec]:
-    """The ways to keep the core's states; one rank per shard has nothing to split, and zero 1 stands for all."""
-    data = core.dp
+    """The ways to keep the core's states, each once; one rank per shard has nothing to split, zero 1 stands for all."""
+    data, seen = core.dp, set()
     for shard in request.values("dp_shard", divisors(data)):
         if request.pins.get("dp_replicate", data // shard) != data // shard:
             continue
         stages = capabilities.ZERO_STAGES if shard > 1 or "zero" in request.pins else (1,)
         for zero in request.values("zero", stages):
-            yield request.plan(**{**_chosen(core), "dp_shard": shard, "dp_replicate": data // shard, "zero": zero})
+            plan = request.plan(**{**_chosen(core), "dp_shard": shard, "dp_replicate": data // shard, "zero": zero})
+            if (states := divided(plan)) is not None and states not in seen:
+                seen.add(states)
+                yield plan
+    for plan in _independent(request, core):
+        if divided(plan) not in seen and request.values("zero", (plan.zero,)):
+            yield replace(plan, **{key: request.pins[key] for key in SHARD_KEYS if key in request.pins})
+
+
+def divided(plan: PlanSpec) -> StateSharding | None:
+    """How the plan's states are divided; None where they can't be so."""
+    try:
+        check_states(plan)
+    except ConfigError:
+        return None
+    return of_plan(plan)
+
+
+def _independent(request: Request, core: PlanSpec) -> Iterator[PlanSpec]:
+    """Optimizer states over all data ranks, parameters and gradients inside a level of the links, nearest first."""
+    pins, ranks, cluster = request.pins, core.dp * core.cp, request.cluster
+    shard = pins.get("dp_shard", core.dp // pins.get("dp_replicate", 1))
+    if shard * pins.get("dp_replicate", core.dp // shard) != core.dp:
+        return
+    base = request.plan(**{**_chosen(core), "dp_shard": shard, "dp_replicate": core.dp // shard})
+    levels = {1, ranks, *(size // core.tp for size in (cluster.module_devices, cluster.devices_per_node))}
+    near = sorted(size for size in levels if size and ranks % size == 0)
+    for p in (pins["shard_parameters"],) if "shard_parameters" in pins else near:
+        for g in (pins["shard_gradients"],) if "shard_gradients" in pins else (size for size in near if size >= p):
+            o = pins.get("shard_optimizer", ranks)
+            if ranks % o == o % g == g % p == 0:
+                yield written(base, StateSharding(parameters=p, gradients=g, optimizer=o))
 
 
 def orders(request: Request, plan: PlanSpec) -> Iterator[PlanSpec]:
@@ -142,5 +178,5 @@ def _context_degrees(request: Request, ranks: int, tp: int) -> list[int]:
 
 
 def _chosen(plan: PlanSpec) -> dict[str, object]:
-    keys = (*DEGREES, "context", "ulysses", "micro_batch_size", "recompute", "offload", "zero")
+    keys = (*DEGREES, "context", "ulysses", "micro_batch_size", "recompute", "offload", "zero", *SHARD_KEYS)
     return {key: getattr(plan, key) for key in keys}

@@ -18,6 +18,7 @@ from stretto.planner.request import CHOSEN, Objective, Request
 from stretto.planner.search import search
 from stretto.spec.errors import StrettoError
 from stretto.spec.plan import PlanSpec
+from stretto.spec.states import SHARD_KEYS
 from stretto.spec.units import format_bytes, format_seconds
 
 WORTH_SAYING = 0.003
@@ -55,6 +56,7 @@ def described(plan: PlanSpec) -> str:
         words.append(f"{plan.context} {plan.ulysses}" if plan.context == "mesh" else plan.context)
     if plan.dp_shard > 1:
         words.append(f"zero {plan.zero}")
+    words += [f"{key.partition('_')[2]} over {getattr(plan, key)}" for key in SHARD_KEYS if getattr(plan, key)]
     if plan.pp > 1:
         words.append(plan.schedule + (f" with {plan.chunks} chunks" if plan.chunks > 1 else ""))
     words.append(f"micro-batch {plan.micro_batch_size}")

@@ -231,15 +231,18 @@ def data_seconds(work: Workload, machine: Machine) -> float:
 
     if plan.tp > 1:
         seconds += over("all_reduce", plan.tp, 2 * work.model.hidden_size * stack.gradient_bytes)
-    if states.optimizer == 1:
-        return times * (seconds + over("all_reduce", ranks, held * stack.reduction_bytes))
-    scattered = over("reduce_scatter", states.optimizer, held * stack.reduction_bytes)
-    gathered = over("all_gather", states.optimizer, held * stack.parameter_bytes)
-    summed = over("all_reduce", ranks // states.optimizer, held * stack.reduction_bytes / states.optimizer)
-    if states.parameters > 1:
-        return times * (seconds + work.num_microbatches * (scattered + 2 * gathered) + summed)
-    number = work.num_microbatches if states.gradients > 1 else 1
-    return times * (seconds + number * scattered + gathered + summed)
+
+    def scattered(small: int, large: int) -> float:
+        return over("reduce_scatter", large // small, held * stack.reduction_bytes / small)
+
+    def gathered(small: int, large: int) -> float:
+        return over("all_gather", large // small, held * stack.parameter_bytes / small)
+
+    p, g, o = states.parameters, states.gradients, states.optimizer
+    each = 2 * gathered(1, p) + scattered(1, p) + scattered(p, g)
+    summed = over("all_reduce", ranks // o, held * stack.reduction_bytes / o)
+    once = scattered(g, o) + summed + gathered(g, o) + gathered(p, g)
+    return times * (seconds + work.num_microbatches * each + once)
 
 
 def unit_bytes(work: Workload) -> float:

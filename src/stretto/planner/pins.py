@@ -19,6 +19,7 @@ from stretto.spec.errors import ConfigError, nearest
 from stretto.spec.fields import accept, keys_of
 from stretto.spec.overrides import value_of
 from stretto.spec.plan import PlanSpec
+from stretto.spec.states import SHARD_KEYS, StateSharding
 
 
 def read_pins(words: Iterable[str], place: str = "--pin") -> dict[str, Any]:
@@ -64,12 +65,29 @@ def check_pins(request: Request) -> None:
             f"{written} = {product} ranks can't divide {devices} devices; their product may be "
             f"{', '.join(map(str, divisors(devices)))}."
         )
+    _check_states(pins, devices)
     check(replace(request.run, plan=_plain_plan(pins)), data=False)
+
+
+def _check_states(pins: dict[str, Any], devices: int) -> None:
+    """ConfigError where no data ranks that the pinned degrees leave can divide states so."""
+    fixed = prod(pins.get(axis, 1) for axis in ("pp", "tp"))
+    known = [axis for axis in ("dp_replicate", "dp_shard") if axis in pins]
+    ranks = prod(pins.get(axis, 1) for axis in (*known, "cp")) if len(known) == 2 else devices // fixed
+    for key in SHARD_KEYS:
+        if key in pins and (pins[key] < 1 or ranks % pins[key]):
+            raise ConfigError(
+                f"plan.{key} = {pins[key]} can't divide {ranks} data ranks; it may be "
+                f"{', '.join(map(str, divisors(ranks)))}."
+            )
+    parameters = pins.get("shard_parameters", 1)
+    gradients = pins.get("shard_gradients", parameters)
+    StateSharding(parameters=parameters, gradients=gradients, optimizer=pins.get("shard_optimizer", gradients))
 
 
 def _plain_plan(pins: dict[str, Any]) -> PlanSpec:
     """The pins with what they need besides: a schedule that can have the chunks, stages' own number of ranks."""
-    given = dict(pins)
+    given = {key: value for key, value in pins.items() if key not in SHARD_KEYS}  # checked for themselves
     chunks = given.get("chunks", 1)
     if "schedule" not in given:
         fitting = [name for name, counts in capabilities.SCHEDULES.items() if chunks in counts]

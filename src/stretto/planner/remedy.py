@@ -20,6 +20,7 @@ from stretto.spec.cluster import ClusterSpec
 from stretto.spec.errors import ConfigError, ScheduleError, UnsupportedError
 from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSpec
+from stretto.spec.states import of_plan
 from stretto.spec.units import format_bytes, format_seconds
 
 SHOWN = 3
@@ -103,6 +104,9 @@ def _changes(request: Request, plan: PlanSpec) -> Iterator[dict[str, Any]]:
     yield from ({"micro_batch_size": size} for size in sizes)
     if plan.dp_shard * plan.cp > 1:
         yield from ({"zero": zero} for zero in range(plan.zero + 1, 4))
+    states, ranks = of_plan(plan), plan.dp * plan.cp
+    if states.optimizer < ranks and ranks % states.gradients == 0:
+        yield {"shard_optimizer": ranks}
     if plan.dp_replicate > 1:
         yield from ({"dp_replicate": 1, "dp_shard": plan.dp, "zero": zero} for zero in (1, 2, 3))
     if plan.pp > 1 and plan.schedule in LEANER and plan.schedule_file is None:

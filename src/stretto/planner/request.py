@@ -24,6 +24,7 @@ from stretto.spec.errors import UnsupportedError
 from stretto.spec.model import ModelSpec
 from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSpec
+from stretto.spec.states import SHARD_KEYS
 
 Objective = Literal["time", "cost", "memory"]
 OBJECTIVES = ("time", "cost", "memory")
@@ -40,6 +41,7 @@ CHOSEN = (
     "micro_batch_size",
     "stages",
     "zero",
+    *SHARD_KEYS,
     "recompute",
     "offload",
 )

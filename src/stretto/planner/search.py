@@ -41,6 +41,7 @@ from stretto.planner.workload import Workload
 from stretto.spec.errors import ScheduleError, UnsupportedError
 from stretto.spec.plan import PlanSpec
 from stretto.spec.stages import balanced
+from stretto.spec.states import SHARD_KEYS
 
 Key = tuple[Any, ...]
 """What plans are ordered by: the objective, then the simpler plan."""
@@ -48,7 +49,7 @@ LAYOUTS = (
     ("pp", "tp"),
     ("pp", "tp", "cp"),
     DEGREES,
-    (*DEGREES, "micro_batch_size", "recompute", "zero", "schedule", "chunks"),
+    (*DEGREES, "micro_batch_size", "recompute", "zero", *SHARD_KEYS, "schedule", "chunks"),
 )
 """What two plans of the list differ in: the first of these that leaves enough of them."""
 OF_CORE = {"pp", "tp", "cp", "micro_batch_size", "recompute", "offload"}
@@ -128,8 +129,8 @@ def key_of(request: Request, work: Workload, seconds: float, peak: float) -> Key
     figures = {"time": seconds, "cost": plan.num_ranks * seconds, "memory": peak}
     ranked = float(f"{figures[request.objective]:.9g}")  # equal sums come out a little different in another order
     simpler = (
-        plan.offload, plan.cp > 1, RECOMPUTES.index(plan.recompute), plan.zero, plan.chunks, plan.schedule != "1f1b",
-        plan.pp * plan.tp * plan.cp,
+        plan.offload, plan.cp > 1, RECOMPUTES.index(plan.recompute), plan.zero, _said(plan), plan.chunks,
+        plan.schedule != "1f1b", plan.pp * plan.tp * plan.cp,
     )  # fmt: skip
     figure = seconds if request.objective == "memory" else peak
     rest = (plan.pp, plan.tp, plan.cp, plan.dp_shard, plan.micro_batch_size, plan.schedule, plan.stages or ())
@@ -208,7 +209,7 @@ class _Search:
         kept = [plan for plan in shardings(self.request, core) if self._may_fit(plan, stage)]
         if not kept:
             return
-        slimmest = max(kept, key=lambda plan: (plan.zero, plan.dp_shard))
+        slimmest = min(kept, key=lambda plan: least_state_bytes(self.request.work(plan)))
         for order in orders(self.request, slimmest):
             if (order.schedule, order.offload) in self.refused or not stage.pays(order, self.request):
                 continue
@@ -360,6 +361,11 @@ class _Search:
             for limit, low, high in zip(limits(work), one, two, strict=True)
         )
         return [plan.chunks + max(-plan.chunks, int(layers)) for layers in room]
+
+
+def _said(plan: PlanSpec) -> int:
+    """Keys beside ``zero`` that say how states are divided."""
+    return sum(getattr(plan, key) is not None for key in SHARD_KEYS)
 
 
 def _plain(work: Workload) -> PlanSpec:

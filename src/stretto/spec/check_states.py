@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from stretto.spec.errors import ConfigError
 from stretto.spec.plan import PlanSpec
-from stretto.spec.states import of_plan
-
-SHARD_KEYS = ("shard_parameters", "shard_gradients", "shard_optimizer")
-"""Keys of the plan, each of which must be a multiple of the one before."""
+from stretto.spec.states import SHARD_KEYS, of_plan
 
 
 def check_states(plan: PlanSpec) -> None:

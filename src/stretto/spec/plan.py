@@ -71,9 +71,11 @@ class PlanSpec:
     shard_parameters: int | None = None
     """Data ranks (those of cp count) that divide parameters between them (AMSP, D5); None: as ``zero`` says."""
     shard_gradients: int | None = None
-    """Data ranks that divide gradients, a multiple of those that divide parameters; None: as ``zero`` says."""
+    """Data ranks that divide gradients, a multiple of those that divide parameters; None: as ``zero`` says, or as many
+    as divide parameters."""
     shard_optimizer: int | None = None
-    """Data ranks that divide optimizer states, a multiple of those that divide gradients; None: dp_shard x cp."""
+    """Data ranks that divide optimizer states, a multiple of those that divide gradients; None: dp_shard x cp, or
+    as many as divide gradients."""
     recompute: Recompute = "none"
     """``selective`` recomputes attention scores, ``full`` whole blocks, in the backward pass."""
     offload: bool = False

@@ -22,10 +22,14 @@ way round (optimizer states held by fewer ranks than parameters) would spare no 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from stretto.spec.errors import ConfigError
 from stretto.spec.plan import PlanSpec
+
+SHARD_KEYS = ("shard_parameters", "shard_gradients", "shard_optimizer")
+"""Keys of the plan, each of which must be a multiple of the one before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,16 +56,40 @@ class StateSharding:
 def of_plan(plan: PlanSpec) -> StateSharding:
     """What ``plan.zero`` and the ``plan.shard_`` keys say; ConfigError where these factors don't nest.
 
-    The ranks of cp hold equal parameters, like those of dp_shard.
+    A key that isn't given is as ``zero`` says, and no less than the one before.  The ranks of cp hold equal parameters,
+    like those of dp_shard.
 
     >>> of_plan(PlanSpec(dp_shard=8, zero=2))
     StateSharding(parameters=1, gradients=8, optimizer=8)
     >>> of_plan(PlanSpec(dp_shard=8, dp_replicate=4, zero=3, shard_optimizer=32))
     StateSharding(parameters=8, gradients=8, optimizer=32)
+    >>> of_plan(PlanSpec(dp_shard=32, shard_parameters=8))
+    StateSharding(parameters=8, gradients=8, optimizer=32)
     """
+    parameters, gradients, optimizer = _factors(plan)
+    return StateSharding(parameters=parameters, gradients=gradients, optimizer=optimizer)
+
+
+def written(plan: PlanSpec, states: StateSharding) -> PlanSpec:
+    """``plan`` with its states divided like ``states``, said by ``zero`` and as few keys beside it as that takes.
+
+    >>> found = written(PlanSpec(dp_shard=32), StateSharding(parameters=8, gradients=8, optimizer=32))
+    >>> found.zero, found.shard_parameters, found.shard_gradients, found.shard_optimizer
+    (3, 8, 8, None)
+    """
+    wanted = (states.parameters, states.gradients, states.optimizer)
+    zero: Literal[1, 2, 3] = 3 if states.parameters > 1 else 2 if states.gradients > 1 else 1
+    plan = replace(plan, zero=zero, shard_parameters=None, shard_gradients=None, shard_optimizer=None)
+    for at, key in enumerate(SHARD_KEYS):
+        if _factors(plan)[at] != wanted[at]:
+            given: dict[str, Any] = {key: wanted[at]}
+            plan = replace(plan, **given)
+    return plan
+
+
+def _factors(plan: PlanSpec) -> tuple[int, int, int]:
+    """Factors of parameters, gradients and optimizer states, whether they nest or not."""
     shards = plan.dp_shard * plan.cp
-    return StateSharding(
-        parameters=plan.shard_parameters or (shards if plan.zero >= 3 else 1),
-        gradients=plan.shard_gradients or (shards if plan.zero >= 2 else 1),
-        optimizer=plan.shard_optimizer or shards,
-    )
+    parameters = plan.shard_parameters or (shards if plan.zero >= 3 else 1)
+    gradients = plan.shard_gradients or max(parameters, shards if plan.zero >= 2 else 1)
+    return parameters, gradients, plan.shard_optimizer or max(gradients, shards)
