@@ -30,6 +30,8 @@ from stretto.trainer.schedules import schedules_of
         (TrainingSpec, "schedule", capabilities.RATE_SCHEDULES),
         (PlanSpec, "zero", capabilities.ZERO_STAGES),
         (PlanSpec, "recompute", capabilities.RECOMPUTE),
+        (PlanSpec, "compile", capabilities.COMPILE),
+        (PlanSpec, "compile_backend", capabilities.COMPILE_BACKENDS),
     ],
 )
 def test_choices_are_those_of_the_fields(cls: type, key: str, choices: tuple[object, ...]) -> None:

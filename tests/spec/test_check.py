@@ -43,7 +43,7 @@ GOOD: list[dict[str, Any]] = [
     {"plan.pp": 2, "plan.chunks": 2, "plan.schedule": "interleaved"},
     {"plan.tp": 4, "plan.zero": 3},
     {"plan.dp_replicate": 2, "plan.dp_shard": 2, "plan.micro_batch_size": 4},
-    {"plan.schedule": "gpipe", "plan.recompute": "selective", "plan.compile": True},
+    {"plan.schedule": "gpipe", "plan.recompute": "selective", "plan.compile": "blocks"},
     {"training.schedule": "wsd", "training.warmup_steps": 20, "training.decay_steps": 80},
     {"training.eval_every": 5, "data.validation_fraction": 0.1},
     {**TWELVE, "plan.tp": 3, "training.sequence_length": 129},

@@ -37,7 +37,7 @@ def test_a_plan_with_dynamic_groups_is_fine() -> None:
         ({"passes": ("offload",)}, {}, r"steps differ in their micro-batches"),
         ({"context": "ulysses"}, {}, r"may be ring, token-ring, all-gather"),
         ({"inner_ring": 2}, {}, r"leave plan\.inner_ring out"),
-        ({"compile": True}, {}, r"set plan\.compile = false"),
+        ({"compile": "regions"}, {}, r'set plan\.compile = "none"'),
         ({}, {"dropout": 0.1}, r"model\.dropout = 0\.1"),
     ],
 )

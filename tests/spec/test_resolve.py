@@ -124,12 +124,14 @@ def test_own_cluster_and_own_figures() -> None:
 def test_overrides() -> None:
     text = "[plan]\npp = 1\n[model]\nname = 'tiny'"
     words = ["plan.pp=4", "plan.stages=[1, 1,1,1]", "run.dir=runs/a=b", "data.path=2024", "training.learning_rate=1"]
-    words += ["model.name=llama-3.1-8b", "model.rope_scaling.factor=4", "plan.compile=true", "data.tokenizer='bytes'"]
+    words += ["model.name=llama-3.1-8b", "model.rope_scaling.factor=4", "data.tokenizer='bytes'"]
+    words += ["plan.compile=regions"]
     run = resolve_text(text, "r.toml", words)
-    assert (run.plan.pp, run.plan.stages, run.plan.compile) == (4, (1, 1, 1, 1), True)
+    assert (run.plan.pp, run.plan.stages, run.plan.compile) == (4, (1, 1, 1, 1), "regions")
     assert (run.run.dir, run.data.path, run.data.tokenizer) == ("runs/a=b", "2024", "bytes")
     assert run.model == model_preset("llama-3.1-8b", rope_scaling=RopeScaling(factor=4.0))
     assert run.training.learning_rate == 1.0
+    assert resolve_text("[plan]\ncompile = true").plan.compile == "blocks"  # as it was written once
 
 
 def test_overrides_of_one_table_add_up() -> None:

@@ -87,8 +87,8 @@ def test_head_wider_than_the_model_stays_so() -> None:
 
 def test_foreign_model_keeps_its_sizes() -> None:
     model = ModelSpec(family="foreign", module="some.where:build", num_layers=6, vocab_size=999, hidden_size=48)
-    small = shrink(run_of(model, pp=2, stages=(2, 4), compile=True)).run
-    assert small.model == model and small.plan.stages == (2, 4) and not small.plan.compile
+    small = shrink(run_of(model, pp=2, stages=(2, 4), compile="regions")).run
+    assert small.model == model and small.plan.stages == (2, 4) and small.plan.compile == "none"
 
 
 def test_examples_in_docstrings() -> None:

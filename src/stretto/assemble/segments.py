@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from torch import Tensor, nn
 
+from stretto.assemble.compiling import Call, between_linears, compiled, whole
 from stretto.assemble.sequence import results_in
 from stretto.assemble.split import rule_of
 from stretto.parallel.collectives import size_of
@@ -18,7 +18,7 @@ from stretto.parallel.unit import Unit
 from stretto.parallel.vocab import vocab_parallel_cross_entropy
 from stretto.spec.contract import Batch, Stack
 from stretto.spec.errors import UnsupportedError
-from stretto.spec.plan import PlanSpec
+from stretto.spec.plan import Compile, PlanSpec
 from stretto.spec.sharding import Sharding, TensorRule
 
 if TYPE_CHECKING:
@@ -36,19 +36,34 @@ def make_segment(
     if part == "inputs":
         return Segment(name=part, run=_inputs(stack, module, group, mesh), units=units, deferral=Deferral(module))
     if part == "outputs":
-        run = _outputs(stack, module, group, shardings)
-        return Segment(name=part, run=run, units=units, deferral=Deferral(module))
+        return _outputs_segment(stack, module, units, plan=plan, group=group, shardings=shardings)
     if plan.recompute == "selective":
         _recompute_attention(module, part)
-    call: Any = torch.compile(module) if plan.compile else module
-    # A block that is compiled as a whole runs its full backward in I: no layer in it can stash.
-    deferral = Deferral() if plan.compile else Deferral(module)
+    call, deferral = (whole if plan.compile == "blocks" else between_linears)(module, plan)
 
     def block(x: Value, context: Any, batch: Batch) -> Value:
         return call(x, context)
 
     full, results = plan.recompute == "full", results_in(module)
-    return Segment(name=part, run=block, units=units, recompute=full, deferral=deferral, results=results)
+    return Segment(
+        name=part, run=block, units=units, recompute=full, deferral=deferral, compiled=plan.compile, results=results
+    )
+
+
+def _outputs_segment(
+    stack: Stack,
+    module: nn.Module,
+    units: Sequence[Unit],
+    *,
+    plan: PlanSpec,
+    group: ProcessGroup | None,
+    shardings: Mapping[str, Sharding],
+) -> Segment:
+    """Norm, head and loss; the head is a linear layer, so at most what is around it is compiled."""
+    call, deferral = between_linears(module, plan)
+    run = _outputs(stack, call, compiled(stack.loss, plan), group=group, shardings=shardings)
+    compiles: Compile = "none" if plan.compile == "none" else "regions"
+    return Segment(name="outputs", run=run, units=units, deferral=deferral, compiled=compiles)
 
 
 def _recompute_attention(block: nn.Module, part: str) -> None:
@@ -76,25 +91,27 @@ def _inputs(stack: Stack, module: nn.Module, group: ProcessGroup | None, mesh: M
     return run
 
 
-def _outputs(stack: Stack, module: nn.Module, group: ProcessGroup | None, shardings: Mapping[str, Sharding]) -> Any:
-    """Final norm, head and loss.
+def _outputs(
+    stack: Stack, call: Call, loss: Call, *, group: ProcessGroup | None, shardings: Mapping[str, Sharding]
+) -> Any:
+    """Final norm, head (``call``) and loss.
 
     A head that is split over the vocabulary gets the loss that never sees full logits.  A head that
     is not runs on all tp ranks alike: each then owns 1/tp of the gradient, so that the sums over tp
     that every other part needs are right here too.
     """
     if group is None:
-        return lambda x, context, batch: stack.loss(module(x, context), batch)
+        return lambda x, context, batch: loss(call(x, context), batch)
     ranks = size_of(group)
     head = next((n for n in _names_below(stack, "outputs") if rule_of(stack, n) is TensorRule.VOCAB_HEAD), None)
     if head is not None:
         start = shardings[f"{head}.weight"].slice.offset[0]
-        return lambda x, context, batch: vocab_parallel_cross_entropy(module(x, context), batch.labels, start, group)
+        return lambda x, context, batch: vocab_parallel_cross_entropy(call(x, context), batch.labels, start, group)
 
     def alike(x: Value, context: Any, batch: Batch) -> Tensor:
-        loss = stack.loss(module(gather_sequence(cast(Tensor, x), group), context), batch)
-        share = loss / ranks
-        return share + (loss - share).detach()
+        found: Tensor = loss(call(gather_sequence(cast(Tensor, x), group), context), batch)
+        share = found / ranks
+        return share + (found - share).detach()
 
     return alike
 

@@ -104,9 +104,9 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         """Attend within the whole sequences ``x_BTD``."""
-        q_BTHK = self.split_heads(self.q(x_BTD))
-        k_BTGK = self.split_heads(self.k(x_BTD))
-        v_BTGK = self.split_heads(self.v(x_BTD))
+        # The three products side by side: where what is between linear layers is compiled, that is one piece.
+        q, k, v = self.q(x_BTD), self.k(x_BTD), self.v(x_BTD)
+        q_BTHK, k_BTGK, v_BTGK = self.split_heads(q), self.split_heads(k), self.split_heads(v)
         if self.q_norm is not None and self.k_norm is not None:
             q_BTHK, k_BTGK = self.q_norm(q_BTHK), self.k_norm(k_BTGK)
         if context.rotary is not None:

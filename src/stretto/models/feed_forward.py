@@ -24,7 +24,8 @@ class GatedFeedForward(nn.Module):
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         """Transform each token by itself; ``context`` is not needed."""
-        return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
+        gate, up = self.gate(x_BTD), self.up(x_BTD)
+        return self.down(F.silu(gate) * up)
 
 
 class FeedForward(nn.Module):

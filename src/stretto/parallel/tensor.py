@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, autograd, nn
 from torch.nn import functional
 
@@ -49,11 +50,13 @@ class _Scatter(autograd.Function):
         return gather_dim(grads[0], SEQUENCE_DIM, ctx.group), None
 
 
+@torch.compiler.disable
 def gather_sequence(x: Tensor, group: ProcessGroup) -> Tensor:
     """[B, T/tp, D] -> [B, T, D]; the gradient is summed and scattered."""
     return _Gather.apply(x, group)
 
 
+@torch.compiler.disable
 def scatter_sequence(x: Tensor, group: ProcessGroup) -> Tensor:
     """Partial sums [B, T, D] -> sums [B, T/tp, D]; the gradient is gathered."""
     return _Scatter.apply(x, group)

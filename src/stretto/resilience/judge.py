@@ -17,8 +17,8 @@ from __future__ import annotations
 from stretto.resilience.beat import Beat, refreshed
 from stretto.resilience.diagnose import causes, sentence
 
-SLOW = ("START", "JOIN", "BUILD", "LOAD", "SAVE")
-"""Operations outside a step, which take as long as a disk or a network takes."""
+SLOW = ("START", "JOIN", "BUILD", "LOAD", "COMPILE", "SAVE")
+"""Operations outside a step, which take as long as a disk, a network or a compiler takes."""
 PATIENCE = 10
 """How many times longer than ``hang_seconds`` they may take."""
 STALL = 1 / 3

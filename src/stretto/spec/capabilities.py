@@ -57,6 +57,10 @@ DTYPES = ("float64", "float32", "bfloat16")
 """Arithmetic of the model (``training.dtype``)."""
 RECOMPUTE = ("none", "selective", "full")
 """What the backward pass recomputes (``plan.recompute``)."""
+COMPILE = ("none", "regions", "blocks")
+"""What is compiled (``plan.compile``)."""
+COMPILE_BACKENDS = ("inductor", "aot_eager")
+"""Who runs it (``plan.compile_backend``)."""
 RATE_SCHEDULES = ("constant", "cosine", "wsd")
 """Learning rate over the steps (``training.schedule``)."""
 DEVICES = ("auto", "cpu", "cuda")

@@ -98,6 +98,8 @@ def _choices(plan: PlanSpec) -> None:
     one_of("plan.schedule", plan.schedule, capabilities.SCHEDULES)
     one_of("plan.zero", plan.zero, capabilities.ZERO_STAGES)
     one_of("plan.recompute", plan.recompute, capabilities.RECOMPUTE)
+    one_of("plan.compile", plan.compile, capabilities.COMPILE)
+    one_of("plan.compile_backend", plan.compile_backend, capabilities.COMPILE_BACKENDS)
 
 
 def _schedule(plan: PlanSpec) -> None:

@@ -13,7 +13,7 @@ PLAIN = {
     "cp": 1,
     "recompute": "none",
     "offload": False,
-    "compile": False,
+    "compile": "none",
     "optimizer_barrier": True,
     "passes": (),
     "schedule_file": None,

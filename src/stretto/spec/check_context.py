@@ -28,10 +28,10 @@ def check_context(run: RunSpec) -> None:
             f"plan.cp = {plan.cp}: a foreign model's attention can't be cut over cp, since it sees whole rows only; "
             "use pp, tp, dp_replicate or dp_shard, or a model of family llama or gpt2."
         )
-    if plan.compile:
+    if plan.compile == "blocks":
         raise UnsupportedError(
-            f"plan.cp = {plan.cp} and plan.compile: attention that sends messages can't be compiled; "
-            "set plan.compile = false."
+            f'plan.cp = {plan.cp} and plan.compile = "blocks": attention that sends messages can\'t be compiled with '
+            'the rest of its layer; set plan.compile = "regions", which leaves it out, or "none".'
         )
     _heads(run)
     _length(run)

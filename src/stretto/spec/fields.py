@@ -109,8 +109,15 @@ def accept_section(name: str, table: Any, place: str) -> dict[str, Any]:
                 f'{place}: plan.{key} = "auto" needs the planner, and a resolved run has been through it; '
                 f"write a value, for example plan.{key} = {_toml(default)}."
             )
-        given[key] = accept(value, annotation, key=f"{name}.{key}", place=place)
+        given[key] = accept(_as_word(name, key, value), annotation, key=f"{name}.{key}", place=place)
     return given
+
+
+def _as_word(section: str, key: str, value: Any) -> Any:
+    """plan.compile was true or false once, and the run.toml of finished runs still says so."""
+    if (section, key) == ("plan", "compile") and isinstance(value, bool):
+        return "blocks" if value else "none"
+    return value
 
 
 def accept(value: Any, annotation: Any, *, key: str, place: str) -> Any:

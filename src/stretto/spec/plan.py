@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Recompute = Literal["none", "selective", "full"]
+Compile = Literal["none", "regions", "blocks"]
 Asynchronous = Literal["none", "plain", "stash", "spike", "predict", "predict-spike"]
 Option = bool | int | float | str | tuple[int | float | str, ...]
 """What an option of a schedule family may be."""
@@ -81,8 +82,12 @@ class PlanSpec:
     offload: bool = False
     """Keep activations in host memory between forward and backward, all that fit into the time (pass ``offload``);
     with dynamic groups those of documents that else need more ranks, as far as their own compute hides it."""
-    compile: bool = False
-    """Run each block through torch.compile."""
+    compile: Compile = "none"
+    """What torch.compile makes kernels of: ``regions``, all between linear layers, whose weight gradients stay apart
+    (W); ``blocks``, whole layers, whose backward then isn't split: I does all of it, W nothing."""
+    compile_backend: Literal["inductor", "aot_eager"] = "inductor"
+    """Who runs what was compiled: ``inductor`` makes kernels and needs a C++ compiler (on CUDA Triton), ``aot_eager``
+    runs the same graphs operation by operation, which is no faster and needs nothing."""
     optimizer_barrier: bool = True
     """Whether all pipeline ranks wait for the gradient norm before they update; false: they update at once and take it
     back in the next step's warm-up where clipping or a non-finite gradient demands it.  The results are the same."""

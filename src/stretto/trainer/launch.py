@@ -17,6 +17,7 @@ from stretto.resilience import StopRequest
 from stretto.spec import toml
 from stretto.spec.check import check
 from stretto.spec.run import RunSpec
+from stretto.trainer.compiling import check_compiler
 from stretto.trainer.corpus import prepare_corpus
 from stretto.trainer.local import run_local
 from stretto.trainer.member import STOPPED, Train, train_as_member
@@ -42,6 +43,7 @@ def run_training(run: RunSpec, *, run_file: Path | None = None, entry: str = ENT
     """
     membership = find_membership(os.environ)
     check(run, world_size=membership.world.world_size if membership else None)
+    check_compiler(run, cuda=_on_cuda(run))
     if _knows_memory(run):
         refuse_unfit(run)
     if membership is None:
@@ -60,10 +62,14 @@ def run_training(run: RunSpec, *, run_file: Path | None = None, entry: str = ENT
 
 def _knows_memory(run: RunSpec) -> bool:
     """Whether ``[cluster]`` says whose memory it is: a CPU's says nothing of the devices that a run then uses."""
+    return not _on_cuda(run) or run.cluster.name.partition(":")[0] != "local-cpu"
+
+
+def _on_cuda(run: RunSpec) -> bool:
+    """Whether the run's ranks compute on CUDA devices."""
     import torch
 
-    cuda = run.run.device != "cpu" and torch.cuda.is_available()
-    return not cuda or run.cluster.name.partition(":")[0] != "local-cpu"
+    return run.run.device != "cpu" and torch.cuda.is_available()
 
 
 def load_entry(entry: str) -> Train:

@@ -18,6 +18,7 @@ from stretto.resilience.phase import during
 from stretto.schedule.document import to_json
 from stretto.spec.contract import Observer, Silent, Stack
 from stretto.spec.run import RunSpec
+from stretto.trainer.compiling import rehearse
 from stretto.trainer.corpus import prepare_corpus
 from stretto.trainer.fitting import find_checkpoint
 from stretto.trainer.host_memory import host_bytes
@@ -112,6 +113,9 @@ class Loop:
         self._memory: int | None = None
         self._host: int | None = None
         self._resume()
+        if run.plan.compile != "none" and self._done < run.training.steps:
+            with during(hooks.observer, "COMPILE"):
+                rehearse(self._session, self._batches(self._train, self._done + 1))
         self._last: dict[str, Any] = {"step": self._done}
         self._stopped = False
         self._seconds: dict[int, float] = {}  # of steps that have no record yet

@@ -71,9 +71,9 @@ def shrink(run: RunSpec) -> Shrunk:
         before, after = getattr(run.plan, axis), getattr(plan, axis)
         if before != after:
             notes.append(f"plan.{axis} = {after} instead of {before}, to need {plan.num_ranks} processes")
-    if plan.compile:
-        notes.append("blocks are not compiled")
-        plan = replace(plan, compile=False)
+    if plan.compile != "none":
+        notes.append("nothing is compiled")
+        plan = replace(plan, compile="none")
     if plan.asynchronous != "none":
         notes.append(
             f'plan.asynchronous = "none" instead of "{plan.asynchronous}": gradients of older weights equal no '

@@ -16,8 +16,9 @@ nothing in ``I`` and everything in ``W``.  There is no second forward and no sec
 Between ``I`` and ``W`` lives what ``Stash.tensors`` gives and nothing else: x and dy of every linear
 layer.  Parameters do not: a sharded unit can be resharded after ``I``.
 
-Where a block is compiled as a whole, its linear layers can't be reached: ``I`` then is the full backward
-and ``W`` adds what it gave.
+Where everything between linear layers is compiled, the layers themselves stay out of the graphs (``compiled``), so
+that they stash as ever.  Where a block is compiled as a whole they can't be reached: ``I`` then is the full backward
+and ``W`` is empty (segment.py).
 """
 
 from __future__ import annotations
@@ -106,15 +107,21 @@ class Deferral:
 
         with deferral(stash):
             y = module(x)
+
+    ``compiled``: the modules run through torch.compile, whose graphs end before each of these layers and begin
+    again behind it.
     """
 
-    def __init__(self, *modules: nn.Module) -> None:
+    def __init__(self, *modules: nn.Module, compiled: bool = False) -> None:
         self._stash: Stash | None = None
+        linear, forward = self._linear, self._forward
+        if compiled:
+            linear, forward = torch.compiler.disable(linear), torch.compiler.disable(forward)
         for module in (m for root in modules for m in root.modules()):
             if type(module).forward is nn.Linear.forward:
-                cast(Any, module).forward = partial(self._forward, cast(nn.Linear, module))
+                cast(Any, module).forward = partial(forward, cast(nn.Linear, module))
             elif isinstance(module, RowParallelLinear):
-                module.linear = self._linear
+                module.linear = linear
 
     def __call__(self, stash: Stash | None) -> Deferral:
         """Linear layers that run inside ``with``, also those that a checkpoint runs again, will stash there."""

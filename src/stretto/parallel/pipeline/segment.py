@@ -24,6 +24,7 @@ from stretto.parallel.gradient import Gradient, apart
 from stretto.parallel.pipeline.backward import Deferral, Stash
 from stretto.parallel.sequence.results import Results
 from stretto.parallel.unit import Unit
+from stretto.spec.plan import Compile
 
 Value = Tensor | tuple[Tensor, ...] | None
 """What travels between segments: a tensor, a tuple of tensors, or nothing (into the inputs)."""
@@ -69,7 +70,10 @@ class Segment:
     recompute: bool = False
     """Run the forward again in the backward instead of keeping its graph."""
     deferral: Deferral = field(default_factory=Deferral)
-    """Reaches its linear layers; where it reaches none, ``I`` is the full backward and ``W`` adds what that gave."""
+    """Reaches its linear layers; where it reaches none, all gradients come with ``I`` and ``W`` adds them."""
+    compiled: Compile = "none"
+    """``regions``: all but its linear layers is compiled; ``blocks``: it is compiled as a whole, so that ``I`` is the
+    full backward, which hands its gradients over, and ``W`` is empty."""
     results: Results | None = None
     """Hands results of attention from the forward to its recomputation; None: all is computed again."""
     needs_input_gradient: bool = True
@@ -126,6 +130,14 @@ class Segment:
         kept.y = _edges(y)
         return y
 
+    def rehearse(self, x: Value, context: Any, batch: Any) -> None:
+        """Run it forwards and backwards, both for nothing: when a step comes, what it needs is compiled."""
+        kept, y = self.forward(x, context, batch)
+        outputs, seeds, sources = self._ends(kept, detached(y, needs_gradient=False), context, batch)
+        if outputs and (sources or self._parameters):
+            torch.autograd.grad(outputs, [*sources, *self._parameters], seeds, allow_unused=True)
+        self.reshard()
+
     def evaluate(self, x: Value, context: Any, batch: Any) -> Value:
         """Run it without a graph."""
         self._ready()
@@ -150,6 +162,10 @@ class Segment:
     def backward_inputs(self, kept: Kept, dy: Value, context: Any, batch: Any) -> Value:
         """Gradient of its input; ``backward_weights`` of the same ``kept`` follows."""
         assert kept.stash is not None, "the forward was not told that its backward would be split"
+        if self.compiled == "blocks":
+            dx = self.backward(kept, dy, context, batch)
+            kept.x = kept.y = None
+            return dx
         if self.frozen:
             return None
         self._ready()
@@ -170,6 +186,8 @@ class Segment:
         """Gradients of its parameters go to the units; needs the parameters themselves only if it has no input."""
         stash, kept.stash = kept.stash, None
         assert stash is not None
+        if self.compiled == "blocks":
+            return
         parameters = self._parameters
         if stash.is_whole:
             self._ready()
