@@ -22,6 +22,7 @@ from stretto.spec.errors import ConfigError, UnsupportedError
 from stretto.spec.plan import PlanSpec
 from stretto.spec.presets_cluster import cluster_preset
 from stretto.spec.resolve import load_run, resolve_text
+from stretto.spec.training import TrainingSpec
 
 ASKED = ["plan", "--model", "llama-3-8b", "--cluster", "a100:8", "--seq-len", "2048", "--global-batch", "32"]
 ASKED += ["--pin", "cp=1", "--pin", "tp=1"]
@@ -166,7 +167,7 @@ def test_placement_follows_the_ranks() -> None:
 
 def test_critical_batch() -> None:
     assert "take a smaller global batch" in verdict(8_000_000, 4_000_000)
-    assert own_stack("bfloat16").optimizer_bytes == 12
+    assert own_stack(TrainingSpec(dtype="bfloat16")).optimizer_bytes == 12
 
 
 def test_written_run_is_whole(tmp_path: Path) -> None:

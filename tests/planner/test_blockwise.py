@@ -32,7 +32,7 @@ def work_of(length: int = 8192, **plan: object) -> Workload:
         cluster=cluster_preset("h100:8"),
         sequence_length=length,
         global_batch_size=8,
-        stack=own_stack("bfloat16"),
+        stack=own_stack(TrainingSpec(dtype="bfloat16")),
     )
 
 
@@ -98,7 +98,7 @@ def test_cut_attention_has_bytes_of_its_own() -> None:
 
 def test_a_ring_hides_a_message_under_one_block() -> None:
     """Three messages beside four blocks: the last block has none to hide."""
-    work = replace(work_of(cp=4), stack=replace(own_stack("bfloat16"), context_kernel="same"))
+    work = replace(work_of(cp=4), stack=replace(own_stack(TrainingSpec(dtype="bfloat16")), context_kernel="same"))
     slow = replace(work, cluster=replace(work.cluster, link_bytes_per_second=1e9))
     calibration = Calibration()
     ring = group(slow, 4, 1, calibration)

@@ -79,23 +79,26 @@ def test_with_a_core_for_each_rank_it_is_the_simulator(family: str) -> None:
     one = [1.0 / chunks] * schedule.num_stages
     work = {Kind.F: one, Kind.I: one, Kind.W: one, Kind.B: [2 * second for second in one]}
     for message in (0.0, 0.2):
-        found, busy = contended(schedule, work, message=message, slowdown=alone)
+        found, busy, span = contended(schedule, work, message=message, slowdown=alone)
         figures = simulate(schedule, Costs(comm=message))
         assert found == pytest.approx(figures.makespan) and busy == pytest.approx(max(figures.busy))
+        assert span == pytest.approx(figures.span)
 
 
 def test_shared_cores_lie_between_all_work_and_one_rank_after_the_other() -> None:
     schedule = build("1f1b", ranks=4, microbatches=8)
     one = [1.0] * 4
     work = {Kind.F: one, Kind.B: [2.0] * 4}
-    free, _ = contended(schedule, work, slowdown=alone)
-    shared, _ = contended(schedule, work, slowdown=lambda count: max(1.0, count / 2))
-    single, _ = contended(schedule, work, slowdown=lambda count: count)
+    free, *_ = contended(schedule, work, slowdown=alone)
+    shared, *_ = contended(schedule, work, slowdown=lambda count: max(1.0, count / 2))
+    single, *_ = contended(schedule, work, slowdown=lambda count: count)
     assert single == pytest.approx(4 * 8 * 3)  # one core is never idle
     assert max(free, 4 * 8 * 3 / 2) <= shared < single
-    four, _ = contended(schedule, work, slowdown=lambda count: max(1.0, 2 * count / 2))
+    four, *_ = contended(schedule, work, slowdown=lambda count: max(1.0, 2 * count / 2))
     assert four == pytest.approx(single)  # twice the processes on two cores
-    waiting, _ = contended(schedule, work, waits={Kind.F: one, Kind.B: one}, slowdown=lambda count: max(1.0, count / 2))
+    waiting, *_ = contended(
+        schedule, work, waits={Kind.F: one, Kind.B: one}, slowdown=lambda count: max(1.0, count / 2)
+    )
     assert shared < waiting < shared + 2 * 11  # waits leave the cores to others
 
 

@@ -204,9 +204,10 @@ def data_parts(work: Workload, calibration: Calibration, held: float | None = No
         return over(large // small, small).all_gather(num_bytes / small)
 
     p, g, o = states.parameters, states.gradients, states.optimizer
-    gathered, gradients = between(1, p, held * stack.parameter_bytes), held * stack.reduction_bytes
+    gathered, trains = between(1, p, held * stack.parameter_bytes), held * work.largest_trained / work.largest_share
+    gradients, stepped = trains * stack.reduction_bytes, trains * stack.parameter_bytes
     scattered = between(1, p, gradients) + between(p, g, gradients)
-    rest = between(p, g, held * stack.parameter_bytes) + between(g, o, held * stack.parameter_bytes)
+    rest = between(p, g, stepped) + between(g, o, stepped)
     summed = o if stack.scatters_once else g
     rest += between(g, summed, gradients) + over(ranks // summed, summed).all_reduce(gradients / summed)
     number = work.num_microbatches

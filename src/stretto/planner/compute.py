@@ -110,9 +110,9 @@ def head_seconds(work: Workload, calibration: Calibration) -> Passes:
 
 
 def optimizer_seconds(work: Workload, calibration: Calibration, held: float | None = None) -> float:
-    """Adam on ``held`` parameters (None: the fullest rank's): states twice, gradient, weight."""
+    """The update of ``held`` parameters (None: the fullest rank's that train): states twice, gradient, weight."""
     stack = work.stack
-    held = (work.largest_share if held is None else held) / work.states.optimizer
+    held = (work.largest_trained if held is None else held) / work.states.optimizer
     moved = 2 * stack.optimizer_bytes + stack.gradient_bytes + stack.parameter_bytes
     return held * moved / (work.cluster.memory_bytes_per_second * calibration.memory)
 

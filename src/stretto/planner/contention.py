@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from stretto.schedule.op import Kind
 from stretto.spec.errors import UnsupportedError
@@ -46,6 +46,20 @@ class _Rank:
     state: str = "ready"
     """``ready`` (for its next operation), ``working``, ``waiting`` or ``over``."""
     busy: float = 0.0
+    began: float = float("inf")
+    ended: float = 0.0
+    """First and last moment of its operations."""
+
+
+class Contended(NamedTuple):
+    """A schedule on shared cores, in seconds."""
+
+    makespan: float
+    """From the first operation anywhere to the last."""
+    busiest: float
+    """The most that a rank is at work."""
+    span: float
+    """The longest time between a rank's own first and last operation."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -76,6 +90,7 @@ class _Play:
             at = self._arrival(op, number)
             if at <= self.now + 1e-15:
                 rank.state, rank.work, rank.since = "working", self.work[op.kind][op.stage], self.now
+                rank.began = min(rank.began, self.now)
             else:
                 arrives = min(arrives, at)
         return arrives
@@ -107,7 +122,7 @@ class _Play:
             self.taken.setdefault((op.kind, op.stage), []).append(self.now - rank.since)
         if op.kind in (Kind.F, Kind.B, Kind.I):
             self.ready[op.kind is Kind.F, op.stage, op.microbatch] = (self.now, number)
-        rank.state, rank.next = "ready", rank.next + 1
+        rank.state, rank.next, rank.ended = "ready", rank.next + 1, self.now
 
 
 def contended(
@@ -118,8 +133,8 @@ def contended(
     message: float = 0.0,
     slowdown: Callable[[float], float],
     taken: dict[tuple[Kind, int], list[float]] | None = None,
-) -> tuple[float, float]:
-    """Seconds from the first operation to the last, and the most that a rank was at work.
+) -> Contended:
+    """Follow a schedule from event to event.
 
     Args:
         schedule: without messages, or with them: they are left out, and ``message`` is what each takes.
@@ -149,7 +164,9 @@ def contended(
         ends += [rank.until for rank in play.ranks if rank.state == "waiting"]
         if not ends and arrives == float("inf"):
             assert all(rank.state == "over" for rank in play.ranks), "a schedule was validated before it is timed"
-            return play.now, max(rank.busy for rank in play.ranks)
+            busiest = max(rank.busy for rank in play.ranks)
+            span = max(rank.ended - rank.began for rank in play.ranks if rank.ops)
+            return Contended(makespan=play.now, busiest=busiest, span=span)
         _advance(play, min([arrives, *ends]), slower)
 
 

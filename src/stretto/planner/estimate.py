@@ -9,6 +9,7 @@ from stretto.planner.calibration import Calibration, published
 from stretto.planner.communication import context_seconds, logits_seconds, tensor_seconds
 from stretto.planner.compute import head_seconds, layer_seconds, recompute_seconds
 from stretto.planner.flops import mfu, parameters
+from stretto.planner.frozen import trained
 from stretto.planner.groups import limits, plain
 from stretto.planner.measured_step import turn
 from stretto.planner.memory import RankMemory, fits, layer_activation_bytes, memory
@@ -148,8 +149,10 @@ def turns(work: Workload, calibration: Calibration | None) -> Turns:
     layer, head = layer_seconds(work, calibration), head_seconds(work, calibration)
     repeated = recompute_seconds(work, calibration)
     between = sum(tensor_seconds(work, calibration)) + sum(context_seconds(work, calibration))
+    alive, weights = (sum(layers) / work.model.num_layers for layers in (work.backward_layers, work.weight_layers))
+    back = alive * (layer.backward - layer.weights + repeated + between * 2 / 3) + weights * layer.weights
     return Turns(
-        layer=layer.forward + layer.backward + repeated + between,
+        layer=layer.forward + between / 3 + back,
         head=head.forward + head.backward + logits_seconds(work, calibration),
     )
 
@@ -168,12 +171,21 @@ def least_state_bytes(work: Workload) -> float:
     held = (counts.layer_matrices + counts.embedding) / plan.tp + counts.layer_vectors
     if not counts.tied:
         held += counts.head / plan.tp
+    trains = _trained_share(work)
     per_parameter = (
         stack.parameter_bytes / states.parameters
-        + stack.gradient_bytes / states.gradients
-        + stack.optimizer_bytes / states.optimizer
+        + trains * stack.gradient_bytes / states.gradients
+        + (stack.master_bytes + trains * (stack.optimizer_bytes - stack.master_bytes)) / states.optimizer
     )
     return held / plan.pp * per_parameter
+
+
+def _trained_share(work: Workload) -> float:
+    """Of the parameters, those that train."""
+    if not work.freeze:
+        return 1.0
+    left, counts = trained(work.model, work.freeze), parameters(work.model)
+    return (sum(left.matrices) + left.embedding) / (counts.layer_matrices + counts.embedding + counts.head)
 
 
 def least_peak_bytes(work: Workload, *, share: float = 1.0) -> float:
@@ -187,5 +199,6 @@ def least_peak_bytes(work: Workload, *, share: float = 1.0) -> float:
     state = least_state_bytes(work) * plan.pp / model.num_layers
     counts = parameters(model)
     state *= counts.layer_matrices / (counts.layer_matrices + counts.embedding + counts.head)
-    kept, number = share * layer_activation_bytes(work), work.num_microbatches
+    # Layers before the first that trains keep nothing, and which rank has them isn't known here.
+    kept, number = 0.0 if work.freeze else share * layer_activation_bytes(work), work.num_microbatches
     return model.num_layers / sum(1 / (state + min(number, plan.pp - rank) * kept) for rank in range(plan.pp))

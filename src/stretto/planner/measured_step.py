@@ -19,7 +19,8 @@ from math import hypot
 from typing import TYPE_CHECKING
 
 from stretto.planner import refinement
-from stretto.planner.contention import contended
+from stretto.planner.barrier import barrier
+from stretto.planner.contention import Contended, contended
 from stretto.planner.machine import Machine, rest_elements
 from stretto.schedule.op import Kind
 from stretto.spec.errors import UnsupportedError
@@ -37,6 +38,8 @@ SMALL_BYTES = 64
 """Of what ranks agree on besides tensors: counts, norms, the wish to stop."""
 AGREEMENTS = 3
 """Times that they do in a step."""
+ADAM_ACCESSES = 10
+"""Times that an update with norm and clipping, as it was measured, reads or writes a figure for each parameter."""
 MODEL_ERROR = 0.12
 """Relative error of a step that was put together from parts, beside the spread of the parts."""
 
@@ -130,7 +133,8 @@ def head(work: Workload, machine: Machine) -> tuple[float, float, float]:
 def turn(work: Workload, machine: Machine) -> tuple[float, float]:
     """Seconds of one layer and of the head, there and back: what stages are balanced by."""
     one = layer(work, machine)
-    return one.forward + one.inputs + one.weights + 2 * one.waits, sum(head(work, machine))
+    alive, weights = (sum(layers) / work.model.num_layers for layers in (work.backward_layers, work.weight_layers))
+    return one.forward + alive * one.inputs + weights * one.weights + 2 * one.waits, sum(head(work, machine))
 
 
 def measured_step(work: Workload, machine: Machine) -> StepTime:
@@ -142,7 +146,8 @@ def measured_step(work: Workload, machine: Machine) -> StepTime:
         raise UnsupportedError("The time of plan.ep isn't estimated yet; estimate the plan without it.")
     if plan.offload:
         raise UnsupportedError("The time of plan.offload on shared cores isn't estimated yet; estimate it without.")
-    whole, busiest = played(work, machine)
+    around = played(work, machine)
+    whole, busiest = around.makespan if barrier(work) else around.span, around.busiest
     layers = work.num_microbatches * max(work.layers_of_rank(rank) for rank in range(plan.pp)) / work.num_replicas
     waited = 2 * layers * layer(work, machine).waits
     time = StepTime(
@@ -162,8 +167,8 @@ def played(
     *,
     schedule: Schedule | None = None,
     taken: dict[tuple[Kind, int], list[float]] | None = None,
-) -> tuple[float, float]:
-    """Seconds from the first operation of the schedule to the last, and the most that a rank is at work.
+) -> Contended:
+    """The operations of a step on the machine's cores.
 
     ``schedule``: None for the plan's.  ``taken`` is filled with how long each operation took, by kind and stage, beside
     the others on the same cores.
@@ -188,10 +193,17 @@ def message_seconds(work: Workload, machine: Machine) -> float:
 
 def update_seconds(work: Workload, machine: Machine) -> tuple[float, float]:
     """The update of the fullest rank, and what a step takes besides; all ranks are at it at once."""
-    ranks, held = work.plan.num_ranks, work.largest_share / work.states.optimizer
+    ranks, held = work.plan.num_ranks, updated_parameters(work)
     crowd = machine.slowdown(ranks)
-    update = machine.optimizer.at(held) * machine.factor("optimizer", held)
+    # Norm and clipping read and write the gradient, the update reads it, and reads and writes weight and moments.
+    accesses = 6 + 2 * (work.stack.optimizer_bytes - work.stack.master_bytes) / work.stack.gradient_bytes
+    update = machine.optimizer.at(held) * machine.factor("optimizer", held) * accesses / ADAM_ACCESSES
     return crowd * update, crowd * machine.step_seconds * machine.factor("step", ranks)
+
+
+def updated_parameters(work: Workload) -> float:
+    """What the rank with most of them updates."""
+    return work.largest_trained / work.states.optimizer
 
 
 def _expected_error(work: Workload, machine: Machine, time: StepTime) -> float:
@@ -208,7 +220,7 @@ def _expected_error(work: Workload, machine: Machine, time: StepTime) -> float:
     causes = (
         (time.work + time.bubble, max(ways)),
         (time.data_communication, of("collectives", unit_bytes(work))),
-        (time.optimizer, of("optimizer", work.largest_share / work.states.optimizer)),
+        (time.optimizer, of("optimizer", updated_parameters(work))),
     )
     return sum(seconds * wrong for seconds, wrong in causes) / time.total
 
@@ -223,7 +235,7 @@ def data_seconds(work: Workload, machine: Machine) -> float:
         return 0.0
     seconds = AGREEMENTS * machine.collective("all_reduce", plan.num_ranks, SMALL_BYTES)
     units, times = _units(work), machine.factor("collectives", unit_bytes(work))
-    held = work.largest_share / units
+    held, trains = work.largest_share / units, work.largest_trained / units
     ranks = plan.dp * plan.cp * work.num_replicas
 
     def over(name: str, size: int, num_bytes: float) -> float:
@@ -233,21 +245,21 @@ def data_seconds(work: Workload, machine: Machine) -> float:
         seconds += over("all_reduce", plan.tp, 2 * work.model.hidden_size * stack.gradient_bytes)
 
     def scattered(small: int, large: int) -> float:
-        return over("reduce_scatter", large // small, held * stack.reduction_bytes / small)
+        return over("reduce_scatter", large // small, trains * stack.reduction_bytes / small)
 
     def gathered(small: int, large: int) -> float:
         return over("all_gather", large // small, held * stack.parameter_bytes / small)
 
     p, g, o = states.parameters, states.gradients, states.optimizer
     each = 2 * gathered(1, p) + scattered(1, p) + scattered(p, g)
-    summed = over("all_reduce", ranks // o, held * stack.reduction_bytes / o)
+    summed = over("all_reduce", ranks // o, trains * stack.reduction_bytes / o)
     once = scattered(g, o) + summed + gathered(g, o) + gathered(p, g)
     return times * (seconds + work.num_microbatches * each + once)
 
 
 def unit_bytes(work: Workload) -> float:
     """Bytes of the gradients that ranks sum at a time, a layer's or an end's."""
-    return work.largest_share / _units(work) * work.stack.reduction_bytes
+    return work.largest_trained / _units(work) * work.stack.reduction_bytes
 
 
 def _units(work: Workload) -> int:
@@ -289,8 +301,8 @@ def _operations(work: Workload, machine: Machine, one: Layer) -> tuple[dict[Kind
     gaps = call * machine.factor("gaps", work.plan.num_ranks)
     calls = [gaps + call * machine.factor(kind, size) for kind in ("forward", "inputs", "weights")]
     forward = [calls[0] + one.forward * layers for layers in work.layers]
-    inputs = [calls[1] + one.inputs * layers for layers in work.layers]
-    weights = [one.weights * layers for layers in work.layers]
+    inputs = [calls[1] + one.inputs * layers for layers in work.backward_layers]
+    weights = [one.weights * layers for layers in work.weight_layers]
     for column, seconds in zip((forward, inputs, weights), last, strict=True):
         column[-1] += seconds
     both = [one + two for one, two in zip(inputs, weights, strict=True)]

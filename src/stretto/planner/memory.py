@@ -96,9 +96,10 @@ def memory(work: Workload, margin: Margin | None = None) -> tuple[RankMemory, ..
     kept: list[float] = []
     if closed:
         flying = in_flight(plan.schedule, ranks=plan.pp, microbatches=work.num_microbatches, chunks=plan.chunks)
-        kept += [number * share.layers for number, share in zip(flying, work.shares, strict=True)]
+        held = [sum(work.backward_layers[stage] for stage in share.stages) for share in work.shares]
+        kept += [number * layers for number, layers in zip(flying, held, strict=True)]
     else:
-        of = work.layers
+        of = work.backward_layers
         kept += [max(sum(n * of[stage] for stage, n in moment) for moment in rank) for rank in work.profile.alive]
     one, whole, logits = (
         layer_activation_bytes(work),
@@ -113,6 +114,19 @@ def memory(work: Workload, margin: Margin | None = None) -> tuple[RankMemory, ..
         of_head = shared if shared is not None else logits if last in share.stages else 0.0
         found.append(_rank(work, share, margin, alive=layers * one + again, logits=of_head, passing=passing))
     return tuple(found)
+
+
+def optimizer_bytes(work: Workload, share: Share) -> float:
+    """Masters and moments of a pipeline rank, and their copies where an update may have to be taken back.
+
+    A parameter that doesn't train has a master, but no moments and no copies (``trainer.rollback``).
+    """
+    stack = work.stack
+    kept = stack.master_bytes * share.parameters + (stack.optimizer_bytes - stack.master_bytes) * share.trained
+    if work.plan.pp > 1 and not work.plan.optimizer_barrier:
+        updated = stack.master_bytes or stack.parameter_bytes
+        kept += (stack.optimizer_bytes - stack.master_bytes + updated) * share.trained
+    return kept / work.states.optimizer
 
 
 def fits(work: Workload, margin: Margin | None = None) -> bool:
@@ -158,17 +172,17 @@ def _split(model: ModelSpec) -> float:
 
 def _rank(work: Workload, share: Share, margin: Margin, *, alive: float, logits: float, passing: float) -> RankMemory:
     """One rank: bytes of activations, of logits, and of gradients that pass."""
-    stack, states, held = work.stack, work.states, share.parameters
+    stack, states, held, trains = work.stack, work.states, share.parameters, share.trained
     whole = held
     if states.parameters > 1:
         whole = held / states.parameters + GATHERED_LAYERS * held / share.layers
-    gradients = held / states.gradients
+    gradients = trains / states.gradients
     if stack.reduces_each and states.gradients > 1:
-        gradients += min(REDUCED_LAYERS, share.layers) * held / share.layers
+        gradients += min(REDUCED_LAYERS, share.layers) * trains / share.layers
     return RankMemory(
         parameters=min(whole, held) * stack.parameter_bytes,
         gradients=gradients * stack.gradient_bytes,
-        optimizer=held * stack.optimizer_bytes / states.optimizer,
+        optimizer=optimizer_bytes(work, share),
         activations=alive,
         logits=logits,
         reserve=margin.context_bytes + margin.fragmentation * (alive + logits),

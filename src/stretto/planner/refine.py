@@ -34,6 +34,7 @@ from stretto.planner.measured_step import (
     played,
     unit_bytes,
     update_seconds,
+    updated_parameters,
 )
 from stretto.planner.observed import Observed, observe
 from stretto.planner.refinement import Refinement, merged
@@ -122,7 +123,7 @@ def _sizes(work: Workload) -> dict[str, float]:
         "exchange": exchanged_bytes(work),
         "message": message_bytes(work),
         "collectives": unit_bytes(work),
-        "optimizer": work.largest_share / work.states.optimizer,
+        "optimizer": updated_parameters(work),
         "step": ranks,
         "gaps": ranks,
     }

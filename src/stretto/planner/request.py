@@ -24,7 +24,6 @@ from stretto.spec.errors import UnsupportedError
 from stretto.spec.model import ModelSpec
 from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSpec
-from stretto.spec.states import SHARD_KEYS
 
 Objective = Literal["time", "cost", "memory"]
 OBJECTIVES = ("time", "cost", "memory")
@@ -41,7 +40,6 @@ CHOSEN = (
     "micro_batch_size",
     "stages",
     "zero",
-    *SHARD_KEYS,
     "recompute",
     "offload",
 )
@@ -113,7 +111,7 @@ class Request:
     @property
     def stack(self) -> KernelStack:
         """Kernels and precisions of the run."""
-        return own_stack(self.run.training.dtype)
+        return own_stack(self.run.training)
 
     @property
     def margin(self) -> Margin:
@@ -154,6 +152,7 @@ class Request:
             sequence_length=training.sequence_length,
             global_batch_size=training.global_batch_size,
             stack=self.stack,
+            freeze=training.freeze,
         )
 
     def machines(self, ranks: int) -> ClusterSpec:

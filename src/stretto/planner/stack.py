@@ -55,6 +55,8 @@ class KernelStack:
     """Bytes of a gradient while the data ranks sum it; 16-bit gradients too are mostly summed in float32."""
     optimizer_bytes: float = 12
     """Bytes of master weight and two moments (Rajbhandari et al. 2020, section 3.1), float32 each."""
+    master_bytes: float = 4
+    """Of these the master weight, which parameters that don't train have, too; 0 where the parameter is its own."""
 
     @property
     def stores_scores(self) -> bool:

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from stretto.planner.barrier import saved_seconds
 from stretto.planner.calibration import Calibration, published
 from stretto.planner.communication import (
     boundary_seconds,
@@ -192,8 +193,9 @@ def _turns(work: Workload, calibration: Calibration, collectives: float) -> Stag
     repeated = recompute_seconds(work, calibration)
     gathered = logits_seconds(work, calibration)
     forward = [(layer.forward + collectives / 3) * layers for layers in work.layers]
-    backward = [(layer.backward + repeated + collectives * 2 / 3) * layers for layers in work.layers]
-    weights = [layer.weights * layers for layers in work.layers]
+    weights = [layer.weights * layers for layers in work.weight_layers]
+    again = layer.backward - layer.weights + repeated + collectives * 2 / 3
+    backward = [again * layers + own for layers, own in zip(work.backward_layers, weights, strict=True)]
     if not work.vocabulary:
         forward[-1] += head.forward + gathered
         backward[-1] += head.backward
@@ -240,6 +242,7 @@ def _profiled(work: Workload, turns: StageTurns, message: float) -> tuple[float,
         held = counts.held[rank]
         own.append(sum(counts.voices[voice] * both[stage] for voice, stage in held))
     busiest = max(own) + (work.num_microbatches * 2 * shard if counts.vocabulary else 0.0)
+    whole -= saved_seconds(work, turns.forward, inputs, turns.weights, message)
     return min(busiest, whole), whole
 
 

@@ -18,7 +18,7 @@ what the activations were.
 from __future__ import annotations
 
 from stretto.planner.measured_step import schedule_of
-from stretto.planner.memory import RankMemory
+from stretto.planner.memory import RankMemory, optimizer_bytes
 from stretto.planner.workload import Workload
 from stretto.schedule.op import Kind
 
@@ -50,10 +50,10 @@ def layer_elements(work: Workload, *, packed: bool, recompute: str | None = None
 
 
 def _rank(work: Workload, rank: int, packed: bool) -> RankMemory:
-    stack, states, held = work.stack, work.states, work.parameters_of_rank(rank)
-    gradients = held * stack.gradient_bytes / states.gradients
+    stack, states, share = work.stack, work.states, work.shares[rank]
+    gradients = share.trained * stack.gradient_bytes / states.gradients
     if states.optimizer > states.gradients:  # let go when they are reduced, beside the shard they go to
-        gradients += held * stack.gradient_bytes / states.optimizer
+        gradients += share.trained * stack.gradient_bytes / states.optimizer
     moments = work.profile.alive[rank]
     kept = max(_moment(work, moment, packed) for moment in moments)
     last = len(work.layers) - 1 in work.stages_of_rank(rank)
@@ -62,9 +62,9 @@ def _rank(work: Workload, rank: int, packed: bool) -> RankMemory:
         whole = layer_elements(work, packed=packed, recompute="none") - layer_elements(work, packed=packed)
         kept += max(0.0, whole * stack.parameter_bytes - loss)
     return RankMemory(
-        parameters=held * stack.parameter_bytes / states.parameters,
+        parameters=share.parameters * stack.parameter_bytes / states.parameters,
         gradients=gradients,
-        optimizer=held * stack.optimizer_bytes / states.optimizer,
+        optimizer=optimizer_bytes(work, share),
         activations=kept,
         logits=loss,
         reserve=0.0,
@@ -73,9 +73,24 @@ def _rank(work: Workload, rank: int, packed: bool) -> RankMemory:
 
 def _moment(work: Workload, moment: tuple[tuple[int, int], ...], packed: bool) -> float:
     """Bytes of what is alive at once: so many micro-batches of each stage."""
-    one = layer_elements(work, packed=packed)
+    one, spared = layer_elements(work, packed=packed), _spared(work)
     tables = 0 if work.model.family == "gpt2" else 2 * work.model.head_size * work.tokens
-    return sum(count * work.stack.parameter_bytes * (work.layers[stage] * one + tables) for stage, count in moment)
+    kept = 0.0
+    for stage, count in moment:
+        layers = work.backward_layers[stage]
+        elements = layers * one - max(0.0, layers - work.weight_layers[stage]) * spared
+        kept += count * work.stack.parameter_bytes * (elements + (tables if layers else 0))
+    return kept
+
+
+def _spared(work: Workload) -> float:
+    """What a layer behind trained ones doesn't keep where its weights don't train: the inputs of their products.
+
+    Those that the norms and the feed-forward make for products alone; full recompute keeps none of them anyway.
+    """
+    if work.plan.recompute == "full":
+        return 0.0
+    return work.tokens * (2 * work.model.hidden_size + work.model.intermediate_size / work.plan.tp)
 
 
 def _waiting_losses(work: Workload, rank: int) -> int:

@@ -7,10 +7,12 @@ innermost, then cp, then data, pp outermost.  A group's neighbours are therefore
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import accumulate
 
 from stretto.planner.flops import parameters
+from stretto.planner.frozen import trained
 from stretto.planner.profile import Profile, profile
 from stretto.planner.stack import KernelStack
 from stretto.spec.cluster import ClusterSpec
@@ -41,6 +43,8 @@ class Workload:
     stack: KernelStack = field(default_factory=KernelStack)
     sharding: StateSharding | None = None
     """Over how many data ranks each kind of state is divided; None: as the plan says."""
+    freeze: tuple[str, ...] = ()
+    """Parameters that don't train, by patterns of their names (``training.freeze``)."""
 
     def __post_init__(self) -> None:
         """Refuse a batch that the plan doesn't divide."""
@@ -101,12 +105,27 @@ class Workload:
     @property
     def shares(self) -> tuple[Share, ...]:
         """What each pipeline rank holds of the model, remembered."""
-        return _shares(self.model, self.plan, self.num_microbatches)
+        return _shares(self.model, self.plan, self.num_microbatches, self.freeze)
 
     @property
     def largest_share(self) -> float:
         """Parameters of the rank that holds most."""
         return max(share.parameters for share in self.shares)
+
+    @property
+    def largest_trained(self) -> float:
+        """Parameters that train, of the rank that has most of them."""
+        return max(share.trained for share in self.shares)
+
+    @property
+    def backward_layers(self) -> tuple[int, ...]:
+        """Layers of each stage that have a backward pass; those before anything trains have none."""
+        return _backward(self.model, self.layers, self.freeze)[0]
+
+    @property
+    def weight_layers(self) -> tuple[float, ...]:
+        """Layers of each stage by the share of their weights that trains."""
+        return _backward(self.model, self.layers, self.freeze)[1]
 
     @property
     def _looped(self) -> bool:
@@ -120,6 +139,8 @@ class Share:
     stages: tuple[int, ...]
     layers: int
     parameters: float
+    trained: float
+    """Of the parameters, those that have gradients."""
 
 
 def looped(plan: PlanSpec) -> bool:
@@ -133,7 +154,7 @@ def vocabulary(plan: PlanSpec) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def _shares(model: ModelSpec, plan: PlanSpec, microbatches: int) -> tuple[Share, ...]:
+def _shares(model: ModelSpec, plan: PlanSpec, microbatches: int, freeze: tuple[str, ...]) -> tuple[Share, ...]:
     """The first stage also has the embedding, the last the head, unless all ranks share the vocabulary.
 
     A tied head is a second copy where the pipeline puts it on another rank.
@@ -156,5 +177,40 @@ def _shares(model: ModelSpec, plan: PlanSpec, microbatches: int) -> tuple[Share,
         else:
             heads = max(0, lasts - firsts) if counts.tied else lasts
             total += (counts.embedding * firsts + counts.head * heads) / plan.tp
-        found.append(Share(stages=stages, layers=number, parameters=total))
+        share = Share(stages=stages, layers=number, parameters=total, trained=total)
+        if freeze:
+            share = replace(share, trained=_trained_of(model, plan, share, layers, freeze, replicas))
+        found.append(share)
     return tuple(found)
+
+
+def _trained_of(
+    model: ModelSpec, plan: PlanSpec, share: Share, layers: tuple[int, ...], freeze: tuple[str, ...], replicas: int
+) -> float:
+    """Parameters of a rank that train."""
+    left, before = trained(model, freeze), [0, *accumulate(layers)]
+    held = [layer for stage in share.stages for layer in range(before[stage], before[stage + 1])]
+    firsts, lasts = share.stages.count(0), share.stages.count(len(layers) - 1)
+    total = sum(left.matrices[layer] / plan.tp + left.vectors[layer] for layer in held) + left.final_norm * lasts
+    if vocabulary(plan):
+        return total + replicas * (left.embedding + left.head) / plan.tp / plan.pp
+    heads = max(0, lasts - firsts) if model.tied_embeddings else lasts
+    return total + (left.embedding * firsts + left.head * heads) / plan.tp
+
+
+@lru_cache(maxsize=4096)
+def _backward(
+    model: ModelSpec, layers: tuple[int, ...], freeze: tuple[str, ...]
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Layers of each stage with a backward pass, and by how much of their weights train."""
+    if not freeze:
+        return layers, tuple(map(float, layers))
+    left, alive, shares = trained(model, freeze), [], []
+    one = parameters(model).layer_matrices / model.num_layers
+    at = 0
+    for number in layers:
+        of = range(at, at + number)
+        alive.append(sum(layer >= left.first for layer in of))
+        shares.append(sum(left.matrices[layer] for layer in of) / one)
+        at += number
+    return tuple(alive), tuple(shares)

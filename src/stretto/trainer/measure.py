@@ -198,7 +198,7 @@ def _work(width: int, tokens: int, *, layers: int = 1, microbatches: int = 1) ->
     rows = tokens // length
     return Workload(
         model=_model(width, layers), plan=PlanSpec(micro_batch_size=rows), cluster=ClusterSpec(),
-        sequence_length=length, global_batch_size=rows * microbatches, stack=own_stack("float32"),
+        sequence_length=length, global_batch_size=rows * microbatches, stack=own_stack(TrainingSpec(dtype="float32")),
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ def build_optimizer(masters: Sequence[Master], training: TrainingSpec) -> torch.
     groups = [g for g in groups if g["params"]] or [{"params": [torch.zeros(0)]}]
     optimizer: torch.optim.Optimizer
     if training.optimizer == "sgd":
-        optimizer = torch.optim.SGD(groups, lr=training.learning_rate, momentum=training.momentum)
+        optimizer = torch.optim.SGD(groups, lr=training.learning_rate, momentum=training.momentum, fused=True)
     else:
         optimizer = torch.optim.AdamW(
             groups, lr=training.learning_rate, betas=(training.beta1, training.beta2), eps=training.eps, fused=True
@@ -41,8 +41,10 @@ def build_optimizer(masters: Sequence[Master], training: TrainingSpec) -> torch.
 
 
 def moments_of(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
-    """The tensors that an optimizer keeps for each master."""
-    return VELOCITY if isinstance(optimizer, torch.optim.SGD) else MOMENTS
+    """The tensors that an optimizer keeps for each master; SGD without momentum keeps none."""
+    if isinstance(optimizer, torch.optim.SGD):
+        return VELOCITY if any(group["momentum"] for group in optimizer.param_groups) else ()
+    return MOMENTS
 
 
 def optimizer_pieces(masters: Sequence[Master], optimizer: torch.optim.Optimizer) -> Iterator[Piece]:
