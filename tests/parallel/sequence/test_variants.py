@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from stretto.parallel.wire import Wire
 from stretto.planner.sequence_volume import Heads, sequence_volume
 from stretto.spec.contract import SequencePart
 from stretto.spec.plan import PlanSpec
+from stretto.spec.reach import Reach
 from stretto.spec.sequence import Arrangement, cut_sequence
 
 HEAD_SIZE, ROWS = 4, 2
@@ -56,6 +58,31 @@ CASES: list[Case] = [
     ({"context": "all-gather"}, 4, 2, 37, -4),
     ({"context": "all-gather", "context_layout": "contiguous"}, 4, 2, 37, (3, 9, 12, 30)),
 ]
+
+CONTIGUOUS = {"context_layout": "contiguous"}
+INNER_RING = {"context": "mesh", "context_inner": "ring"}
+EVERY: dict[str, dict[str, Any]] = {
+    "ring": {},
+    "ring, contiguous": CONTIGUOUS,
+    "ulysses": {"context": "ulysses"},
+    "ulysses, contiguous": {"context": "ulysses", **CONTIGUOUS},
+    "token-ring": {"context": "token-ring"},
+    "token-ring, contiguous": {"context": "token-ring", **CONTIGUOUS},
+    "all-gather": {"context": "all-gather"},
+    "all-gather, contiguous": {"context": "all-gather", **CONTIGUOUS},
+    "mesh of 2": {"context": "mesh", "ulysses": 2},
+    "mesh of 2, ring inside": {**INNER_RING, "ulysses": 2, **CONTIGUOUS},
+}
+FROM_FOUR: dict[str, dict[str, Any]] = {
+    "double ring": {"inner_ring": 2},
+    "double ring, contiguous": {"inner_ring": 2, **CONTIGUOUS},
+    "mesh of 4": {"context": "mesh", "ulysses": 4, **CONTIGUOUS},
+    "mesh of 4, ring inside": {**INNER_RING, "ulysses": 4},
+}
+FROM_EIGHT: dict[str, dict[str, Any]] = {
+    "double ring of 4": {"inner_ring": 4},
+    "mesh of 2, double ring": {"context": "mesh", "ulysses": 2, "inner_ring": 2},
+}
 
 
 @dataclass(frozen=True)
@@ -163,16 +190,26 @@ def test_bfloat16_sums_in_float32_and_pays_for_it(ranks: Ranks) -> None:
     hold(cases, ranks.run(attend_cut, 4, cases, torch.bfloat16), 4, dtype=torch.bfloat16, error=0.02)
 
 
-def test_odd_length_and_eight_ranks(ranks: Ranks) -> None:
-    long = [({}, 1, 1, 2999, 700)]
-    hold(long, ranks.run(attend_cut, 4, long, torch.float64), 4, dtype=torch.float64, error=1e-12)
-    eight: list[Any] = [
-        ({"inner_ring": 4}, 4, 2, 37, 11),
-        ({"context": "mesh", "ulysses": 4, "context_inner": "ring"}, 8, 2, 37, 11),
-        ({"context": "mesh", "ulysses": 2, "inner_ring": 2}, 2, 1, 37, 0),
-        ({"context": "ulysses"}, 8, 2, 37, 11),
+def test_an_odd_length(ranks: Ranks) -> None:
+    long: list[Case] = [
+        ({}, 1, 1, 2999, 700),
+        ({"context": "mesh", "ulysses": 2}, 2, 1, 2999, 0),
+        ({"context": "token-ring"}, 1, 1, 2999, -900),
     ]
-    hold(eight, ranks.run(attend_cut, 8, eight, torch.float64), 8, dtype=torch.float64, error=1e-13)
+    hold(long, ranks.run(attend_cut, 4, long, torch.float64), 4, dtype=torch.float64, error=1e-12)
+
+
+@pytest.mark.parametrize("world", [2, 4, 8])
+def test_every_way_at_every_degree(ranks: Ranks, world: int) -> None:
+    """Eight query heads with as many key/value heads, two, and one; the masks take turns."""
+    plans = [*EVERY.values(), *(FROM_FOUR.values() if world > 2 else ()), *(FROM_EIGHT.values() if world > 4 else ())]
+    masks: list[Mask] = [0, (3, 9, 12, 30), -6]
+    cases = [
+        (plan, 8, kv_heads, 37, masks[(number + turn) % 3])
+        for number, plan in enumerate(plans)
+        for turn, kv_heads in enumerate((8, 2, 1))
+    ]
+    hold(cases, ranks.run(attend_cut, world, cases, torch.float64), world, dtype=torch.float64, error=1e-13)
 
 
 def test_even_shares_are_the_formulas_of_the_papers() -> None:
@@ -196,6 +233,36 @@ def test_even_shares_are_the_formulas_of_the_papers() -> None:
         h * (2 * k + 4 * (k + 1)) * others,
         h * (2 * 2 * k + 2 * 4 + 4 * k) * others,
     )
+
+
+def test_a_window_and_documents_cost_the_tokens_that_are_seen() -> None:
+    """64 tokens over four ranks, contiguous: a window of 5 reaches 4 tokens back, over one border."""
+    shares = cut_sequence(64, 4, "contiguous")
+    heads = Heads(rows=1, heads=8, kv_heads=2, head_size=16, element_bytes=2)
+    token = 2 * 2 * 16
+
+    def of(sees: Any, **plan: Any) -> list[tuple[int, int]]:
+        who = Arrangement.of(PlanSpec(cp=4, context_layout="contiguous", **plan))
+        found = [sequence_volume(who, shares, rank, heads, sees=sees) for rank in range(4)]
+        return [(volume.forward // token, volume.backward // token) for volume in found]
+
+    window = partial(Reach.window, size=5)
+    first, middle, last = (4 * 2, 4 * 2), (4 * 2, 4 * 2 + 4 * 4), (0, 4 * 4)
+    for plan in ({}, {"context": "all-gather"}):
+        assert of(window, **plan) == [first, middle, middle, last]
+    assert of(Sight(first_of(64, (16, 32, 40, 48))).reach) == [(0, 0)] * 4
+    assert of(Sight(first_of(64, (10, 20))).reach)[0] == (6 * 2, 6 * 2)
+
+
+def test_the_mesh_goes_round_with_what_its_seats_see() -> None:
+    """Two seats of two ranks: a window of 5 sends 4 tokens of half the heads over the border between seats."""
+    shares = cut_sequence(64, 4, "contiguous")
+    heads = Heads(rows=1, heads=8, kv_heads=2, head_size=16, element_bytes=2)
+    who = Arrangement.of(PlanSpec(cp=4, context="mesh", ulysses=2, context_layout="contiguous"))
+    window, nothing = partial(Reach.window, size=5), partial(Reach.window, size=1)
+    for rank, sent in enumerate([4, 4, 0, 0]):
+        both = [sequence_volume(who, shares, rank, heads, sees=see) for see in (window, nothing)]
+        assert both[0].forward - both[1].forward == 2 * 16 * sent * 2
 
 
 @pytest.mark.parametrize("ulysses", [1, 2, 4, 8])
