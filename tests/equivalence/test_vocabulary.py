@@ -101,10 +101,7 @@ def test_memory_is_flat_over_the_ranks(ranks: Ranks) -> None:
 
 
 def test_what_can_t_be_combined_is_said() -> None:
-    for plan, said in (
-        ({"optimizer_barrier": False}, "begins steps that may have to begin again"),
-        ({"asynchronous": "stash"}, "a vocabulary that lies on all ranks has no stage"),
-    ):
+    for plan, said in (({"asynchronous": "stash"}, "a vocabulary that lies on all ranks has no stage"),):
         with pytest.raises(UnsupportedError, match=said):
             schedules_of(run_of("dense", {"pp": 2, "passes": (TWO,), **plan}, 4))
     unruly = ForeignStack(embed=nn.Embedding(8, 4), blocks=[nn.Linear(4, 4)], head=nn.Linear(4, 8), tensor_rules={})

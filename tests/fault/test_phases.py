@@ -125,6 +125,20 @@ CASES: list[tuple[dict[str, Any], list[tuple[str, str]]]] = [
         ],
     ),
     (
+        {"pp": 2, "schedule": "1f1b", "passes": ("vocabulary:algorithm=1",), "optimizer_barrier": False},
+        [
+            (
+                "rank 0 step 1 at S",
+                r"rank 1 waits in T of vocabulary shard 1, .* for S of every rank .*, so for rank 0 ",
+            ),
+            (
+                "rank 0 step 2 at NORM",
+                r"rank 1 waits for the partial sum of the gradient's norm \(NORM, .* from rank 0 ",
+            ),
+            ("rank 1 step 3 at NORM", r"rank 0 waits for the whole sum of the gradient's norm \(VALIDATE, .* rank 1 "),
+        ],
+    ),
+    (
         {"pp": 2, "tp": 2, "schedule": "dualpipe"},
         [
             ("rank 3 step 2 at B", r"rank \d waits .* rank 3 .* in B of stage"),

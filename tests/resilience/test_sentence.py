@@ -55,6 +55,31 @@ def test_a_circle_is_told_as_one() -> None:
     )
 
 
+def test_vocabulary_passes_and_sums_along_the_pipeline_name_whom_they_wait_for() -> None:
+    busy = replace(BEAT, operation="1F2")
+    waiting = replace(BEAT, waits=True, place="stretto/parallel/pipeline/vocabulary/background.py:7 (result)")
+    of_all = "of every rank of its pipeline, so for"
+    cases = {
+        "for the output of the last stage, micro-batch 4 (0S4, step 3) from": replace(waiting, operation="0S4", peer=1),
+        f"in T of vocabulary shard 0, micro-batch 4 (0T4), step 3 for S {of_all}": replace(waiting, operation="0T4"),
+        f"in I of stage 0, micro-batch 4 (0I4), step 3 for S or T {of_all}": replace(waiting, operation="0I4"),
+        "for the partial sum of the gradient's norm (NORM, step 3) from": replace(BEAT, operation="NORM", peer=1),
+        "for the whole sum of the gradient's norm (VALIDATE, step 3) from": replace(BEAT, operation="VALIDATE", peer=1),
+    }
+    for told, beat in cases.items():
+        said = sentence({0: beat, 1: busy}, {1: "has been silent for 46 s"})
+        assert said == (
+            f"rank 0 waits {told} rank 1 (host elsewhere, pid 9), which has been silent for 46 s in F of stage 1, "
+            "micro-batch 2 (1F2), step 3, at model.py:7 (forward); its log is log"
+        )
+    circle = {0: replace(waiting, operation="0T4", finished=9), 1: replace(waiting, operation="1S4", peer=0)}
+    assert sentence(circle, {}).startswith(
+        "rank 1 waits for the output of the last stage, micro-batch 4 (1S4, step 3) from rank 0; rank 0 waits in T of "
+        "vocabulary shard 0, micro-batch 4 (0T4), step 3 for S of every rank of its pipeline, so for rank 1, which got "
+        "least far: it waits in S of vocabulary shard 1, micro-batch 4 (1S4), step 3, at stretto/"
+    )
+
+
 def test_a_place_is_the_innermost_line_above_the_libraries() -> None:
     below = Line("/x/site-packages/torch/distributed/distributed_c10d.py", 9, "barrier")
     mine = Line("/home/me/model.py", 7, "forward")

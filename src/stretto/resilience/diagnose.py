@@ -4,6 +4,10 @@
                                                     ▲
     rank 3 ── REDUCE_GRAD ─────────────────────────┘     waits for all, so for the one that isn't there
 
+Who waits for one rank says so in its log: every receive, S for the output of the last stage, NORM for the partial sum
+of the rank before, VALIDATE for the whole one of the last rank.  T, and the first backward behind S or T, wait for
+every rank of the pipeline.
+
 A cause is a rank that is dead or silent; in a hang, whoever waits for nobody.  Where all wait for each other the
 circle is told.
 """
@@ -38,6 +42,12 @@ _MESSAGES = {
     "RECV_F": "the input of stage {}, micro-batch {}",
     "RECV_B": "the gradient of what stage {} put out, micro-batch {}",
 }
+_SINGLE = {
+    "NORM": "the partial sum of the gradient's norm",
+    "VALIDATE": "the whole sum of the gradient's norm",
+}
+"""What comes from one rank outside a schedule."""
+_OUTPUT = "the output of the last stage, micro-batch {}"
 _BLOCKS = {
     "UNSHARD": "gathering the parameters",
     "RESHARD": "freeing the parameters",
@@ -64,12 +74,21 @@ def words(operation: str | None) -> str:
         return f"{_BLOCKS[kind]} of block {number} of stage {stage} ({operation})"
     if kind in _MESSAGES:
         return f"waiting for {_MESSAGES[kind].format(stage, number)} ({operation})"
-    return f"{kind} of stage {stage}, micro-batch {number} ({operation})"
+    of = "vocabulary shard" if kind in ("S", "T") else "stage"
+    return f"{kind} of {of} {stage}, micro-batch {number} ({operation})"
 
 
 def waits_for_peer(beat: Beat) -> bool:
-    """Whether it is in a receive."""
-    return beat.operation is not None and beat.peer is not None and "RECV" in beat.operation
+    """Whether it waits for one rank: in a receive, for a sum along the pipeline, or seen to wait in an S."""
+    if beat.operation is None or beat.peer is None:
+        return False
+    return "RECV" in beat.operation or beat.operation in _SINGLE or (beat.waits and _kind(beat) == "S")
+
+
+def _kind(beat: Beat) -> str:
+    """Kind of the operation of a schedule that it runs, else nothing."""
+    match = _OPERATION.fullmatch(beat.operation or "")
+    return match[2] if match else ""
 
 
 def waits(beat: Beat) -> bool:
@@ -149,16 +168,26 @@ def _waiting(ranks: Mapping[int, Beat], cause: int, all_causes: set[int]) -> str
     together = together or [rank for rank, beat in others.items() if beat.operation in _COLLECTIVES]
     if together:
         rank = together[0]
-        return f"rank {rank} waits in {words(others[rank].operation)}{_step(others[rank])} for "
+        return (
+            f"rank {rank} waits in {words(others[rank].operation)}{_step(others[rank])} for {_together(others[rank])}"
+        )
     return ""
 
 
+def _together(beat: Beat) -> str:
+    """Why it waits for the cause, where all ranks of the pipeline are waited for."""
+    needed = {"T": "S", "B": "S or T", "I": "S or T"}.get(_kind(beat))
+    if needed is None or "/pipeline/vocabulary/" not in beat.place:
+        return ""
+    return f"{needed} of every rank of its pipeline, so for "
+
+
 def _wanted(beat: Beat) -> str:
-    """What a receive brings."""
-    match = _OPERATION.fullmatch(beat.operation or "")
-    if match is None or match[2] not in _MESSAGES:
-        return f"{beat.operation}"
-    return f"{_MESSAGES[match[2]].format(match[1], match[3])} ({beat.operation}{_step(beat)})"
+    """What a receive brings, or what else one rank gives."""
+    match, told = _OPERATION.fullmatch(beat.operation or ""), _SINGLE.get(beat.operation or "")
+    if match is not None:
+        told = _OUTPUT.format(match[3]) if match[2] == "S" else _MESSAGES.get(match[2], "").format(match[1], match[3])
+    return f"{told} ({beat.operation}{_step(beat)})" if told else f"{beat.operation}"
 
 
 def _circle(ranks: Mapping[int, Beat]) -> str:
@@ -175,5 +204,11 @@ def _circle(ranks: Mapping[int, Beat]) -> str:
     if at in seen:
         return told
     last = ranks.get(at)
+    others = [rank for rank in ranks if rank != at and not ranks[rank].left]
+    if last is not None and others and (together := _together(last)):
+        # Whoever all wait for is most likely the one that got least far.
+        slow = min(others, key=lambda rank: (ranks[rank].step, ranks[rank].finished, rank))
+        waiting = f"{told}rank {at} waits in {words(last.operation)}{_step(last)} for {together}rank {slow}"
+        return f"{waiting}, which got least far: it waits {_doing(ranks[slow])}{_where(ranks[slow], look=False)}"
     doing = "" if last is None else f"{_doing(last)}{_where(last, look=False)}; its log is {last.file}"
     return f"{told}rank {at} waits, too, {doing}".rstrip(" ,")

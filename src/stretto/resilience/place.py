@@ -18,7 +18,7 @@ from typing import NamedTuple
 _PYTHON = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib"))
 _PACKAGE = str(Path(__file__).parents[2])
 _PARALLEL = "/stretto/parallel/"
-_WAITS = ("wait", "all_reduce", "all_gather", "reduce_scatter", "_exchange", "receive", "let_go", "finish")
+_WAITS = ("wait", "all_reduce", "all_gather", "reduce_scatter", "_exchange", "receive", "let_go", "finish", "result")
 """Functions of ours, there, whose calls end when other ranks have done their part."""
 _LINE = re.compile(r'^  File "(.*)", line (\d+) in (.*)$', re.MULTILINE)
 _THREAD = re.compile(r"^(?:Current thread|Thread) .*$", re.MULTILINE)

@@ -31,6 +31,7 @@ from stretto.schedule.arrows import Places
 from stretto.schedule.op import Kind
 from stretto.schedule.progress import rounds
 from stretto.schedule.schedule import Schedule
+from stretto.schedule.warm_up import lengths_of
 
 AHEAD = 3
 """Micro-batches by which embeddings are looked up before stage 0 needs them, and gradients taken later."""
@@ -40,35 +41,44 @@ OUTPUTS_AHEAD = 2
 """Outputs that a rank may be receiving before it needs them."""
 
 
+What = Literal["look up", "exchange", "take"]
+
+
 class Visit(NamedTuple):
     """Something that a rank does before its ``at``-th operation; at the end where there are no more."""
 
     at: int
-    what: Literal["look up", "exchange", "take"]
+    what: What
     microbatch: int
 
 
 def itinerary(schedule: Schedule, rank: int) -> list[Visit]:
     """The visits of a rank, in order; ``schedule`` is lowered and can finish."""
+    return itineraries(schedule)[rank]
+
+
+def itineraries(schedule: Schedule) -> list[list[Visit]]:
+    """The same of all ranks."""
     import numpy as np
 
     places, turns = Places(schedule), rounds(schedule)
     microbatches = np.arange(schedule.num_microbatches)
     first = np.array([schedule.path(m)[0] for m in range(schedule.num_microbatches)])
-    timed: list[tuple[float, int, Visit]] = []
-
-    def add(time: float, what: Literal["look up", "exchange", "take"], microbatch: int) -> None:
-        own = turns[schedule.offsets[rank] : schedule.offsets[rank + 1]]
-        timed.append((time, len(timed), Visit(int(np.searchsorted(own, time)), what, microbatch)))
-
+    timed: list[tuple[float, What, int]] = []
     forward = _in_order(places.find(Kind.F, first, microbatches), turns)
     for j, (_, m) in enumerate(forward):
-        add(forward[j - AHEAD][0] - 0.5 if j >= AHEAD else 0.0, "look up", m)
+        timed.append((forward[j - AHEAD][0] - 0.5 if j >= AHEAD else 0.0, "look up", m))
     backward = _in_order(places.backward(first, microbatches), turns)
     for j, (turn, m) in enumerate(backward):
-        add(turn + 0.5, "exchange", m)
-        add(backward[j + AHEAD][0] + 0.5 if j + AHEAD < len(backward) else math.inf, "take", m)
-    return [visit for _, _, visit in sorted(timed)]
+        timed.append((turn + 0.5, "exchange", m))
+        timed.append((backward[j + AHEAD][0] + 0.5 if j + AHEAD < len(backward) else math.inf, "take", m))
+    timed.sort(key=lambda each: each[0])
+    times = [time for time, _, _ in timed]
+    found = []
+    for rank in range(schedule.num_ranks):
+        at = np.searchsorted(turns[schedule.offsets[rank] : schedule.offsets[rank + 1]], times).tolist()
+        found.append([Visit(place, what, m) for place, (_, what, m) in zip(at, timed, strict=True)])
+    return found
 
 
 def _in_order(rows, turns) -> list[tuple[float, int]]:  # type: ignore[no-untyped-def]
@@ -118,6 +128,30 @@ class Outputs:
             found.append(microbatch)
             self._at += 1
         return found
+
+
+def begun_in_warm_up(schedule: Schedule) -> tuple[list[int], int]:
+    """What any rank has begun before its cut (warm_up.py): micro-batches looked up, in order, and a number of outputs.
+
+    Ranks come to their cuts at different places in these orders.  Where a step is given up there, each goes on as far
+    as any has come, so that nothing stays on its way.
+    """
+    lengths = lengths_of(schedule)
+    looked_up: list[int] = []
+    outputs = 0
+    last = {m: schedule.path(m)[-1] for m in range(schedule.num_microbatches)}
+    sources = {m: schedule.rank_of(stage, schedule.voice[m]) for m, stage in last.items()}
+    for rank, visits in enumerate(itineraries(schedule)):
+        ops = schedule.ops(rank)
+        own = [visit.microbatch for visit in visits if visit.what == "look up" and visit.at < lengths[rank]]
+        looked_up = max(looked_up, own, key=len)
+        order = Outputs([op.microbatch for op in ops if op.kind is Kind.S], sources, here=rank)
+        begun = len(order.begin())
+        for op in ops[: lengths[rank]]:
+            if op.kind is Kind.F and op.stage == last[op.microbatch]:
+                begun += len(order.give(op.microbatch))
+        outputs = max(outputs, begun)
+    return looked_up, outputs
 
 
 def by_algorithm_2(places: Places) -> frozenset[int]:

@@ -140,7 +140,7 @@ class PostValidation:
         pending, observer = self._pending, self._step.observer
         assert pending is not None
         self._pending = None
-        observer.begin("VALIDATE", peer=self._step.model.mesh.size("pp") - 1)
+        observer.begin("VALIDATE", peer=self._relay.teller)
         pending.arriving.wait()
         observer.end()
         factor = self._factor(pending.whole)

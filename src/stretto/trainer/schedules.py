@@ -39,11 +39,6 @@ def schedules_of(run: RunSpec) -> tuple[Schedule, Schedule]:
 
 def _check_vocabulary(plan: PlanSpec) -> None:
     """UnsupportedError for what a schedule with S and T can't be combined with."""
-    if not plan.optimizer_barrier and plan.pp > 1:
-        raise UnsupportedError(
-            "plan.optimizer_barrier = false begins steps that may have to begin again, which a schedule with "
-            "vocabulary passes can't in this version; set plan.optimizer_barrier = true, or leave that pass out."
-        )
     if plan.asynchronous != "none":
         raise UnsupportedError(
             f"plan.asynchronous = {plan.asynchronous!r} gives each stage weights of its own age, and a vocabulary "

@@ -41,6 +41,11 @@ class Relay:
         """Position of the rank that the partial sum comes from; None for the first."""
         return self._place - 1 if self._place else None
 
+    @property
+    def teller(self) -> int | None:
+        """Position of the rank that the whole sum comes from; None for itself."""
+        return None if self._place == self._last else self._last
+
     def add(self, own: Tensor) -> tuple[Tensor, Tensor, Pending]:
         """Add ``own`` (a vector) to what the ranks before found, and pass it on.
 

@@ -90,7 +90,7 @@ class Runtime:
         actions = Actions(schedule, rank, stages=stages, channel=channel, vocabulary=self.vocabulary)
         self.offloader = actions.offloader
         self._program: list[Played] = [
-            (str(op), op.peer if op.peer >= 0 else None, action, op if op.kind in COMPUTE else None)
+            (str(op), self._giver(op), action, op if op.kind in COMPUTE else None)
             for op, action in zip(ops, self._actions_of(ops, actions), strict=True)
         ]
         self._receives = [actions.message(op) for op in ops if op.kind in (Kind.RECV_F, Kind.RECV_B)]
@@ -113,6 +113,12 @@ class Runtime:
         """The units of this rank, each once, in model order."""
         found = {id(unit): unit for index in sorted(self._stages) for unit in self._stages[index].units}
         return [*found.values(), *(() if self.vocabulary is None else self.vocabulary.units)]
+
+    def _giver(self, op: Op) -> int | None:
+        """Position of the rank that an operation sends to or may wait for; None where it is none, or all are."""
+        if op.kind is Kind.S and self.vocabulary is not None:
+            return self.vocabulary.giver(op)
+        return op.peer if op.peer >= 0 else None
 
     def _actions_of(self, ops: Sequence[Op], actions: Actions) -> list[Action]:
         """What each operation does."""
@@ -161,10 +167,11 @@ class Runtime:
                 self.vocabulary.begin_step(play)
             self._play_all(play, self._program)
         else:
-            assert self.vocabulary is None, "embeddings of a step that is given up would stay on their way"
             ahead = self._unconfirmed
             if self._channel is not None:
                 self._channel.begin_step(ahead.early, shapes)
+            if self.vocabulary is not None:
+                self.vocabulary.begin_step(play)
             self._play_all(play, self._program[: ahead.length])
             if not confirm():
                 self._abandon(play)
@@ -198,6 +205,8 @@ class Runtime:
             stage.forget()
         if self._channel is not None:
             self._channel.abandon()
+        if self.vocabulary is not None:
+            self.vocabulary.abandon(play)
         for undo in self._unconfirmed.undo:
             undo(play)
 

@@ -26,7 +26,7 @@ from collections import deque
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from stretto.schedule.itinerary import LEAVING, Outputs, by_algorithm_2, itinerary
+from stretto.schedule.itinerary import LEAVING, Outputs, by_algorithm_2, itineraries
 from stretto.schedule.op import MESSAGES, Kind
 from stretto.schedule.passes.communication import lower
 
@@ -124,12 +124,12 @@ def _rows(places: Places, costs: StageCosts, found: Values) -> None:
     whole = float(share.sum())
     first = [schedule.path(m)[0] for m in range(schedule.num_microbatches)]
     reader = [schedule.rank_of(stage, schedule.voice[m]) for m, stage in enumerate(first)]
-    for rank in range(schedule.num_ranks):
+    for rank, visits in enumerate(itineraries(lowered)):
         own, start, stop = float(share[rank]), int(schedule.offsets[rank]), int(schedule.offsets[rank + 1])
         counted = (schedule.lowered or op.kind not in MESSAGES for op in lowered.ops(rank))
         rows = list(accumulate(counted, initial=start))
         leaving: deque[float] = deque()
-        for at, what, m in itinerary(lowered, rank):
+        for at, what, m in visits:
             reads, sent = reader[m] == rank, 0.0
             row, side = (rows[at], 0) if rows[at] < stop else (stop - 1, 1)
             if what == "look up":

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,7 +36,7 @@ from stretto.parallel.pipeline.vocabulary.rows import Rows, Table
 from stretto.parallel.pipeline.vocabulary.scores import Scores, Totals
 from stretto.parallel.pipeline.vocabulary.spread import Spread
 from stretto.schedule.arrows import Places
-from stretto.schedule.itinerary import by_algorithm_2, itinerary
+from stretto.schedule.itinerary import begun_in_warm_up, by_algorithm_2, itinerary
 from stretto.schedule.op import Kind, Op
 from stretto.schedule.schedule import Schedule
 
@@ -189,6 +189,17 @@ class Passes:
         self._spread.end_step()
         self._rows.end_step()
 
+    def abandon(self, play: Play) -> None:
+        """The step is given up at its cut, before any S: nothing stays on its way."""
+        looked_up, outputs = self._begun_early
+        self._rows.abandon(looked_up)
+        head = self._shard.head
+        self._spread.abandon(outputs, lambda m: head.new_zeros(*play.batches[m].tokens.shape, head.shape[1]))
+
+    @cached_property
+    def _begun_early(self) -> tuple[list[int], int]:
+        return begun_in_warm_up(self._schedule)
+
     def score(self, microbatch: int, play: Play) -> None:
         """S: logits and what is summed over the shards; all else that needs no weights follows by itself."""
         shard, m = self._shard, microbatch
@@ -242,6 +253,11 @@ class Passes:
         if microbatch in self._early:
             dx.mul_(play.seed(totals.top.dtype))
         return dx.view(*play.batches[microbatch].labels.shape, -1).to(self._shard.head.dtype)
+
+    def giver(self, op: Op) -> int | None:
+        """Rank that makes the output which an S waits for; None for this one."""
+        ending = self._ending[op.microbatch]
+        return None if ending == self._rank else ending
 
     def action(self, op: Op) -> Action:
         """What S or T does."""

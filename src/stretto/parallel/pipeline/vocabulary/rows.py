@@ -120,6 +120,8 @@ class Rows:
         self._table, self._transport, (self._there, self._back) = table, transport, groups
         (self._pp, self._tp), self._here, self._firsts = ranks, here, firsts
         self._needs: dict[int, list[Needs]] = {}
+        self._looked_up = 0
+        """Micro-batches of this step."""
         self._arriving: dict[int, list[tuple[int, Started]]] = {}
         self._made: dict[int, Tensor] = {}
         self._gradients: dict[int, list[tuple[Tensor, Started]]] = {}
@@ -127,6 +129,7 @@ class Rows:
 
     def begin_step(self, batches: Sequence[Batch]) -> None:
         """Find out who needs what; the one time in a step that the host asks the device."""
+        self._looked_up = 0
         self._needs = {m: self._needed(batch.tokens) for m, batch in enumerate(batches)}
         needs = [need for found in self._needs.values() for need in found]
         for need, counts in zip(needs, torch.stack([need.counted for need in needs]).tolist(), strict=True):
@@ -143,6 +146,7 @@ class Rows:
     def look_up(self, microbatch: int) -> None:
         """Send this rank's rows to the first stage, or start to receive those of the others."""
         table, sending = self._table, []
+        self._looked_up += 1
         table.unit.unshard()
         table.unit.ready()
         for reader, need in self._readers(microbatch):
@@ -156,6 +160,16 @@ class Rows:
                 sending.append(self._send(self._there, found, reader, microbatch))
         table.unit.reshard()
         self._leave(sending)
+
+    def abandon(self, microbatches: Sequence[int]) -> None:
+        """The step is given up: look up what is missing of ``microbatches``, and let go of all rows."""
+        for microbatch in microbatches[self._looked_up :]:
+            self.look_up(microbatch)
+        for parts in self._arriving.values():
+            for _, started in parts:
+                self._transport.wait(started)
+        self._arriving.clear()
+        self.end_step()
 
     def _send(self, group: ProcessGroup | None, rows: Tensor, target: int, tag: int) -> Started:
         assert group is not None

@@ -46,6 +46,8 @@ class Spread:
         self._peers = [rank for rank in range(size_of(group)) if rank != here]
         self._outputs = Outputs(order, sources, here=here)
         self._layout: Callable[[int], Layout] | None = None
+        self._begun: list[int] = []
+        """Outputs of this step that are sent or received."""
         self._ready: dict[int, Tensor] = {}
         self._arriving: dict[int, Started] = {}
         self._leaving: dict[int, list[Started]] = {}
@@ -54,6 +56,7 @@ class Spread:
         """``layout`` gives shape and type of a micro-batch's output."""
         self._outputs = Outputs(self._order, self._sources, here=self._here)
         self._layout = layout
+        self._begun.clear()
         self._start(self._outputs.begin())
 
     def give(self, microbatch: int, y: Tensor) -> None:
@@ -73,6 +76,20 @@ class Spread:
         for started in self._leaving.pop(microbatch, ()):
             self._transport.wait(started)
 
+    def abandon(self, number: int, blank: Callable[[int], Tensor]) -> None:
+        """The step is given up: go on until the first ``number`` outputs have been begun, and let go of them.
+
+        ``blank`` makes a tensor of a micro-batch's shape, to be sent where its output isn't there.
+        """
+        rest = self._order[len(self._begun) : number]
+        own = (m for m in rest if self._sources[m] == self._here)
+        self._ready = {m: self._ready[m] if m in self._ready else blank(m) for m in own}
+        self._start(rest)
+        for started in self._arriving.values():
+            self._transport.wait(started)
+        self._arriving.clear()
+        self.end_step()
+
     def end_step(self) -> None:
         """Wait until everything has left."""
         for microbatch in list(self._leaving):
@@ -81,6 +98,7 @@ class Spread:
     def _start(self, microbatches: Iterable[int]) -> None:
         """Send what is this rank's own, receive what isn't."""
         for microbatch in microbatches:
+            self._begun.append(microbatch)
             source = self._sources[microbatch]
             if source == self._here:
                 self._arriving[microbatch] = self._send(microbatch)
