@@ -43,6 +43,7 @@ PLANS: dict[str, dict[str, Any]] = {
     "folded": {"pp": 2, "schedule": "zb-v", "chunks": 2},
     "vocabulary": {"pp": 4, "passes": ("vocabulary:algorithm=2",)},
     "cp2-shard2": {"cp": 2, "dp_shard": 2, "zero": 3},
+    "factors": {"dp_replicate": 2, "dp_shard": 2, "shard_parameters": 2, "shard_gradients": 2, "shard_optimizer": 4},
 }
 
 
@@ -127,7 +128,7 @@ def uninterrupted(ranks: Ranks, corpus: Path, tmp_path_factory: pytest.TempPathF
 
 @pytest.mark.parametrize(
     ("begun", "plan"),
-    [*(("pp2-dp2", plan) for plan in PLANS), ("both-ways", "one"), ("cp2-shard2", "tp2"), ("vocabulary", "tp2")],
+    [*(("pp2-dp2", plan) for plan in PLANS), ("both-ways", "one"), ("factors", "tp2"), ("vocabulary", "tp2")],
 )
 def test_goes_on_under_any_plan(
     ranks: Ranks, corpus: Path, tmp_path: Path, begun: str, plan: str, uninterrupted: list[dict[str, Any]]

@@ -62,6 +62,7 @@ PLANS: list[dict[str, Any]] = [
     {"recompute": "full"},
     {"dp_shard": 2, "zero": 3},
     {"dp_shard": 2},
+    {"dp_replicate": 4, "shard_parameters": 2, "shard_optimizer": 4},
     {"dp_replicate": 2},
     {"tp": 2},
     {"pp": 2},

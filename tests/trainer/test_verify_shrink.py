@@ -65,6 +65,14 @@ def test_uneven_stages_stay_uneven() -> None:
     assert shrink(run).run.plan.stages == (1, 4, 2)
 
 
+def test_states_stay_divided_differently() -> None:
+    plan = {"dp_replicate": 8, "dp_shard": 16, "shard_parameters": 2, "shard_gradients": 8}
+    small = shrink(run_of(model_preset("tiny"), **plan, shard_optimizer=128)).run.plan
+    assert (small.dp, small.shard_parameters, small.shard_gradients, small.shard_optimizer) == (16, 2, 4, 16)
+    small = shrink(run_of(model_preset("tiny"), pp=4, **plan, zero=3)).run.plan
+    assert (small.dp, small.shard_parameters, small.shard_gradients, small.shard_optimizer) == (4, 2, 4, 4)
+
+
 def test_too_many_ranks_are_reduced_and_said() -> None:
     shrunk = shrink(run_of(model_preset("llama-3-70b"), pp=8, tp=8, dp_shard=8))
     plan = shrunk.run.plan

@@ -25,6 +25,7 @@ from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSpec
 from stretto.spec.sequence import Arrangement
 from stretto.spec.stages import balanced, stages_of
+from stretto.spec.states import SHARD_KEYS, of_plan
 from stretto.spec.training import TrainingSpec
 from stretto.trainer.freezing import matches
 
@@ -112,12 +113,28 @@ def shrink(run: RunSpec) -> Shrunk:
 def reduce_degrees(plan: PlanSpec) -> PlanSpec:
     """Halve the largest degree until at most MAX_RANKS ranks are needed; none that is above 1 falls below 2."""
     # The order in a schedule file is for as many pipeline ranks as there are.
+    whole = plan
     reducible = [axis for axis in REDUCIBLE if axis != "pp" or plan.schedule_file is None]
     while plan.num_ranks > MAX_RANKS and any(getattr(plan, axis) > 2 for axis in reducible):
         axis = max(reducible, key=lambda name: getattr(plan, name))
         plan = replace(plan, **{axis: max(2, getattr(plan, axis) // 2)})
+    plan = _states_still(plan, whole)
     plan = replace(plan, ulysses=math.gcd(plan.ulysses, plan.cp))
     return replace(plan, inner_ring=math.gcd(plan.inner_ring, Arrangement.of(plan).seats))
+
+
+def _states_still(plan: PlanSpec, before: PlanSpec) -> PlanSpec:
+    """``plan`` with states divided like those of ``before``: factors that differed differ still, if ranks allow it."""
+    if all(getattr(before, key) is None for key in SHARD_KEYS):
+        return plan
+    old, ranks, last = of_plan(before), plan.dp * plan.cp, (1, 1)
+    given: dict[str, Any] = {}
+    for key, factor in zip(SHARD_KEYS, (old.parameters, old.gradients, old.optimizer), strict=True):
+        larger = [n for n in range(last[1] + 1, ranks + 1) if ranks % n == 0 and n % last[1] == 0] or [last[1]]
+        widest = factor == before.dp * before.cp
+        last = (factor, larger[-1 if widest else 0] if factor > last[0] else last[1])
+        given[key] = last[1]
+    return replace(plan, **given)
 
 
 def pick_stages(layers: tuple[int, ...], count: int) -> tuple[int, ...]:
