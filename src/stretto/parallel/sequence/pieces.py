@@ -5,6 +5,8 @@ A seat holds one or two ranges of the row (zigzag), so its queries and somebody'
                   keys of seat j   │ chunk j │ chunk 2n-1-j │
     queries        chunk i         │  some   │      -       │        i = j: a triangle in both, and one full block
     of seat i      chunk 2n-1-i    │  full   │     some     │        else:  two full blocks, whoever i and j are
+
+Under a plain causal mask the gaps between a seat's ranges don't matter, and each of these lines is one block.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from stretto.parallel.sequence.blockwise import Block, Drop, Rows, sum_dtype
 from stretto.parallel.sequence.merge import merge
+from stretto.parallel.sequence.rectangles import without_gaps
 from stretto.parallel.sequence.results import Results
 from stretto.parallel.sequence.sight import Relation, Sight
 from stretto.spec.sequence import Range, Ranges, count
@@ -49,6 +52,16 @@ class Meeting:
     """Those of the queries that ask; None: all."""
     answering: Ranges | None = None
     """Those of the keys that they ask; None: all."""
+
+    def without_gaps(self) -> Meeting:
+        """The same, with tokens counted over those that meet: fewer, larger blocks of what follows each other here."""
+        place = without_gaps(self.queries, self.keys)
+        return Meeting(
+            queries=place(self.queries),
+            keys=place(self.keys),
+            asking=None if self.asking is None else place(self.asking),
+            answering=None if self.answering is None else place(self.answering),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +108,8 @@ class Task:
 
     def _blocks(self, meeting: Meeting) -> Iterator[tuple[Block, slice, slice]]:
         """The blocks in which somebody sees somebody, and where they lie among queries and keys."""
+        if self.sight.first is None and self.drop is None:  # nothing but the order counts
+            meeting = meeting.without_gaps()
         for who, rows in _placed(meeting.queries, meeting.asking):
             for whom, columns in _placed(meeting.keys, meeting.answering):
                 if self.sight.relation(who, whom) is not Relation.EMPTY:
