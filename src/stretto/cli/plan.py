@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from stretto.spec.errors import ConfigError
 
 if TYPE_CHECKING:
+    from stretto.planner.plan import Answer
     from stretto.planner.request import Request
 
 SUMMARY = "find the fastest plan that fits, and say why"
@@ -55,7 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--objective", default="time", help="time (the default), cost or memory")
     how.add_argument("--price", type=float, metavar="X", help="price of a device for an hour")
     how.add_argument("--top", type=int, default=5, metavar="N", help="plans to list (5)")
-    how.add_argument("--thorough", action="store_true", help="simulate more schedules; a minute instead of seconds")
+    how.add_argument(
+        "--thorough", action="store_true",
+        help="simulate more schedules, and search for some; one or two minutes instead of seconds",
+    )  # fmt: skip
     how.add_argument(
         "--critical-batch", type=int, metavar="TOKENS", help="largest useful batch, in tokens; warn beyond"
     )
@@ -83,25 +89,40 @@ def execute(options: argparse.Namespace) -> int:
     if options.why_not is not None:
         _print_why_not(request, options)
         return 0
-    found = answer(request, top=options.top, thorough=options.thorough)
-    if options.out is not None:  # before anything is printed: whoever reads may leave early
+    with tempfile.TemporaryDirectory() as folder:  # of the schedules that are searched for
+        found = answer(request, top=options.top, thorough=options.thorough, folder=Path(folder))
+        wrote = _write(options, found)  # before anything is printed: whoever reads may leave early
+        if options.json:
+            print(json.dumps(as_data(found) | ({"critical_batch": said} if said else {})))
+            return 0
+        print("\n".join([report(found), *([said] if said else []), *wrote]))
+    return 0
+
+
+def _write(options: argparse.Namespace, found: Answer) -> list[str]:
+    """Write what is asked for; what to say of it."""
+    said = []
+    run = found.run()
+    if options.out is not None:
         from stretto.spec import toml
 
         replaced = " (instead of an older file)" if options.out.exists() else ""
-        toml.save(found.run(), options.out)
+        if run.plan.schedule_file is not None and run.plan.schedule == "auto":
+            beside = options.out.with_name(f"{options.out.stem}-schedule.json")
+            older = " (instead of an older file)" if beside.exists() else ""
+            shutil.copyfile(run.plan.schedule_file, beside)
+            run = replace(run, plan=replace(run.plan, schedule_file=str(beside)))
+            said.append(f"\nwrote {beside}{older}: the schedule that was searched for")
+        toml.save(run, options.out)
+        said.append(f"\nwrote {options.out}{replaced}: stretto train {options.out}")
+    elif run.plan.schedule_file is not None and run.plan.schedule == "auto":
+        said.append("\nthe schedule was searched for; --out writes it beside the run file")
     if options.html is not None:
         from stretto.planner.report_page import page
 
         options.html.write_text(page(found, options.command), encoding="utf-8")
-    if options.json:
-        print(json.dumps(as_data(found) | ({"critical_batch": said} if said else {})))
-        return 0
-    print("\n".join([report(found), *([said] if said else [])]))
-    if options.out is not None:
-        print(f"\nwrote {options.out}{replaced}: stretto train {options.out}")
-    if options.html is not None:
-        print(f"\nwrote {options.html}")
-    return 0
+        said.append(f"\nwrote {options.html}")
+    return said
 
 
 def _check_outputs(options: argparse.Namespace) -> None:

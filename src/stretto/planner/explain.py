@@ -58,7 +58,8 @@ def described(plan: PlanSpec) -> str:
         words.append(f"zero {plan.zero}")
     words += [f"{key.partition('_')[2]} over {getattr(plan, key)}" for key in SHARD_KEYS if getattr(plan, key)]
     if plan.pp > 1:
-        words.append(plan.schedule + (f" with {plan.chunks} chunks" if plan.chunks > 1 else ""))
+        name = "searched schedule" if plan.schedule_file is not None and plan.schedule == "auto" else plan.schedule
+        words.append(name + (f" with {plan.chunks} chunks" if plan.chunks > 1 else ""))
     words.append(f"micro-batch {plan.micro_batch_size}")
     if plan.recompute != "none":
         words.append(f"{plan.recompute} recompute")

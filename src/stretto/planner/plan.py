@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from stretto.planner.estimate import Estimate
 from stretto.planner.explain import compared, too_large, undivided
 from stretto.planner.pins import check_pins
 from stretto.planner.request import OBJECTIVES, Request
-from stretto.planner.search import Counts, search
+from stretto.planner.search import Counts, key_of, search
+from stretto.planner.synthesized import with_synthesized
 from stretto.spec.check import check
 from stretto.spec.check_values import one_of
 from stretto.spec.errors import ConfigError
@@ -57,9 +59,10 @@ class Answer:
         return replace(request.run, plan=plan, cluster=replace(machines, **known))
 
 
-def answer(request: Request, *, top: int = 5, thorough: bool = False) -> Answer:
+def answer(request: Request, *, top: int = 5, thorough: bool = False, folder: Path | None = None) -> Answer:
     """The ``top`` best plans.
 
+    ``thorough``: of more schedules, and where there is a ``folder`` for their files, of some that are searched for.
     ConfigError where the pins contradict each other or the machines, where nothing divides the batch, and where the
     model fits on no plan (which says the least memory and the nearest plan).
     """
@@ -73,7 +76,11 @@ def answer(request: Request, *, top: int = 5, thorough: bool = False) -> Answer:
         )
     check_pins(request)
     found = search(request, top=top, thorough=thorough)
-    runnable = [plan for plan in found.plans if _runs(request, plan)]
+    plans = found.plans
+    if thorough and folder is not None and request.objective != "memory":
+        plans = with_synthesized(request, plans, folder)
+        plans = tuple(sorted(plans, key=lambda plan: key_of(request, plan.work, plan.seconds, plan.peak_bytes)))
+    runnable = [plan for plan in plans if _runs(request, plan)]
     if not runnable:
         raise ConfigError(_nothing(request))
     return Answer(request=request, plans=tuple(runnable), counts=found.counts, seen=found.seen)

@@ -34,6 +34,8 @@ def as_data(answer: Answer) -> dict[str, Any]:
 
 def _plan(estimate: Estimate) -> dict[str, Any]:
     plan = {key: value for key, value in asdict(estimate.plan).items() if value is not None}
+    if plan["schedule"] == "auto":
+        plan.pop("schedule_file", None)  # where it was while the search went on; --out says where it is
     error = None if estimate.assumed else estimate.time.expected_error
     figures = {"mfu": estimate.mfu, "cost": estimate.cost, "expected_error": error}
     return {
