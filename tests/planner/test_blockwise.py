@@ -111,6 +111,28 @@ def test_a_ring_hides_a_message_under_one_block() -> None:
     assert context_seconds(work, published("h100"))[0] > 0
 
 
+def test_a_mesh_hides_its_exchange_under_its_own_block() -> None:
+    """What isn't hidden is the exchange; where attention is long nothing is waited for."""
+    calibration = Calibration()
+    work = replace(work_of(cp=4, context="ulysses"), cluster=replace(work_of(cp=4).cluster, link_bytes_per_second=1e8))
+    whole = group(work, 4, 1, calibration).all_to_all(2 * work.tokens * 128 * 2 * (8 + 32))
+    forward, backward = context_seconds(work, calibration)
+    attention = attention_seconds(work, calibration)
+    assert forward == pytest.approx(whole - attention.forward / 4, rel=1e-4)
+    assert backward == pytest.approx(whole - attention.backward / 4, rel=1e-4)
+    assert context_seconds(work_of(cp=4, context="ulysses"), calibration) == (0, 0)
+    assert context_seconds(work_of(cp=4, context="mesh", ulysses=2), calibration) == (0, 0)
+
+
+def test_a_window_sends_what_it_sees() -> None:
+    calibration = Calibration()
+    work = replace(work_of(cp=4, context="all-gather"), sequence_length=8192)
+    work = replace(work, cluster=replace(work.cluster, link_bytes_per_second=1e8))
+    short = replace(work, model=replace(work.model, sliding_window=513))
+    ratio = context_seconds(short, calibration)[0] / context_seconds(work, calibration)[0]
+    assert ratio == pytest.approx(2 * 512 / (8192 * 3 / 4), rel=0.05)
+
+
 def test_hidden_reduction_takes_processors() -> None:
     work = work_of(dp_shard=8, zero=3)
     free = exposed_seconds(work, 1e3, Calibration())

@@ -119,34 +119,71 @@ def context_seconds(work: Workload, calibration: Calibration) -> tuple[float, fl
     at hand: n - 1 messages under n blocks, and only what a message takes longer than a block is waited for; backward
     the gradients travel too.  All-gather brings all keys and values first, Ulysses exchanges heads for sequence before
     and after attention, and a mesh does so in groups of ``plan.ulysses`` and goes round over the others (volumes:
-    ``sequence_volume``).  Each seat of a mesh has all tokens of its ranks, and a share of their heads.  What is hidden
-    takes processors from attention.
+    ``sequence_volume``).  Each seat of a mesh has all tokens of its ranks, and a share of their heads; what these
+    exchange is hidden under the part of their block that needs nothing of the others.  What is hidden takes processors
+    from attention.
     """
     plan, model = work.plan, work.model
     if plan.cp == 1:
         return 0.0, 0.0
     ways = group(work, plan.cp, plan.tp, calibration)
     row = work.tokens * model.head_size / plan.tp * ACTIVATION_BYTES
-    keys, queries = 2 * model.kv_heads * row, 2 * model.num_heads * row
+    keys, queries, seen = 2 * model.kv_heads * row, 2 * model.num_heads * row, _seen_share(work)
     if plan.context == "all-gather":
-        gathered = ways.all_gather(keys * plan.cp)
+        gathered = ways.all_gather(seen * keys * plan.cp)
         return gathered, (1 + SUM_SHARE) * gathered
-    exchanged, seats = 0.0, plan.cp
-    if plan.context in ("ulysses", "mesh"):
-        seats = 1 if plan.context == "ulysses" else plan.cp // plan.ulysses
-        inner = group(work, plan.cp // seats, plan.tp, calibration)
-        repeated = max(1.0, inner.size * plan.tp / model.kv_heads)  # ranks that share a key/value head each get it
-        exchanged = inner.all_to_all(keys * repeated + queries)
-    if seats == 1:
-        return exchanged, exchanged
-    carried, back = keys, (1 + SUM_SHARE) * keys
-    if plan.context == "token-ring":
-        carried, back = (0.5 + SUM_SHARE) * queries, (1 + 1.5 * SUM_SHARE) * queries
-    ring = group(work, seats, plan.tp * plan.cp // seats, calibration)
+    seats = {"ulysses": 1, "mesh": plan.cp // plan.ulysses}.get(plan.context, plan.cp)
     attention = attention_seconds(work, calibration)
+    exchanged = _exchanged(group(work, plan.cp // seats, plan.tp, calibration), work, calibration, (keys, queries))
+    if seats == 1:
+        return exchanged
+    carried, back = seen * keys, seen * (1 + SUM_SHARE) * keys
+    if plan.context == "token-ring":
+        carried, back = seen * (0.5 + SUM_SHARE) * queries, seen * (1 + 1.5 * SUM_SHARE) * queries
+    ring = group(work, seats, plan.tp * plan.cp // seats, calibration)
     return (
-        exchanged + _under(ring, carried, attention.forward, calibration),
-        exchanged + _under(ring, back, attention.backward, calibration),
+        exchanged[0] + _under(ring, carried, attention.forward, calibration),
+        exchanged[1] + _under(ring, back, attention.backward, calibration),
+    )
+
+
+def _seen_share(work: Workload) -> float:
+    """Of the tokens of other seats those that a window lets a seat see, and that travel: one window back from each of
+    its pieces."""
+    plan, window = work.plan, work.model.sliding_window
+    if window is None or window >= work.sequence_length:
+        return 1.0
+    pieces = 2 if plan.context_layout == "zigzag" else 1
+    return min(1.0, pieces * (window - 1) / (work.sequence_length * (plan.cp - 1) / plan.cp))
+
+
+def _exchanged(
+    sharers: Group, work: Workload, calibration: Calibration, sizes: tuple[float, float]
+) -> tuple[float, float]:
+    """What the ranks of a seat wait for each other's heads: forward, backward.
+
+    Of a seat's block each of its n ranks can do own queries to own keys (1/n^2) without the others, and own queries to
+    all keys (1/n) as these come.  Forward that hides what comes, and in the last block what leaves, or half of each
+    where first and last block are the same; backward own queries to others' keys hide what comes, own to own what
+    leaves.
+    """
+    if sharers.size == 1:
+        return 0.0, 0.0
+    (keys, queries), n = sizes, sharers.size
+    repeated = max(1.0, n * work.plan.tp / work.model.kv_heads)  # ranks that share a key/value head each get it
+    attention, seats = attention_seconds(work, calibration), work.plan.cp // n
+    forward, backward = attention.forward / seats, attention.backward / seats
+
+    def waits(num_bytes: float, block: float) -> float:
+        travels = sharers.all_to_all(num_bytes)
+        left = max(0.0, travels - block)
+        return left + calibration.overlap * (travels - left)
+
+    own, row = 1 / n**2, 1 / n / (2 if seats == 1 else 1)
+    there, back = keys * repeated + queries / 2, queries / 2
+    return (
+        waits(there, forward * max(own, row)) + waits(back, forward * row),
+        waits(back, backward * (1 / n - own)) + waits(there, backward * own),
     )
 
 
