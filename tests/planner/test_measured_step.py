@@ -63,6 +63,11 @@ RUN = RunSpec(
 )
 
 
+def test_layers_compiled_as_a_whole_have_no_w() -> None:
+    assert seconds(pp=4, schedule="zb-h1") < 0.98 * seconds(pp=4, schedule="zb-h1", compile="blocks")
+    assert seconds(pp=4, schedule="zb-h1", compile="regions") == seconds(pp=4, schedule="zb-h1")
+
+
 def seconds(**plan: object) -> float:
     spec = PlanSpec(**plan)  # type: ignore[arg-type]
     return measured_step(Request(run=RUN).work(spec), MACHINE).total

@@ -13,7 +13,7 @@ from stretto.planner.compute import head_seconds, kernels, layer_seconds
 from stretto.planner.flops import flops_per_token
 from stretto.planner.profile import profile
 from stretto.planner.stack import KernelStack
-from stretto.planner.step import step_time
+from stretto.planner.step import stage_turns, step_time
 from stretto.planner.workload import Workload
 from stretto.schedule.families import build
 from stretto.schedule.op import Kind
@@ -237,3 +237,19 @@ def test_published_step() -> None:
         stack=KernelStack(sequence_parallel=False, sharded_logits=False, sharded_messages=False),
     )
     assert step_time(work).total == pytest.approx(34.8, rel=0.15)
+
+
+def test_layers_compiled_as_a_whole_have_no_w() -> None:
+    """I costs I + W and W nothing, so a split backward fills nothing: zb-h1 takes what 1f1b does."""
+    plain, blocks, regions = (
+        step_time(work_of(pp=4, schedule="zb-h1", compile=how), SILENT) for how in ("none", "blocks", "regions")
+    )
+    unsplit = step_time(work_of(pp=4, schedule="1f1b"), SILENT)
+    assert blocks.total > 1.02 * plain.total and regions == plain
+    assert blocks.total == pytest.approx(unsplit.total, rel=0.005)
+    turns = stage_turns(work_of(pp=4, schedule="zb-h1", compile="blocks"), SILENT)
+    head = head_seconds(work_of(pp=4), SILENT)
+    assert turns.weights == pytest.approx([0.0, 0.0, 0.0, head.weights], abs=1e-6 * head.weights)
+    whole, split = (profile(PlanSpec(pp=4, schedule="zb-h1", compile=how), 8) for how in ("blocks", "none"))
+    assert [max(sum(n for _, n in moment) for moment in rank) for rank in whole.alive] == [4, 3, 2, 1]
+    assert [max(sum(n for _, n in moment) for moment in rank) for rank in split.alive] == [4, 4, 4, 4]

@@ -74,7 +74,7 @@ def test_no_progress_anywhere_is_a_hang_that_names_the_rank_that_computes() -> N
     )
 
 
-@pytest.mark.parametrize(("operation", "started"), [("SAVE", True), (None, False)])
+@pytest.mark.parametrize(("operation", "started"), [("SAVE", True), ("COMPILE", True), (None, False)])
 def test_saving_a_checkpoint_and_loading_a_model_may_take_long(operation: str | None, started: bool) -> None:
     ranks = Ranks(0, 1)
     if started:

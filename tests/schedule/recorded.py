@@ -63,6 +63,7 @@ def write_run(
     late_steps: Sequence[int] = (2, 3, 4),
     hosts: Sequence[str] = ("a",),
     device: str = "cpu",
+    compiled: str = "none",
 ) -> Path:
     """A run's directory with a trace; one pipeline for each of ``times``; ``more`` holds in ``late_steps``."""
     folder = run / FOLDER
@@ -80,6 +81,7 @@ def write_run(
             host=hosts[place % len(hosts)],
             epoch=5 if place % len(hosts) == 0 else 5 - APART,
             device=device,
+            compiled=compiled,
         )
         parts = [header(source)]
         for step in steps:

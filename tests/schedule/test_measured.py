@@ -58,6 +58,12 @@ def test_b_counts_half_as_i_half_as_w(tmp_path: Path) -> None:
     assert costs.I == costs.W == pytest.approx((0.01,) * 4)
 
 
+def test_b_of_layers_compiled_as_a_whole_counts_as_i(tmp_path: Path) -> None:
+    costs = diagnose(write_run(tmp_path / "run", schedule_of("1f1b"), compiled="blocks")).costs
+    inputs, weights = costs.I, costs.W
+    assert inputs == pytest.approx((0.02,) * 4) and weights == pytest.approx((0.0,) * 4, abs=1e-8)
+
+
 def test_a_slow_stage_is_named_with_what_it_costs(tmp_path: Path) -> None:
     found = diagnose(write_run(tmp_path / "run", schedule_of("1f1b"), times=[{2: 2.0}]))
     assert found.ratio == pytest.approx(1, abs=1e-6)

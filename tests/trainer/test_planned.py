@@ -14,7 +14,7 @@ from stretto.spec.check import check
 from stretto.spec.errors import ConfigError, UnsupportedError
 from stretto.spec.resolve import resolve_text
 from stretto.spec.run import RunSpec
-from stretto.trainer.planned import planned
+from stretto.trainer.planned import costs_of_plan, planned
 from stretto.trainer.schedules import schedules_of, searched
 from stretto.trainer.verify import verify
 from stretto.trainer.verify_shrink import shrink
@@ -108,3 +108,12 @@ def test_a_small_run_keeps_what_its_file_says(tmp_path: Path) -> None:
 def test_skipping_is_not_verified() -> None:
     with pytest.raises(UnsupportedError, match="meant to differ from one plain rank"):
         verify(run_of("plan.schedule=skip-pipe", "plan.chunks=2"))
+
+
+def test_layers_compiled_as_a_whole_keep_nothing_for_w() -> None:
+    costs = costs_of_plan(run_of('plan.compile="blocks"').plan)
+    assert (costs.I, costs.act_w) == (2.0, 0.0) and 0 < costs.W < 1e-6
+    split = ["plan.memory_limit=2.5", 'plan.passes=["2bp:when=late,behind=1"]']
+    with pytest.raises(ConfigError, match="keeps 3 micro-batches"):
+        planned(run_of(*split))
+    planned(run_of(*split, 'plan.compile="blocks"'))

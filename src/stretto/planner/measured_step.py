@@ -22,6 +22,7 @@ from stretto.planner import refinement
 from stretto.planner.barrier import barrier
 from stretto.planner.contention import Contended, contended
 from stretto.planner.machine import Machine, rest_elements
+from stretto.planner.profile import Key, schedule_key, scheduled
 from stretto.schedule.op import Kind
 from stretto.spec.errors import UnsupportedError
 
@@ -303,6 +304,8 @@ def _operations(work: Workload, machine: Machine, one: Layer) -> tuple[dict[Kind
     forward = [calls[0] + one.forward * layers for layers in work.layers]
     inputs = [calls[1] + one.inputs * layers for layers in work.backward_layers]
     weights = [one.weights * layers for layers in work.weight_layers]
+    if work.plan.compile == "blocks":  # layers that are compiled as a whole do all of their backward in I
+        inputs, weights = [a + b for a, b in zip(inputs, weights, strict=True)], [0.0] * len(weights)
     for column, seconds in zip((forward, inputs, weights), last, strict=True):
         column[-1] += seconds
     both = [one + two for one, two in zip(inputs, weights, strict=True)]
@@ -323,20 +326,9 @@ def message_bytes(work: Workload) -> float:
 
 def schedule_of(work: Workload) -> Schedule:
     """The order of a step, without messages; remembered."""
-    plan = work.plan
-    options = tuple(sorted((name, _frozen(value)) for name, value in plan.options.items()))
-    return _built(
-        (plan.schedule, plan.pp, plan.chunks, options, plan.passes, plan.memory_limit, plan.schedule_file),
-        work.num_microbatches,
-    )
+    return _built(schedule_key(replace(work.plan, offload=False)), work.num_microbatches)
 
 
 @lru_cache(maxsize=256)
-def _built(key: tuple, microbatches: int) -> Schedule:  # type: ignore[type-arg]
-    from stretto.planner.profile import scheduled
-
+def _built(key: Key, microbatches: int) -> Schedule:
     return scheduled(key, microbatches)
-
-
-def _frozen(value: object) -> object:
-    return tuple(value) if isinstance(value, (list, tuple)) else value

@@ -91,16 +91,17 @@ def schedule_key(plan: PlanSpec) -> Key:
     passes = plan.passes
     if plan.offload and not any(text.partition(":")[0] == "offload" for text in passes):
         passes = (*passes, "offload")
-    return (plan.schedule, plan.pp, plan.chunks, options, passes, plan.memory_limit, plan.schedule_file)
+    whole = plan.compile == "blocks"
+    return (plan.schedule, plan.pp, plan.chunks, options, passes, plan.memory_limit, plan.schedule_file, whole)
 
 
-Key = tuple[str, int, int, tuple[tuple[str, Any], ...], tuple[str, ...], float | None, str | None]
-"""Family, ranks, chunks, options, passes, memory limit, file."""
+Key = tuple[str, int, int, tuple[tuple[str, Any], ...], tuple[str, ...], float | None, str | None, bool]
+"""Family, ranks, chunks, options, passes, memory limit, file, and whether layers are compiled as a whole (W empty)."""
 
 
 @lru_cache(maxsize=4096)
 def _profile(key: Key, microbatches: int) -> Profile:
-    family, ranks, *_, file = key
+    family, ranks, *_, file, _ = key
     first = ROUNDS * ranks + microbatches % ranks
     second = first + ranks
     exact = file is not None or microbatches <= second or (family in UNITS and microbatches <= FEW)
@@ -157,8 +158,8 @@ class _Counts:
 def _simulated(key: Key, microbatches: int) -> _Counts:
     import numpy as np
 
-    schedule = scheduled(key, microbatches)
-    chains = {tuple(_chain(schedule, costs)) for costs in _probes(schedule)}
+    schedule, whole = scheduled(key, microbatches), key[-1]
+    chains = {tuple(_chain(schedule, costs.whole() if whole else costs)) for costs in _probes(schedule)}
     ranks = range(schedule.num_ranks)
     moved = []
     for rank in ranks:
@@ -168,7 +169,7 @@ def _simulated(key: Key, microbatches: int) -> _Counts:
     return _Counts(
         placement=schedule.placement,
         voices=tuple(count / schedule.num_microbatches for count in voices),
-        alive=tuple(_fullest(schedule, rank) for rank in ranks),
+        alive=tuple(_fullest(schedule, rank, whole=whole) for rank in ranks),
         chains=np.array(sorted(chains)),
         vocabulary=bool(np.isin(schedule.kind, (Kind.S, Kind.T)).any()),
         offloaded=tuple(moved),
@@ -183,8 +184,8 @@ def scheduled(key: Key, microbatches: int) -> Schedule:
     from stretto.schedule.simulate import Costs
     from stretto.spec.written import read_named
 
-    family, ranks, chunks, pairs, passes, limit, file = key
-    options = dict(pairs)
+    family, ranks, chunks, pairs, passes, limit, file, whole = key
+    options, costs = dict(pairs), Costs().whole() if whole else Costs()
     if family == "hanayo":
         options.setdefault("waves", max(1, chunks // 2))
     if family == "skip-pipe":
@@ -199,9 +200,8 @@ def scheduled(key: Key, microbatches: int) -> Schedule:
         bounded = None if passes and known is not None and not known.costed else limit
         schedule = build(
             family, ranks=ranks, microbatches=microbatches, chunks=None if free else chunks, options=options,
-            memory_limit=bounded,
+            memory_limit=bounded, costs=costs,
         )  # fmt: skip
-    costs = Costs()
     for text in passes:
         name, settings = read_named(text, "plan.passes")
         schedule, costs = change(schedule, name, options=settings, costs=costs)
@@ -249,8 +249,11 @@ def _chain(schedule: Schedule, costs: Costs) -> list[float]:
     return [*counts.ravel().tolist(), float(np.count_nonzero(np.diff(rank)))]
 
 
-def _fullest(schedule: Schedule, rank: int) -> tuple[tuple[tuple[int, int], ...], ...]:
-    """What is alive on a rank at its fullest: where all its stages weigh the same, and where one weighs more."""
+def _fullest(schedule: Schedule, rank: int, *, whole: bool) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """What is alive on a rank at its fullest: where all its stages weigh the same, and where one weighs more.
+
+    ``whole``: I gives back what W else does.
+    """
     import numpy as np
 
     rows = slice(int(schedule.offsets[rank]), int(schedule.offsets[rank + 1]))
@@ -263,7 +266,7 @@ def _fullest(schedule: Schedule, rank: int) -> tuple[tuple[tuple[int, int], ...]
     taken, given = np.zeros((2, len(kind), len(stages)))
     takes = np.isin(kind, (Kind.F, Kind.R, Kind.L))
     taken[np.flatnonzero(takes), column[takes]] = 1
-    gives = np.isin(kind, (Kind.B, Kind.W, Kind.O))
+    gives = np.isin(kind, (Kind.B, Kind.I if whole else Kind.W, Kind.O))
     for row in np.flatnonzero(kind == Kind.F).tolist():
         one = int(stage[row])
         gives[row] = not schedule.has_backward(one) or (one, int(microbatch[row])) in again

@@ -35,6 +35,7 @@ from stretto.planner.memory import layer_activation_bytes
 from stretto.planner.uncertainty import expected_error
 from stretto.planner.workload import Workload
 from stretto.schedule.op import Kind
+from stretto.schedule.simulate.costs import EMPTY
 from stretto.spec.errors import UnsupportedError
 
 FAMILIES = ("1f1b", "gpipe")
@@ -196,6 +197,8 @@ def _turns(work: Workload, calibration: Calibration, collectives: float) -> Stag
     weights = [layer.weights * layers for layers in work.weight_layers]
     again = layer.backward - layer.weights + repeated + collectives * 2 / 3
     backward = [again * layers + own for layers, own in zip(work.backward_layers, weights, strict=True)]
+    if work.plan.compile == "blocks":  # layers that are compiled as a whole do all of it in I
+        weights = [EMPTY * seconds for seconds in backward]
     if not work.vocabulary:
         forward[-1] += head.forward + gathered
         backward[-1] += head.backward

@@ -27,6 +27,7 @@ WORDS = {
     "JOIN": "joining the process group",
     "BUILD": "building its part of the model",
     "LOAD": "loading the checkpoint",
+    "COMPILE": "compiling its part of the model",
     "DATA": "reading its data",
     "FLUSH": "handing over its last messages",
     "REDUCE_GRAD": "the last reduction of gradients",

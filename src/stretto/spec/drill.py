@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from stretto.spec.errors import ConfigError
 
 ACTIONS = ("kill", "freeze", "delay", "raise")
-PHASES = ("START", "JOIN", "BUILD", "LOAD", "DATA", "EVAL", "SAVE", "LEAVE")
+PHASES = ("START", "JOIN", "BUILD", "LOAD", "COMPILE", "DATA", "EVAL", "SAVE", "LEAVE")
 """What a rank does outside a schedule, by the names that its log has for it."""
 OPERATIONS = (
     *("F", "B", "I", "W", "R", "S", "T", "O", "L", "SEND_F", "RECV_F", "SEND_B", "RECV_B"),

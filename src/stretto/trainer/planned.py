@@ -70,6 +70,11 @@ def passes_of(plan: PlanSpec) -> tuple[str, ...]:
     return (*plan.passes[:at], "offload", *plan.passes[at:])
 
 
+def costs_of_plan(plan: PlanSpec) -> Costs:
+    """What an order is made for before anything was measured: a unit for each pass, of a plan that splits backwards."""
+    return Costs().whole() if plan.compile == "blocks" else Costs()
+
+
 def _of_family(run: RunSpec) -> Schedule:
     plan = run.plan
     options: dict[str, Any] = dict(plan.options)
@@ -87,6 +92,7 @@ def _of_family(run: RunSpec) -> Schedule:
             chunks=None if family.chunk_counts == () else plan.chunks,
             options=options,
             memory_limit=None if later else plan.memory_limit,
+            costs=costs_of_plan(plan),
         )
     except ScheduleError as error:
         raise ConfigError(f"plan.schedule = {plan.schedule!r}, plan.pp = {plan.pp}: {error}") from error
@@ -176,7 +182,7 @@ def _check_trained(schedule: Schedule, frozen: frozenset[int], plan: PlanSpec) -
 
 
 def _changed(schedule: Schedule, run: RunSpec) -> tuple[Schedule, Costs]:
-    costs = Costs()
+    costs = costs_of_plan(run.plan)
     for text in passes_of(run.plan):
         name, options = read_named(text, "plan.passes")
         try:

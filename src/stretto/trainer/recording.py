@@ -40,6 +40,7 @@ def recorder_of(run: RunSpec, world: World, observer: Observer, *, device: str) 
         device=device,
         processor=processor_name(),
         cores=usable_cores(),
+        compiled=plan.compile,
     )
     wanted = None if steps is None else lambda step: any(first <= step <= last for first, last in steps)
     return Recorder(observer, Path(run.run.dir) / FOLDER, source=source, wanted=wanted)

@@ -96,7 +96,7 @@ def diagnose(run: Path | str, *, step: int | None = None) -> Diagnosis:
         raise ConfigError(f"Step {step} of the run in {run} was not recorded; recorded steps: {recorded}.")
     pipeline, played = _longest(trace, steps)
     chosen = _median_step(played) if step is None else trace.played(pipeline, step)
-    costs = costs_of(played)
+    costs = costs_of(played, whole=trace.ranks[0].source.compiled == "blocks")
     over = overlay(chosen, costs)
     medians = {f"{kind.name} {stage}": seconds for (kind, stage), seconds in durations(played).items()}
     return Diagnosis(

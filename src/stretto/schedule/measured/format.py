@@ -76,6 +76,8 @@ class Source:
     """Name of the machine's processor; empty where it isn't known."""
     cores: int = 0
     """Of that machine, those that the rank may use; 0 where it isn't known."""
+    compiled: str = "none"
+    """``plan.compile``: under ``blocks`` a backward is one operation, I."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

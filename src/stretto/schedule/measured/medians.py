@@ -1,7 +1,7 @@
 """From measured steps to costs: the median duration of each kind on each stage.
 
 F I W R ...  median over all micro-batches and steps, per stage
-B            counts as I + W, half each where a stage never splits
+B            counts as I + W, half each where a stage never splits, or as I alone where layers are compiled as a whole
 comm         median time from a send to its arrival, over the messages that found their receiver waiting
 OPT          median update, per rank
 """
@@ -42,15 +42,15 @@ def durations(steps: Sequence[Played]) -> dict[tuple[Kind, int], float]:
     return found
 
 
-def costs_of(steps: Sequence[Played]) -> Costs:
-    """The costs under which the schedule is simulated, in seconds."""
+def costs_of(steps: Sequence[Played], *, whole: bool = False) -> Costs:
+    """The costs under which the schedule is simulated, in seconds; ``whole``: I does all of a backward, W nothing."""
     import numpy as np
 
     schedule = steps[0].schedule
     found = durations(steps)
     columns: dict[str, Any] = {name: [] for name in ("F", "I", "W")}
     for stage in range(schedule.num_stages):
-        for name, seconds in _triple(found, stage).items():
+        for name, seconds in _triple(found, stage, share=0.0 if whole else 0.5).items():
             columns[name].append(max(seconds, LEAST))
     for name in OPTIONAL:
         entries = [found.get((Kind[name], stage)) for stage in range(schedule.num_stages)]
@@ -68,12 +68,16 @@ def as_file(costs: Costs) -> dict[str, Any]:
     return {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
 
 
-def _triple(found: Mapping[tuple[Kind, int], float], stage: int) -> dict[str, float]:
-    """F, I and W of a stage, from what it played; the three where it played nothing are next to nothing."""
+def _triple(found: Mapping[tuple[Kind, int], float], stage: int, *, share: float) -> dict[str, float]:
+    """F, I and W of a stage, from what it played; the three where it played nothing are next to nothing.
+
+    ``share``: what counts as W of a backward that isn't split.
+    """
     forward, full = found.get((Kind.F, stage), 0.0), found.get((Kind.B, stage))
     inputs, weights = found.get((Kind.I, stage)), found.get((Kind.W, stage), 0.0)
     if inputs is None:
-        inputs = weights = (full or 0.0) / 2
+        weights = share * (full or 0.0)
+        inputs = (full or 0.0) - weights
     return {"F": forward, "I": inputs, "W": weights}
 
 

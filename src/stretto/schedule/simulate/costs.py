@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 Cost = float | Sequence[float]
 """A number for a rank's whole share, or a sequence with one per stage."""
 
+EMPTY = 1e-9
+"""What an empty W takes of its backward: an operation's cost is above 0."""
 POSITIVE = ("F", "I", "W", "R")
 """Work that always takes time."""
 PASSES = ("F", "I", "W", "R", "O", "L", "UNSHARD", "RESHARD", "REDUCE_GRAD")
@@ -142,6 +144,22 @@ class Costs:
                 raise ScheduleError(f"Cost {name} says nothing without activation_bytes; give both.")
         if isinstance(self.activation_bytes, tuple) and sum(self.activation_bytes) == 0:
             raise ScheduleError("Cost activation_bytes is 0 on every stage; leave it out where memory doesn't matter.")
+
+    def whole(self) -> Costs:
+        """The same for layers that are compiled as a whole: I is the full backward, W is empty and keeps nothing.
+
+        >>> costs = Costs(I=(2.0, 3.0), W=1.0).whole()
+        >>> costs.I, max(costs.W) < 1e-8, costs.act_w
+        ((3.0, 4.0), True, 0.0)
+        """
+        number = next((len(value) for value in (self.I, self.W) if isinstance(value, tuple)), 1)
+        inputs, weights = (value if isinstance(value, tuple) else (value,) * number for value in (self.I, self.W))
+        both = [a + b for a, b in zip(inputs, weights, strict=True)]
+        empty = [EMPTY * seconds for seconds in both]
+        single = not isinstance(self.I, tuple) and not isinstance(self.W, tuple)
+        return replace(
+            self, I=both[0] if single else both, W=empty[0] if single else empty, act_w=0.0, stash_bytes=None
+        )
 
     @classmethod
     def parse(cls, text: str) -> Costs:
