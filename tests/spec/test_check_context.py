@@ -18,11 +18,14 @@ MODEL = ModelSpec(hidden_size=48, intermediate_size=96, num_layers=2, num_heads=
 MESH = {"cp": 4, "context": "mesh"}
 
 BAD: list[tuple[dict[str, Any], int, str]] = [
-    ({"cp": 8, "context": "ulysses"}, 64, 'set plan.context = "mesh" with plan.ulysses = 1, 2 or 4'),
+    ({"cp": 8, "context": "ulysses"}, 64, 'set plan.context = "mesh" with plan.ulysses = 2 or 4, or "ring"'),
     ({"cp": 8, "context": "ulysses"}, 64, "12 heads can't be split by Ulysses over cp=8; the 2D mesh can cut them"),
     ({"cp": 4, "tp": 2, "context": "ulysses"}, 64, "6 heads of each tp rank (12 over tp=2) can't be split by Ulysses"),
     ({"cp": 8, "context": "mesh", "ulysses": 8}, 64, "can't be split over plan.ulysses = 8; it may be 1, 2 or 4."),
     ({**MESH, "ulysses": 3}, 64, "plan.ulysses = 3 can't divide plan.cp = 4 ranks evenly; it may be 1, 2 or 4."),
+    ({"cp": 5, "context": "ulysses"}, 64, 'nor by the 2D mesh, since only 1 divides both; set plan.context = "ring"'),
+    ({"cp": 8, "context": "mesh", "ulysses": 3}, 64, "it may be 1, 2 or 4."),
+    ({"cp": 4, "context_inner": "ring"}, 64, "plan.context_inner = 'ring' belongs to the 2D mesh"),
     ({"cp": 4, "ulysses": 2}, 64, "belongs to the 2D mesh, but plan.context = 'ring'; set plan.context = \"mesh\""),
     ({**MESH, "ulysses": 2, "inner_ring": 4}, 64, "can't divide a ring of 2 evenly; it may be 1 or 2."),
     ({"cp": 4, "context": "token-ring", "inner_ring": 2}, 64, "makes a double ring, but plan.context = 'token-ring'"),

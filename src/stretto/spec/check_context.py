@@ -6,7 +6,6 @@ from stretto.spec import capabilities
 from stretto.spec.check_groups import check_groups
 from stretto.spec.check_values import one_of
 from stretto.spec.errors import ConfigError, UnsupportedError
-from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSpec
 from stretto.spec.sequence import Arrangement
 
@@ -20,7 +19,7 @@ def check_context(run: RunSpec) -> None:
     one_of("plan.linear_context", plan.linear_context, capabilities.LINEAR_CONTEXT)
     check_groups(run)
     _backend(run)
-    _seats(plan)
+    _seats(run)
     if plan.cp == 1:
         return
     if run.model.family == "foreign":
@@ -63,17 +62,23 @@ def _backend(run: RunSpec) -> None:
         )
 
 
-def _seats(plan: PlanSpec) -> None:
+def _seats(run: RunSpec) -> None:
+    plan = run.plan
     if plan.context == "mesh":
         if plan.ulysses < 1 or plan.cp % plan.ulysses:
             raise ConfigError(
                 f"plan.ulysses = {plan.ulysses} can't divide plan.cp = {plan.cp} ranks evenly; "
-                f"it may be {_either(_divisors(plan.cp))}."
+                f"it may be {_either(_sharers(run))}."
             )
     elif plan.ulysses != 1:
         raise ConfigError(
             f"plan.ulysses = {plan.ulysses} belongs to the 2D mesh, but plan.context = {plan.context!r}; "
             'set plan.context = "mesh", or leave plan.ulysses out.'
+        )
+    if plan.context != "mesh" and plan.context_inner != "ulysses":
+        raise ConfigError(
+            f"plan.context_inner = {plan.context_inner!r} belongs to the 2D mesh, but plan.context = {plan.context!r}; "
+            'set plan.context = "mesh", or leave plan.context_inner out.'
         )
     seats = Arrangement.of(plan).seats
     if plan.inner_ring == 1:
@@ -97,15 +102,16 @@ def _heads(run: RunSpec) -> None:
     if heads % ulysses == 0:
         return
     over = f" of each tp rank ({model.num_heads} over tp={plan.tp})" if plan.tp > 1 else ""
-    fitting = [n for n in _divisors(plan.cp) if heads % n == 0]
+    fitting = _sharers(run)
     if plan.context == "mesh":
         raise ConfigError(
             f"{heads} heads{over} can't be split over plan.ulysses = {ulysses}; it may be {_either(fitting)}."
         )
-    raise ConfigError(
-        f"{heads} heads{over} can't be split by Ulysses over cp={plan.cp}; the 2D mesh can cut them: set "
-        f'plan.context = "mesh" with plan.ulysses = {_either(fitting)}, or plan.context = "ring", which needs no heads.'
-    )
+    ways = ', nor by the 2D mesh, since only 1 divides both; set plan.context = "ring"'
+    if len(fitting) > 1:
+        shared = _either(fitting[1:])
+        ways = f'; the 2D mesh can cut them: set plan.context = "mesh" with plan.ulysses = {shared}, or "ring"'
+    raise ConfigError(f"{heads} heads{over} can't be split by Ulysses over cp={plan.cp}{ways}, which needs no heads.")
 
 
 def _length(run: RunSpec) -> None:
@@ -121,6 +127,12 @@ def _length(run: RunSpec) -> None:
         f"training.sequence_length = {length} is shorter than the ring: it can't be cut{cut} over cp={plan.cp}{each}; "
         f"{may}, or take at least {pieces * plan.tp} tokens."
     )
+
+
+def _sharers(run: RunSpec) -> list[int]:
+    """How many ranks of cp may share heads."""
+    heads = run.model.num_heads // run.plan.tp
+    return [n for n in _divisors(run.plan.cp) if heads % n == 0]
 
 
 def _divisors(number: int) -> list[int]:
