@@ -102,6 +102,12 @@ class Task:
         """Add to ``dq``; return the gradient of ``kv``, None if there is none."""
         if kv is None:
             return None
+        blocks = list(self._blocks(meeting))
+        if [columns for _, _, columns in blocks] == [slice(0, kv.shape[3])]:  # all of it at once
+            block, at, _ = blocks[0]
+            of_q, of_kv = self.kernel.backward(rows.narrow(at.start, at.stop - at.start), kv, block)
+            dq[:, :, at] += of_q
+            return of_kv.to(dq.dtype)
         dkv = torch.zeros(kv.shape, dtype=dq.dtype, device=kv.device)
         self.differentiate(rows, kv, meeting, (dq, dkv))
         return dkv
