@@ -93,19 +93,23 @@ def contexts(request: Request, core: PlanSpec) -> Iterator[PlanSpec]:
 
 def shardings(request: Request, core: PlanSpec) -> Iterator[PlanSpec]:
     """The ways to keep the core's states, each once; one rank per shard has nothing to split, zero 1 stands for all."""
-    data, seen = core.dp, set()
-    for shard in request.values("dp_shard", divisors(data)):
+    data, seen, pins = core.dp, set(), {key: request.pins[key] for key in SHARD_KEYS if key in request.pins}
+    told = "zero" in request.pins
+    for shard in request.values("dp_shard", divisors(data)) if told or not pins else ():
         if request.pins.get("dp_replicate", data // shard) != data // shard:
             continue
         stages = capabilities.ZERO_STAGES if shard > 1 or "zero" in request.pins else (1,)
         for zero in request.values("zero", stages):
-            plan = request.plan(**{**_chosen(core), "dp_shard": shard, "dp_replicate": data // shard, "zero": zero})
+            degrees = {"dp_shard": shard, "dp_replicate": data // shard, "zero": zero}
+            plan = request.plan(**{**_chosen(core), **degrees, **pins})
             if (states := divided(plan)) is not None and states not in seen:
                 seen.add(states)
                 yield plan
-    for plan in _independent(request, core):
-        if divided(plan) not in seen and request.values("zero", (plan.zero,)):
-            yield replace(plan, **{key: request.pins[key] for key in SHARD_KEYS if key in request.pins})
+    for plan in () if told and pins else _independent(request, core):
+        if pins:
+            yield replace(plan, **pins)
+        elif divided(plan) not in seen and request.values("zero", (plan.zero,)):
+            yield plan
 
 
 def divided(plan: PlanSpec) -> StateSharding | None:
@@ -129,7 +133,7 @@ def _independent(request: Request, core: PlanSpec) -> Iterator[PlanSpec]:
     for p in (pins["shard_parameters"],) if "shard_parameters" in pins else near:
         for g in (pins["shard_gradients"],) if "shard_gradients" in pins else (size for size in near if size >= p):
             o = pins.get("shard_optimizer", ranks)
-            if ranks % o == o % g == g % p == 0:
+            if not any((ranks % o, o % g, g % p)):
                 yield written(base, StateSharding(parameters=p, gradients=g, optimizer=o))
 
 
