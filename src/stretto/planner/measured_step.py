@@ -25,6 +25,7 @@ from stretto.planner.machine import Machine, rest_elements
 from stretto.planner.profile import Key, schedule_key, scheduled
 from stretto.schedule.op import Kind
 from stretto.spec.errors import UnsupportedError
+from stretto.spec.front import fills
 
 if TYPE_CHECKING:
     from stretto.planner.step import StepTime
@@ -315,6 +316,10 @@ def _operations(work: Workload, machine: Machine, one: Layer) -> tuple[dict[Kind
         ends = _ends(work, machine)
         waits[0] += ends[0]
         waits[-1] += ends[1]
+    if fills(work.plan):  # a frozen stage for each layer in front, or for the embedding alone, and the landing
+        layers = [1.0] * work.ahead or [0.0]
+        forward += [*(calls[0] + one.forward * number for number in layers), 0.0]
+        waits += [*(one.waits * number for number in layers), 0.0]
     slow = {Kind.F: waits, Kind.R: waits, Kind.B: waits, Kind.I: waits}
     return {**work_of, Kind.W: [calls[2] + second for second in weights]}, slow
 
@@ -326,7 +331,8 @@ def message_bytes(work: Workload) -> float:
 
 def schedule_of(work: Workload) -> Schedule:
     """The order of a step, without messages; remembered."""
-    return _built(schedule_key(replace(work.plan, offload=False)), work.num_microbatches)
+    key = schedule_key(work.plan)
+    return _built((*key[:4], work.passes, *key[5:]), work.num_microbatches)
 
 
 @lru_cache(maxsize=256)

@@ -28,6 +28,7 @@ from stretto.planner.in_flight import CLOSED_FORMS, in_flight
 from stretto.planner.stack import KernelStack
 from stretto.planner.uncertainty import MEMORY
 from stretto.planner.workload import Share, Workload
+from stretto.spec.front import fills
 from stretto.spec.model import ModelSpec
 
 SCORE_BYTES = {"unfused": 9.0, "fused": 5.0, "flash-1": 0.0, "flash-2": 0.0, "flash-3": 0.0}
@@ -110,10 +111,24 @@ def memory(work: Workload, margin: Margin | None = None) -> tuple[RankMemory, ..
     passing = TEMPORARY * whole + (temporary_bytes(work) if cut_by_tiles(work) else 0.0)
     last, shared = len(work.layers) - 1, WAITING_LOGITS * logits / plan.pp if work.vocabulary else None
     found = []
-    for layers, share in zip(kept, work.shares, strict=True):
+    for rank, (layers, share) in enumerate(zip(kept, work.shares, strict=True)):
         of_head = shared if shared is not None else logits if last in share.stages else 0.0
-        found.append(_rank(work, share, margin, alive=layers * one + again, logits=of_head, passing=passing))
+        alive = layers * one + again + waiting_bytes(work, rank)
+        found.append(_rank(work, share, margin, alive=alive, logits=of_head, passing=passing))
     return tuple(found)
+
+
+def waiting_bytes(work: Workload, rank: int) -> float:
+    """First inputs that wait on a pipeline rank for the next step, where a frozen front is computed ahead.
+
+    At the fullest moment of a rank's activations some are used already, and those of the next step are not there yet;
+    so this is at most what waits then.
+    """
+    if not fills(work.plan):
+        return 0.0
+    counts = work.profile
+    number = sum(counts.voices[voice] for voice, holders in enumerate(counts.placement) if holders[0] == rank)
+    return number * work.tokens * work.model.hidden_size * work.stack.parameter_bytes / work.plan.tp
 
 
 def optimizer_bytes(work: Workload, share: Share) -> float:

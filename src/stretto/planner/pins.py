@@ -15,8 +15,9 @@ from stretto.planner.candidates import divisors
 from stretto.planner.request import DEGREES, Request
 from stretto.spec import capabilities
 from stretto.spec.check import check
-from stretto.spec.errors import ConfigError, nearest
+from stretto.spec.errors import ConfigError, UnsupportedError, nearest
 from stretto.spec.fields import accept, keys_of
+from stretto.spec.front import FILL, fills
 from stretto.spec.overrides import value_of
 from stretto.spec.plan import PlanSpec
 from stretto.spec.states import SHARD_KEYS, StateSharding
@@ -51,6 +52,12 @@ def read_pins(words: Iterable[str], place: str = "--pin") -> dict[str, Any]:
 def check_pins(request: Request) -> None:
     """ConfigError or UnsupportedError where no plan can have these pins together, or the machines can't be."""
     pins, devices = dict(request.pins), request.devices
+    if fills(_plain_plan(pins)):
+        raise UnsupportedError(
+            f"The search doesn't lay out layers behind a frozen front, which the pass {FILL} computes ahead; plan "
+            "without it, and add it to plan.passes of what is found (plan.stages then has the layers behind the front "
+            "only)."
+        )
     plan = replace(_plain_plan(pins), pp=1, tp=1, cp=1, dp_replicate=1, dp_shard=1, stages=None)
     check(replace(request.run, plan=plan), data=False)
     for axis in DEGREES:

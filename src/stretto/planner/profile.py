@@ -20,6 +20,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from stretto.schedule.op import Kind
+from stretto.spec.front import FILL
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,7 +89,7 @@ def profile(plan: PlanSpec, microbatches: int) -> Profile:
 def schedule_key(plan: PlanSpec) -> Key:
     """What of a plan its schedule depends on."""
     options = tuple(sorted((name, _frozen(value)) for name, value in plan.options.items()))
-    passes = plan.passes
+    passes = tuple(text for text in plan.passes if text.partition(":")[0] != FILL)  # of the pipeline by itself
     if plan.offload and not any(text.partition(":")[0] == "offload" for text in passes):
         passes = (*passes, "offload")
     whole = plan.compile == "blocks"
@@ -181,6 +182,7 @@ def scheduled(key: Key, microbatches: int) -> Schedule:
     from stretto.schedule.document import load
     from stretto.schedule.families import FAMILIES, build
     from stretto.schedule.passes import change
+    from stretto.schedule.passes.hand_over import ahead
     from stretto.schedule.simulate import Costs
     from stretto.spec.written import read_named
 
@@ -204,7 +206,10 @@ def scheduled(key: Key, microbatches: int) -> Schedule:
         )  # fmt: skip
     for text in passes:
         name, settings = read_named(text, "plan.passes")
-        schedule, costs = change(schedule, name, options=settings, costs=costs)
+        if name == FILL:
+            schedule, costs = ahead(schedule, costs=costs, **{key: settings[key] for key in settings if key != "units"})
+        else:
+            schedule, costs = change(schedule, name, options=settings, costs=costs)
     return schedule
 
 

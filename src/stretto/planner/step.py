@@ -37,6 +37,7 @@ from stretto.planner.workload import Workload
 from stretto.schedule.op import Kind
 from stretto.schedule.simulate.costs import EMPTY
 from stretto.spec.errors import UnsupportedError
+from stretto.spec.front import fills
 
 FAMILIES = ("1f1b", "gpipe")
 """Schedules with a closed form here."""
@@ -246,7 +247,19 @@ def _profiled(work: Workload, turns: StageTurns, message: float) -> tuple[float,
         own.append(sum(counts.voices[voice] * both[stage] for voice, stage in held))
     busiest = max(own) + (work.num_microbatches * 2 * shard if counts.vocabulary else 0.0)
     whole -= saved_seconds(work, turns.forward, inputs, turns.weights, message)
+    if fills(work.plan):
+        return _filled(work, turns, min(busiest, whole), max(whole, 0.0), sum(own))
     return min(busiest, whole), whole
+
+
+def _filled(work: Workload, turns: StageTurns, busiest: float, whole: float, together: float) -> tuple[float, float]:
+    """The same with a frozen front in the bubbles, which is spread so that all ranks end as early as can be.
+
+    ``together``: what all ranks work, in seconds, without the front.
+    """
+    frozen = work.num_microbatches * work.ahead * turns.forward[0] / work.layers[0]
+    even = (together + frozen) / work.plan.pp
+    return max(busiest, even), max(whole, even)
 
 
 def _host_seconds(work: Workload, whole: float, calibration: Calibration) -> float:

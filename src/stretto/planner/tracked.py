@@ -18,7 +18,7 @@ what the activations were.
 from __future__ import annotations
 
 from stretto.planner.measured_step import schedule_of
-from stretto.planner.memory import RankMemory, optimizer_bytes
+from stretto.planner.memory import RankMemory, optimizer_bytes, waiting_bytes
 from stretto.planner.workload import Workload
 from stretto.schedule.op import Kind
 
@@ -65,7 +65,7 @@ def _rank(work: Workload, rank: int, packed: bool) -> RankMemory:
         parameters=share.parameters * stack.parameter_bytes / states.parameters,
         gradients=gradients,
         optimizer=optimizer_bytes(work, share),
-        activations=kept,
+        activations=kept + waiting_bytes(work, rank),
         logits=loss,
         reserve=0.0,
     )

@@ -15,8 +15,10 @@ from stretto.planner.flops import parameters
 from stretto.planner.frozen import trained
 from stretto.planner.profile import Profile, profile
 from stretto.planner.stack import KernelStack
+from stretto.schedule.passes.hand_over import times_of
 from stretto.spec.cluster import ClusterSpec
 from stretto.spec.errors import ConfigError
+from stretto.spec.front import FILL, fills, layers_ahead, timed
 from stretto.spec.model import ModelSpec
 from stretto.spec.plan import PlanSpec
 from stretto.spec.stages import balanced
@@ -68,7 +70,20 @@ class Workload:
     @property
     def layers(self) -> tuple[int, ...]:
         """Layers of each stage, in order."""
-        return self.plan.stages or balanced(self.model.num_layers, self.plan.num_stages)
+        return self.plan.stages or balanced(self.model.num_layers - self.ahead, self.plan.num_stages)
+
+    @property
+    def ahead(self) -> int:
+        """Layers in front of the pipeline, that its ranks compute a step ahead (spec/front.py)."""
+        return layers_ahead(self.plan, self.freeze, self.model.num_layers)
+
+    @property
+    def passes(self) -> tuple[str, ...]:
+        """The plan's passes; where layers are computed ahead, with what each of them is taken to cost."""
+        if not fills(self.plan):
+            return self.plan.passes
+        times = times_of(self.ahead, share=sum(self.layers) / self.plan.pp)
+        return tuple(timed(text, times) if text.partition(":")[0] == FILL else text for text in self.plan.passes)
 
     @property
     def profile(self) -> Profile:
@@ -120,12 +135,12 @@ class Workload:
     @property
     def backward_layers(self) -> tuple[int, ...]:
         """Layers of each stage that have a backward pass; those before anything trains have none."""
-        return _backward(self.model, self.layers, self.freeze)[0]
+        return _backward(self.model, (self.ahead, *self.layers), self.freeze)[0][1:]
 
     @property
     def weight_layers(self) -> tuple[float, ...]:
         """Layers of each stage by the share of their weights that trains."""
-        return _backward(self.model, self.layers, self.freeze)[1]
+        return _backward(self.model, (self.ahead, *self.layers), self.freeze)[1][1:]
 
     @property
     def _looped(self) -> bool:
@@ -157,9 +172,12 @@ def vocabulary(plan: PlanSpec) -> bool:
 def _shares(model: ModelSpec, plan: PlanSpec, microbatches: int, freeze: tuple[str, ...]) -> tuple[Share, ...]:
     """The first stage also has the embedding, the last the head, unless all ranks share the vocabulary.
 
+    Layers that are computed ahead lie on every rank, with the embedding.
+
     A tied head is a second copy where the pipeline puts it on another rank.
     """
-    counts, layers = parameters(model), plan.stages or balanced(model.num_layers, plan.num_stages)
+    front = layers_ahead(plan, freeze, model.num_layers)
+    counts, layers = parameters(model), plan.stages or balanced(model.num_layers - front, plan.num_stages)
     ranks, last, replicas = range(plan.pp), len(layers) - 1, 1
     if looped(plan):
         held = [tuple(range(rank, len(layers), plan.pp)) for rank in ranks]
@@ -175,8 +193,9 @@ def _shares(model: ModelSpec, plan: PlanSpec, microbatches: int, freeze: tuple[s
         if vocabulary(plan):
             total += replicas * (counts.embedding + counts.head) / plan.tp / plan.pp
         else:
-            heads = max(0, lasts - firsts) if counts.tied else lasts
-            total += (counts.embedding * firsts + counts.head * heads) / plan.tp
+            embeddings = 1 if fills(plan) else firsts
+            heads = max(0, lasts - embeddings) if counts.tied else lasts
+            total += (counts.embedding * embeddings + counts.head * heads) / plan.tp + layer * front
         share = Share(stages=stages, layers=number, parameters=total, trained=total)
         if freeze:
             share = replace(share, trained=_trained_of(model, plan, share, layers, freeze, replicas))
@@ -188,7 +207,8 @@ def _trained_of(
     model: ModelSpec, plan: PlanSpec, share: Share, layers: tuple[int, ...], freeze: tuple[str, ...], replicas: int
 ) -> float:
     """Parameters of a rank that train."""
-    left, before = trained(model, freeze), [0, *accumulate(layers)]
+    front = layers_ahead(plan, freeze, model.num_layers)
+    left, before = trained(model, freeze), [*accumulate(layers, initial=front)]
     held = [layer for stage in share.stages for layer in range(before[stage], before[stage + 1])]
     firsts, lasts = share.stages.count(0), share.stages.count(len(layers) - 1)
     total = sum(left.matrices[layer] / plan.tp + left.vectors[layer] for layer in held) + left.final_norm * lasts

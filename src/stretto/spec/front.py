@@ -9,7 +9,7 @@ stages share the layers behind them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from stretto.spec.errors import ConfigError, UnsupportedError
@@ -32,20 +32,33 @@ def fills(plan: PlanSpec) -> bool:
     return FILL in passes_named(plan)
 
 
-def front_layers(run: RunSpec) -> int:
+def layers_ahead(plan: PlanSpec, freeze: Sequence[str], num_layers: int) -> int:
     """Decoder layers of the front; 0 also where nothing is computed ahead.
 
-    A layer counts where one pattern of ``training.freeze`` alone names all that it has.
+    A layer counts where one pattern of ``freeze`` alone names all that it has.
     """
-    if not fills(run.plan) or not wholly_frozen("inputs", run.training.freeze):
+    if not fills(plan) or not wholly_frozen("inputs", freeze):
         return 0
-    layers = range(run.model.num_layers)
-    return next((i for i in layers if not wholly_frozen(f"blocks.{i}", run.training.freeze)), len(layers))
+    return next((i for i in range(num_layers) if not wholly_frozen(f"blocks.{i}", freeze)), num_layers)
+
+
+def front_layers(run: RunSpec) -> int:
+    """Those of a run."""
+    return layers_ahead(run.plan, run.training.freeze, run.model.num_layers)
 
 
 def front_stages(run: RunSpec) -> int:
     """Frozen stages of the front: one for each of its layers, at least one, for the embedding; 0 without a front."""
     return max(1, front_layers(run)) if fills(run.plan) else 0
+
+
+def timed(text: str, times: str) -> str:
+    """The pass as it is written, with what its layers are taken to cost.
+
+    >>> timed("fill-bubbles:where=front", "0.5+0.5")
+    'fill-bubbles:where=front,frozen=0.5+0.5'
+    """
+    return text if "frozen=" in text else f"{text}{',' if ':' in text else ':'}frozen={times}"
 
 
 def wholly_frozen(part: str, patterns: Iterable[str]) -> bool:

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from stretto.schedule.passes import change
-from stretto.schedule.passes.hand_over import Front, hand_over, with_landing
+from stretto.schedule.passes import PASSES
+from stretto.schedule.passes.hand_over import Front, ahead, times_of
 from stretto.schedule.schedule import Schedule
 from stretto.schedule.simulate.costs import Costs
 from stretto.spec.errors import ConfigError
 from stretto.spec.front import FILL, fills, front_layers, front_stages
 from stretto.spec.run import RunSpec
 from stretto.spec.stages import stages_of
-
-EMBEDDING = 0.01
-"""What an embedding alone is taken to cost, in layers."""
 
 
 def front_of(run: RunSpec) -> Front | None:
@@ -40,20 +37,17 @@ def fill(run: RunSpec, schedule: Schedule, settings: dict[str, Any], costs: Cost
             f"plan.passes, {FILL}: units = {settings['units']}, but in training a unit is a micro-batch, of which a "
             f"step has {front.microbatches}; leave units out."
         )
-    times = settings.get("frozen", "+".join([repr(_time(run, costs))] * front.layers))
+    forward = costs.F if isinstance(costs.F, float) else sum(costs.F) / run.plan.pp
+    share = sum(stages_of(run)) / run.plan.pp
+    times = settings.get("frozen", times_of(front_layers(run), share=share, forward=forward))
     if len(str(times).split("+")) != front.layers or "/" in str(times):
         raise ConfigError(
             f"plan.passes, {FILL}: frozen = {times} are the times of {len(str(times).replace('/', '+').split('+'))} "
             f"layers, but training.freeze makes {front.layers} in front, one after the other; leave frozen out, or "
             "write a time for each, for example " + "+".join(["0.5"] * front.layers) + "."
         )
-    options = {**settings, "frozen": str(times), "units": front.microbatches}
-    filled, priced = change(schedule, FILL, options=options, costs=costs)
-    return hand_over(filled, front), with_landing(priced)
-
-
-def _time(run: RunSpec, costs: Costs) -> float:
-    """Forward of one layer, in the unit of ``costs``."""
-    forward = costs.F if isinstance(costs.F, float) else sum(costs.F) / run.plan.pp
-    layer = forward * run.plan.pp / sum(stages_of(run))
-    return layer if front_layers(run) else EMBEDDING * layer
+    for name in settings:
+        if name not in PASSES[FILL].options:
+            known = ", ".join(PASSES[FILL].options)
+            raise ConfigError(f"Pass {FILL} has no option {name!r}; its options: {known}.")
+    return ahead(schedule, frozen=str(times), where=settings.get("where", "bubbles"), costs=costs)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from stretto.schedule.flow import flows
 from stretto.schedule.measured.overlay import Cause, Difference, Overlay
 from stretto.schedule.op import COMPUTE, text
 from stretto.schedule.simulate import Attribution, Costs, run
@@ -35,7 +36,8 @@ OUTSIDE = 0.1
 
 def slow_stages(schedule: Schedule, costs: Costs, ranks: Sequence[int]) -> Iterator[str]:
     """The stage, or the rank, that all others wait for; ``ranks``: of the world, by the schedule's."""
-    weights = [sum(parts) for parts in zip(*_per_stage(costs, ("F", "I", "W")), strict=True)]
+    count = _pipeline_stages(schedule)
+    weights = [sum(parts) for parts in zip(*_per_stage(costs, ("F", "I", "W")), strict=True)][:count]
     if len(weights) < 2:
         return
     slowest = max(range(len(weights)), key=weights.__getitem__)
@@ -44,14 +46,15 @@ def slow_stages(schedule: Schedule, costs: Costs, ranks: Sequence[int]) -> Itera
     if weights[slowest] < SLOWER * typical:
         return
     now = run(schedule, replace(costs, OPT=0.0)).makespan
-    equal = run(schedule, replace(_equal(costs), OPT=0.0)).makespan
+    equal = run(schedule, replace(_equal(costs, count), OPT=0.0)).makespan
     if now - equal < WORTH * now:
         return
     gain = f"with equal stages the simulated step would take {shown(equal)} instead of {shown(now)}"
     holder = schedule.placement[0][slowest]
     mine = [weight for stage, weight in enumerate(weights) if schedule.placement[0][stage] == holder]
     rest = [weight for stage, weight in enumerate(weights) if schedule.placement[0][stage] != holder]
-    if len(schedule.placement) == 1 and len(mine) > 1 and rest and min(mine) > SLOWER * max(rest):
+    one = len({replica[:count] for replica in schedule.placement}) == 1
+    if one and len(mine) > 1 and rest and min(mine) > SLOWER * max(rest):
         times = sum(mine) / len(mine) / (sum(rest) / len(rest))
         yield f"Rank {ranks[holder]} is slow: its {len(mine)} stages take {times:.2f} x as long as the others; {gain}."
         return
@@ -200,11 +203,18 @@ def _per_stage(costs: Costs, names: Sequence[str]) -> list[tuple[float, ...]]:
     return [tuple(getattr(costs, name)) for name in names]
 
 
-def _equal(costs: Costs) -> Costs:
-    """The same work, spread evenly over the stages."""
+def _pipeline_stages(schedule: Schedule) -> int:
+    """Stages of the pipeline: all but those of frozen work that stand behind it and have paths of their own."""
+    tables = flows(schedule)
+    visited = (tables.position >= 0) & (tables.turn >= 0)[:, None]
+    return 1 + max((stage for stage in range(schedule.num_stages) if visited[:, stage].any()), default=-1)
+
+
+def _equal(costs: Costs, count: int) -> Costs:
+    """The same work, spread evenly over the first ``count`` stages."""
     names = ("F", "I", "W", "R")
     columns = {name: value for name in names if isinstance(value := getattr(costs, name), tuple)}
-    means = {name: (sum(value) / len(value),) * len(value) for name, value in columns.items()}
+    means = {name: (sum(value[:count]) / count,) * count + value[count:] for name, value in columns.items()}
     return replace(costs, **means)  # type: ignore[arg-type]
 
 

@@ -21,12 +21,15 @@ from typing import TYPE_CHECKING
 
 from stretto.schedule.op import Kind, Op
 from stretto.schedule.passes.communication import without_messages
+from stretto.schedule.passes.fill_bubbles import fill_bubbles, with_frozen
 from stretto.schedule.schedule import Schedule
 from stretto.spec.errors import ScheduleError
 
 if TYPE_CHECKING:
     from stretto.schedule.simulate.costs import Costs
 
+EMBEDDING = 0.01
+"""What an embedding alone is taken to cost, in layers."""
 MOMENT = 1e-9
 """What the landing's F costs, relative to an average forward: costs are above 0."""
 
@@ -50,6 +53,30 @@ class Front:
     def first_layers(self) -> range:
         """The frozen stages, without the landing."""
         return range(self.stages, self.landing)
+
+
+def times_of(layers: int, *, share: float, forward: float = 1.0) -> str:
+    """What frozen layers are taken to cost, where a rank's ``share`` of the pipeline's layers costs ``forward``.
+
+    No layer at all is an embedding alone.
+
+    >>> times_of(2, share=4)
+    '0.25+0.25'
+    """
+    return "+".join([repr(forward / share)] * layers) if layers else repr(EMBEDDING * forward / share)
+
+
+def ahead(
+    schedule: Schedule, *, frozen: str | float, where: str = "bubbles", costs: Costs | None = None
+) -> tuple[Schedule, Costs]:
+    """The front of the next step where ranks idle, handed over, and costs that fit; ``frozen``: see fill_bubbles."""
+    from stretto.schedule.simulate.costs import Costs
+
+    layers, costs = len(str(frozen).split("+")), costs or Costs()
+    front = Front(stages=schedule.num_stages, layers=layers, microbatches=schedule.num_microbatches)
+    frozen = str(frozen)
+    filled = fill_bubbles(schedule, frozen=frozen, units=front.microbatches, where=where, costs=costs)
+    return hand_over(filled, front), with_landing(with_frozen(costs, schedule, frozen=frozen))
 
 
 def hand_over(schedule: Schedule, front: Front) -> Schedule:
