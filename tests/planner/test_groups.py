@@ -10,10 +10,13 @@ import pytest
 
 from stretto.planner.balance import balanced_by_cost
 from stretto.planner.cluster_file import read_cluster
+from stretto.planner.estimate import estimate
 from stretto.planner.groups import divides, group_words, limits, of_ranks
 from stretto.planner.plan import answer
+from stretto.planner.report_plots import roofline_plot
 from stretto.planner.report_text import report
 from stretto.planner.request import Request
+from stretto.planner.roofline import HEAD, rooflines
 from stretto.planner.step import step_time
 from stretto.planner.workload import Workload
 from stretto.spec import toml
@@ -130,3 +133,16 @@ def test_a_layer_moves_to_a_faster_rank_where_that_is_free() -> None:
     assert balanced_by_cost(30, ranks=2, costs=(1.0, 2.0)) == (20, 10)
     assert balanced_by_cost(7, ranks=2, costs=(1.0, 3.0), last=1.0) == (6, 1)
     assert balanced_by_cost(7, ranks=2, costs=(1.0, 3.0), most=(4, 7)) == (4, 3)
+
+
+def test_each_kind_of_device_has_a_roof_of_its_own(tmp_path: Path) -> None:
+    cluster = machines(tmp_path, 'name = "h100:8"', 'name = "fire-flyer:8"')
+    found = estimate(asked(cluster), PlanSpec(pp=4, dp_shard=4, stages=(4, 3, 2, 1)))
+    fast, slow = rooflines(found.work).values()
+    assert [part.name for part in fast] == [part.name for part in slow if part.name != HEAD] and len(slow) == 6
+    for group, parts in zip(cluster.groups, (fast, slow), strict=True):
+        assert all(part.rate <= group.peak_flops_bfloat16 for part in parts)
+        assert all(part.rate <= 1.01 * part.intensity * group.memory_bytes_per_second for part in parts)
+    assert all(quick.seconds < other.seconds for quick, other in zip(fast[:4], slow[:4], strict=True))
+    page = roofline_plot(found)
+    assert page.count('class="roof"') == 2 and "<h3>h100:8</h3>" in page and "<h3>fire-flyer:8</h3>" in page

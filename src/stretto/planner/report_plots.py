@@ -15,9 +15,9 @@ from stretto.planner.axis import Axis
 from stretto.planner.estimate import Estimate
 from stretto.planner.explain import described
 from stretto.planner.front import Point, front
-from stretto.planner.groups import of_ranks
 from stretto.planner.plan import Answer
-from stretto.planner.roofline import Part, roofline
+from stretto.planner.roofline import Part, rooflines
+from stretto.spec.cluster import ClusterSpec
 from stretto.spec.units import BYTES, SECONDS, format_bytes, format_seconds
 
 T = TypeVar("T")
@@ -43,7 +43,8 @@ FAR = 2.0
 
 def front_plot(answer: Answer, found: Sequence[Point]) -> str:
     """All plans by memory and time; those that nothing beats in both are joined, those of the list numbered."""
-    limit, best = answer.request.cluster.memory_bytes, answer.best.seconds
+    walls, best = _walls(answer), answer.best.seconds
+    limit = max(walls)
     near = [point for point in found if point.seconds <= SLOW * best and point.peak <= BEYOND * limit]
     largest = max(point.peak for point in near)
     drawn = limit < FAR * largest
@@ -66,10 +67,10 @@ def front_plot(answer: Answer, found: Sequence[Point]) -> str:
     over += _numbered(
         [(room.at(one.peak), time.at(one.seconds), f"Plan {at}: {_tip(one)}") for at, one in _from_1(chosen)]
     )
-    if drawn:
-        x = _x(room.at(limit))
+    for wall, name in walls.items() if drawn else ():
+        x = _x(room.at(wall))
         paths += f'<path class="limit" d="M{x} 0V{SIDE}"/>'
-        over.append(f'<span class="limit-name" style="right:{1 - x / SIDE:.2%};margin-right:5px">limit</span>')
+        over.append(f'<span class="limit-name" style="right:{1 - x / SIDE:.2%};margin-right:5px">{escape(name)}</span>')
     data = [[x, y, _tip(one)] for x, y, one in cloud]
     size, second = _unit(BYTES, room.high), "s" if best >= 1 else "ms"
     ticks = _ticks(room, time, BYTES[size], SECONDS[second])
@@ -81,13 +82,19 @@ def front_plot(answer: Answer, found: Sequence[Point]) -> str:
         f'<div role="group" aria-label="Plans that no other beats in both, and those of the list" data-roving>'
         f"{''.join(over)}</div></div>"
         f'<script type="application/json" id="cloud">{json.dumps(data).replace("<", chr(92) + "u003c")}</script>'
-        f'<p class="note">{_words(len(found), len(near) - len(fitting), hidden, limit)}</p>{_table(edge)}'
+        f'<p class="note">{_words(len(found), len(near) - len(fitting), hidden, walls)}</p>{_table(edge)}'
     )
 
 
 def roofline_plot(best: Estimate) -> str:
-    """The parts of a step under the roof of one device."""
-    parts, cluster = roofline(best.work, best.calibration), of_ranks(best.plan, best.work.cluster)[0]
+    """The parts of a step under the roof of a device, one plot for each kind of device."""
+    each = rooflines(best.work, best.calibration)
+    heads = [f"<h3>{escape(machines.name)}</h3>" if len(each) > 1 else "" for machines in each]
+    plots = [_roofline(machines, parts, assumed=bool(best.assumed)) for machines, parts in each.items()]
+    return "".join(head + plot for head, plot in zip(heads, plots, strict=True))
+
+
+def _roofline(cluster: ClusterSpec, parts: Sequence[Part], *, assumed: bool) -> str:
     peak, bandwidth = cluster.peak_flops_bfloat16, cluster.memory_bytes_per_second
     ridge = peak / bandwidth
     rates, widths = [part.rate for part in parts], [part.intensity for part in parts]
@@ -102,7 +109,6 @@ def roofline_plot(best: Estimate) -> str:
     ]
     places = zip(widths, rates, tips, strict=True)
     over = "".join(_numbered([(across.at(width), up.at(rate), tip) for width, rate, tip in places]))
-    whose = f" of {escape(cluster.name)}" if best.work.cluster.groups else ""
     large = "TFLOP/s" if peak >= 1e12 else "GFLOP/s"
     ticks = _ticks(across, up, 1.0, 1e12 if peak >= 1e12 else 1e9)
     return (
@@ -110,9 +116,9 @@ def roofline_plot(best: Estimate) -> str:
         '<span class="axis-x">operations per byte moved</span>'
         f'<span class="axis-y">{large}</span>'
         f'<div role="group" aria-label="Parts of a step" data-roving>{over}</div></div>{_parts(parts)}'
-        f'<p class="note">One device{whose} reaches {_flops(peak)} and moves {format_bytes(bandwidth)}/s'
-        f"{' (assumed)' if best.assumed else ''}: below {ridge:.3g} operations per byte memory is the limit. "
-        "A part's distance to the roof is what it leaves unused.</p>"
+        f'<p class="note">One device of {escape(cluster.name)} reaches {_flops(peak)} and moves '
+        f"{format_bytes(bandwidth)}/s{' (assumed)' if assumed else ''}: below {ridge:.3g} operations per byte memory "
+        "is the limit. A part's distance to the roof is what it leaves unused.</p>"
     )
 
 
@@ -186,9 +192,21 @@ def _thinned(points: Iterable[Point], room: Axis, time: Axis, kept: set[Point]) 
     return list(cells.values())
 
 
-def _words(number: int, too_large: int, hidden: int, limit: float) -> str:
+def _walls(answer: Answer) -> dict[float, str]:
+    """Memory of each kind of device, and what its line is called."""
+    cluster = answer.request.cluster
+    if not cluster.groups:
+        return {cluster.memory_bytes: "limit"}
+    found: dict[float, list[str]] = {}
+    for group in cluster.groups:
+        found.setdefault(group.memory_bytes, []).append(group.name)
+    return {wall: f"limit of {', '.join(names)}" for wall, names in found.items()}
+
+
+def _words(number: int, too_large: int, hidden: int, walls: Mapping[float, str]) -> str:
+    room = " or ".join(format_bytes(wall) for wall in sorted(walls))
     words = f"{number:,} plans were estimated; close ones share a dot. "
-    words += f"Blue: nothing that fits a device's {format_bytes(limit)} is both faster and smaller; of equally fast "
+    words += f"Blue: nothing that fits a device's {room} is both faster and smaller; of equally fast "
     words += "plans the list has the simplest, which may be larger. "
     words += f"Red: {too_large:,} that don't fit. " if too_large else ""
     return words + (f"{hidden:,} more are too slow or too large to be shown." if hidden else "")

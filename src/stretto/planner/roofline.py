@@ -29,9 +29,10 @@ from stretto.planner.compute import (
     weight_shapes,
 )
 from stretto.planner.flops import keys_per_query
-from stretto.planner.groups import of_ranks
+from stretto.planner.groups import apart
 from stretto.planner.matmul import processors_of, weight_operations
 from stretto.planner.workload import Workload
+from stretto.spec.cluster import ClusterSpec
 
 PASSES = 3
 """Products of a weight in a step: its output, and the gradients of its input and of itself."""
@@ -42,6 +43,8 @@ FLASH_BACKWARD, BACKWARD = 2.5, 2.0
 ATTENTION_TENSORS = 6
 """Times that queries (and outputs) or keys and values are read or written: forward q, o; backward q, o and both's
 gradients; likewise k, v."""
+HEAD = "head and loss"
+"""Name of the part that only the last stage has."""
 ADAM_OPERATIONS = 12
 """Of a parameter: two moments 5, their roots and corrections 4, decay and update 3."""
 
@@ -70,12 +73,28 @@ class Part:
         return self.operations / self.seconds
 
 
-def roofline(work: Workload, calibration: Calibration | None = None) -> tuple[Part, ...]:
-    """The parts of one layer and micro-batch, of the head, and of the optimizer's step, on the first rank's machine."""
-    work = replace(work, cluster=of_ranks(work.plan, work.cluster)[0])
+def rooflines(work: Workload, calibration: Calibration | None = None) -> dict[ClusterSpec, tuple[Part, ...]]:
+    """The parts of a step on each kind of machine, whose own figures count; the head is where the last stage is."""
+    found = {}
+    for machines, ranks in apart(work).items():
+        updated = max(work.shares[rank].trained for rank in ranks)
+        parts = roofline(replace(work, cluster=machines), calibration, updated=updated)
+        last = any(len(work.layers) - 1 in work.shares[rank].stages for rank in ranks)
+        found[machines] = parts if last else tuple(part for part in parts if part.name != HEAD)
+    return found
+
+
+def roofline(
+    work: Workload, calibration: Calibration | None = None, *, updated: float | None = None
+) -> tuple[Part, ...]:
+    """The parts of one layer and micro-batch, of the head, and of the optimizer's step, on equal machines.
+
+    ``updated``: parameters that a pipeline rank updates; None: the fullest rank's.
+    """
     calibration, model = calibration or published(work.cluster.name), work.model
     shapes = weight_shapes(work)
-    optimizer = work.largest_share / work.states.optimizer
+    updated = work.largest_trained if updated is None else updated
+    optimizer = updated / work.states.optimizer
     states = 2 * work.stack.optimizer_bytes + work.stack.gradient_bytes + work.stack.parameter_bytes
     vocabulary = -(-model.vocab_size // work.plan.tp)
     operations, num_bytes, _ = _product(work, calibration, ((model.hidden_size, vocabulary),))
@@ -87,7 +106,7 @@ def roofline(work: Workload, calibration: Calibration | None = None) -> tuple[Pa
         _products("feed-forward", work, calibration, shapes[2:]),
         _elementwise(work, calibration),
         Part(
-            name="head and loss",
+            name=HEAD,
             operations=operations,
             num_bytes=num_bytes + sum(LOGITS) * logits,
             seconds=head.forward + head.backward,
@@ -97,7 +116,7 @@ def roofline(work: Workload, calibration: Calibration | None = None) -> tuple[Pa
             name="optimizer",
             operations=ADAM_OPERATIONS * optimizer,
             num_bytes=states * optimizer,
-            seconds=optimizer_seconds(work, calibration),
+            seconds=optimizer_seconds(work, calibration, updated),
             unit="step",
         ),
     )
