@@ -125,7 +125,7 @@ def _independent(request: Request, core: PlanSpec) -> Iterator[PlanSpec]:
     """Optimizer states over all data ranks, parameters and gradients inside a level of the links, nearest first."""
     pins, ranks, cluster = request.pins, core.dp * core.cp, request.cluster
     shard = pins.get("dp_shard", core.dp // pins.get("dp_replicate", 1))
-    if shard * pins.get("dp_replicate", core.dp // shard) != core.dp:
+    if not shard or shard * pins.get("dp_replicate", core.dp // shard) != core.dp:
         return
     base = request.plan(**{**_chosen(core), "dp_shard": shard, "dp_replicate": core.dp // shard})
     levels = {1, ranks, *(size // core.tp for size in (cluster.module_devices, cluster.devices_per_node))}
