@@ -88,10 +88,10 @@ class Summary:
 
     def total(self) -> tuple[Tensor, Tensor]:
         """``through`` [B, G, K, K] (or [B, G, 1, 1]) and ``gain`` [B, G, K, K] of all chunks together."""
-        through, gain = self.through[:, :, 0], self.gain[:, :, 0]
-        for n in range(1, self.gain.size(2)):
-            step = self.through[:, :, n]
-            through, gain = step @ through, passed(step, gain) + self.gain[:, :, n]
+        # Not indexed one by one: the gradient of each index would be as large as all chunks.
+        (through, *steps), (gain, *gains) = self.through.unbind(2), self.gain.unbind(2)
+        for step, more in zip(steps, gains, strict=True):
+            through, gain = step @ through, passed(step, gain) + more
         return through, gain
 
     def read(self) -> Reading:
@@ -119,10 +119,9 @@ class Reading:
 
     def output(self, state: Tensor) -> Tensor:
         """[B, H, T, K], given the state [B, G, K, K] before the first token."""
-        through, gain = self.summary.through, self.summary.gain
         states = [state]
-        for n in range(gain.size(2) - 1):
-            states.append(passed(through[:, :, n], states[-1]) + gain[:, :, n])
+        for through, gain in list(zip(self.summary.through.unbind(2), self.summary.gain.unbind(2), strict=True))[:-1]:
+            states.append(passed(through, states[-1]) + gain)
         out = self.own + self.reads @ torch.stack(states, dim=2).unsqueeze(2)
         return out.flatten(1, 2).flatten(2, 3)[:, :, : self.summary.length]
 

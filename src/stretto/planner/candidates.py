@@ -80,7 +80,18 @@ def meshes(request: Request, ranks: int) -> Iterator[tuple[int, int, int]]:
 
 
 def contexts(request: Request, core: PlanSpec) -> Iterator[PlanSpec]:
-    """The ways to cut the core's attention over cp, simplest first."""
+    """The ways to cut the core's attention over cp, simplest first; with linear layers also of states and of rows."""
+    if not request.model.keeps_states:
+        yield from _attention_ways(request, core)
+        return
+    softmax = "softmax" in request.model.attention
+    for layout in request.values("context_layout", reversed(capabilities.CONTEXT_LAYOUTS)):
+        for way in request.values("linear_context", capabilities.LINEAR_CONTEXT):
+            cut = replace(core, context_layout=layout, linear_context=way)
+            yield from _attention_ways(request, cut) if softmax else (cut,)
+
+
+def _attention_ways(request: Request, core: PlanSpec) -> Iterator[PlanSpec]:
     heads, given = request.model.num_heads // core.tp, request.pins.get("ulysses")
     for way in request.values("context", capabilities.CONTEXT):
         if way == "mesh":
@@ -182,5 +193,6 @@ def _context_degrees(request: Request, ranks: int, tp: int) -> list[int]:
 
 
 def _chosen(plan: PlanSpec) -> dict[str, object]:
-    keys = (*DEGREES, "context", "ulysses", "micro_batch_size", "recompute", "offload", "zero", *SHARD_KEYS)
+    ways = ("context", "ulysses", "context_layout", "linear_context")
+    keys = (*DEGREES, *ways, "micro_batch_size", "recompute", "offload", "zero", *SHARD_KEYS)
     return {key: getattr(plan, key) for key in keys}

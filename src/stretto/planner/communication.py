@@ -21,6 +21,7 @@ from math import ceil, log2
 from stretto.planner.calibration import Calibration
 from stretto.planner.compute import attention_seconds
 from stretto.planner.congestion import slowdown
+from stretto.planner.linear_layers import kind_of, mean
 from stretto.planner.workload import Workload
 from stretto.spec.cluster import ClusterSpec
 
@@ -126,6 +127,11 @@ def context_seconds(work: Workload, calibration: Calibration) -> tuple[float, fl
     plan, model = work.plan, work.model
     if plan.cp == 1:
         return 0.0, 0.0
+    if len(set(model.attention)) > 1:
+        forward = mean(work, lambda one: context_seconds(one, calibration)[0])
+        return forward, mean(work, lambda one: context_seconds(one, calibration)[1])
+    if model.keeps_states:
+        return _states_seconds(work, calibration)
     ways = group(work, plan.cp, plan.tp, calibration)
     row = work.tokens * model.head_size / plan.tp * ACTIVATION_BYTES
     keys, queries, seen = 2 * model.kv_heads * row, 2 * model.num_heads * row, _seen_share(work)
@@ -185,6 +191,24 @@ def _exchanged(
         waits(there, forward * max(own, row)) + waits(back, forward * row),
         waits(back, backward * (1 / n - own)) + waits(there, backward * own),
     )
+
+
+def _states_seconds(work: Workload, calibration: Calibration) -> tuple[float, float]:
+    """States of one linear layer over cp, in sums' type: gathered by all at once, or handed along the whole row.
+
+    Volumes: ``state_volume``.  Taken as waited for, though queries meet keys meanwhile.
+    """
+    plan, model = work.plan, work.model
+    ways = group(work, plan.cp, plan.tp, calibration)
+    heads = plan.micro_batch_size * model.kv_heads / plan.tp * max(4.0, work.stack.parameter_bytes)
+    state, stretches = heads * model.head_size**2, 2 if plan.context_layout == "zigzag" else 1
+    if plan.linear_context == "all-gather":
+        turns = state if kind_of(model) == "delta" else heads
+        whole = plan.cp * stretches
+        return ways.all_gather(whole * (state + turns)), ways.all_gather(whole * state)
+    hop = ways.latency + state / ways.bytes_per_second
+    chain = (plan.cp - 1) * stretches * hop
+    return chain, chain
 
 
 def _under(ring: Group, message: float, attention: float, calibration: Calibration) -> float:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from stretto.planner.blockwise import blockwise_seconds, cut_by_tiles
 from stretto.planner.calibration import Calibration
 from stretto.planner.flops import BACKWARD, keys_per_query
+from stretto.planner.linear_layers import gates, kernel_seconds, mean
 from stretto.planner.matmul import processors_of, weight_operations
 from stretto.planner.workload import Workload
 
@@ -62,7 +63,13 @@ class Passes:
 
 
 def layer_seconds(work: Workload, calibration: Calibration) -> Passes:
-    """One layer, without communication and recompute."""
+    """One layer, without communication and recompute; on average, where they differ."""
+    if len(set(work.model.attention)) > 1:
+        return Passes(
+            forward=mean(work, lambda one: layer_seconds(one, calibration).forward),
+            backward=mean(work, lambda one: layer_seconds(one, calibration).backward),
+            weights=mean(work, lambda one: layer_seconds(one, calibration).weights),
+        )
     launched = kernels(work) * calibration.kernel_latency
     matmul, memory = rates(work, calibration)
     forward, backward = _products(work, weight_shapes(work))
@@ -77,20 +84,27 @@ def layer_seconds(work: Workload, calibration: Calibration) -> Passes:
 
 def kernels(work: Workload) -> int:
     """Kernels of one layer's forward pass."""
-    stack, gpt2 = work.stack, work.model.family == "gpt2"
+    stack, gpt2, softmax = work.stack, work.model.family == "gpt2", work.model.attention == ("softmax",)
     norms = 2 * (FUSED_NORM_KERNELS if stack.fused_norm else UNFUSED_NORM_KERNELS)
-    others = GELU_KERNELS if gpt2 else GATED_KERNELS + ROTARY_KERNELS
-    return len(weight_shapes(work)) + norms + others + RESIDUAL_KERNELS + ATTENTION_KERNELS[stack.attention]
+    others = GELU_KERNELS if gpt2 else GATED_KERNELS + (ROTARY_KERNELS if softmax else 0)
+    # The chunked kernel of linear layers counts its own.
+    attention = ATTENTION_KERNELS[stack.attention] if softmax else 0
+    return len(weight_shapes(work)) + norms + others + RESIDUAL_KERNELS + attention
 
 
 def recompute_seconds(work: Workload, calibration: Calibration) -> float:
     """What one layer computes twice: nothing, attention's scores and their use, or its whole forward pass."""
     if work.plan.recompute == "none":
         return 0.0
+    if len(set(work.model.attention)) > 1:
+        return mean(work, lambda one: recompute_seconds(one, calibration))
     if work.plan.recompute == "full":
         again = layer_seconds(work, calibration).forward
         # Attention that is cut over cp keeps its results (parallel/sequence/results).
-        return again - (attention_seconds(work, calibration).forward if cut_by_tiles(work) else 0.0)
+        keeps = cut_by_tiles(work) and not work.model.keeps_states
+        return again - (attention_seconds(work, calibration).forward if keeps else 0.0)
+    if work.model.keeps_states:
+        return attention_seconds(work, calibration).forward
     scores = SCORES.get(work.stack.attention, (0, 0))[0] * work.model.num_heads * work.sequence_length
     moved = work.tokens * scores / work.plan.tp
     return attention_seconds(work, calibration).forward + moved / rates(work, calibration)[1]
@@ -123,7 +137,7 @@ def weight_shapes(work: Workload) -> tuple[tuple[int, int], ...]:
     queries, keys = model.num_heads * model.head_size, model.kv_heads * model.head_size
     inner = -(-model.intermediate_size // tp)
     ups = 1 if model.family == "gpt2" else 2
-    width, heads = model.hidden_size, -(-(queries + 2 * keys) // tp)
+    width, heads = model.hidden_size, -(-(queries + 2 * keys + gates(model)) // tp)
     return (width, heads), (-(-queries // tp), width), *(((width, inner),) * ups), (inner, width)
 
 
@@ -141,7 +155,13 @@ def rates(work: Workload, calibration: Calibration) -> tuple[float, float]:
 
 
 def attention_seconds(work: Workload, calibration: Calibration) -> Passes:
-    """The two products of attention; flash computes its scores once more in the backward pass."""
+    """The two products of attention; flash computes its scores once more in the backward pass.
+
+    Of a layer that keeps a state: its chunked kernel.
+    """
+    if work.model.keeps_states:
+        forward, backward = kernel_seconds(work, calibration)
+        return Passes(forward=forward, backward=backward)
     if cut_by_tiles(work):
         forward, backward = blockwise_seconds(work, calibration)
         return Passes(forward=forward, backward=backward)
@@ -161,8 +181,9 @@ def moved_bytes(work: Workload) -> tuple[float, float]:
     gpt2 = model.family == "gpt2"
     norm = FUSED_NORM if stack.fused_norm else UNFUSED_NORM
     activation = GELU if gpt2 else GATED
-    turned = 0 if gpt2 else (model.num_heads + model.kv_heads) * model.head_size
-    scores = SCORES.get(stack.attention, (0, 0))
+    softmax = model.attention == ("softmax",)
+    turned = 0 if gpt2 or not softmax else (model.num_heads + model.kv_heads) * model.head_size
+    scores = SCORES.get(stack.attention, (0, 0)) if softmax else (0, 0)
     moved = []
     for way in (0, 1):
         whole = 2 * (norm[way] + RESIDUAL[way]) * model.hidden_size / (tp if stack.sequence_parallel else 1)

@@ -11,6 +11,7 @@ from stretto.planner.compute import head_seconds, layer_seconds, recompute_secon
 from stretto.planner.flops import mfu, parameters
 from stretto.planner.frozen import trained
 from stretto.planner.groups import limits, plain
+from stretto.planner.linear_layers import least
 from stretto.planner.measured_step import turn
 from stretto.planner.memory import RankMemory, fits, layer_activation_bytes, memory
 from stretto.planner.request import Request
@@ -200,5 +201,6 @@ def least_peak_bytes(work: Workload, *, share: float = 1.0) -> float:
     counts = parameters(model)
     state *= counts.layer_matrices / (counts.layer_matrices + counts.embedding + counts.head)
     # Layers before the first that trains keep nothing, and which rank has them isn't known here.
-    kept, number = 0.0 if work.freeze else share * layer_activation_bytes(work), work.num_microbatches
+    kept = 0.0 if work.freeze else share * least(work, layer_activation_bytes)
+    number = work.num_microbatches
     return model.num_layers / sum(1 / (state + min(number, plan.pp - rank) * kept) for rank in range(plan.pp))

@@ -54,6 +54,9 @@ def described(plan: PlanSpec) -> str:
     words = [" x ".join(f"{axis} {getattr(plan, axis)}" for axis in axes if getattr(plan, axis) > 1) or "one rank"]
     if plan.cp > 1 and plan.context != "ring":
         words.append(f"{plan.context} {plan.ulysses}" if plan.context == "mesh" else plan.context)
+    if plan.cp > 1:
+        words += [plan.context_layout] if plan.context_layout != PlanSpec().context_layout else []
+        words += [f"states by {plan.linear_context}"] if plan.linear_context != PlanSpec().linear_context else []
     if plan.dp_shard > 1:
         words.append(f"zero {plan.zero}")
     words += [f"{key.partition('_')[2]} over {getattr(plan, key)}" for key in SHARD_KEYS if getattr(plan, key)]

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from stretto.planner import refinement
 from stretto.planner.barrier import barrier
 from stretto.planner.contention import Contended, contended
+from stretto.planner.linear_layers import gates, mean, measured_seconds, of_stages
 from stretto.planner.machine import Machine, rest_elements
 from stretto.planner.profile import Key, schedule_key, scheduled
 from stretto.schedule.op import Kind
@@ -28,6 +29,8 @@ from stretto.spec.errors import UnsupportedError
 from stretto.spec.front import fills
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from stretto.planner.step import StepTime
     from stretto.planner.workload import Workload
     from stretto.schedule.schedule import Schedule
@@ -60,7 +63,14 @@ class Layer:
 
 
 def layer(work: Workload, machine: Machine) -> Layer:
-    """One layer of ``work``, with what its plan recomputes."""
+    """One layer of ``work``, with what its plan recomputes; on average, where they differ."""
+    if len(set(work.model.attention)) > 1:
+        return Layer(
+            forward=mean(work, lambda one: layer(one, machine).forward),
+            inputs=mean(work, lambda one: layer(one, machine).inputs),
+            weights=mean(work, lambda one: layer(one, machine).weights),
+            waits=mean(work, lambda one: layer(one, machine).waits),
+        )
     products, attention = product_seconds(work, machine), attention_seconds(work, machine)
     elements = elements_of(work)
     forward = products[0] + attention[0] + machine.rest_forward.at(elements)
@@ -107,6 +117,8 @@ def product_seconds(work: Workload, machine: Machine) -> tuple[float, float, flo
 def attention_seconds(work: Workload, machine: Machine) -> tuple[float, float]:
     """Forward and backward of a layer's attention on one rank, under the mask that packed documents need."""
     model, length = work.model, work.sequence_length
+    if model.keeps_states:
+        return measured_seconds(work, machine)
     heads = model.num_heads * work.plan.micro_batch_size / work.plan.tp / work.plan.cp
     operations = heads * length * length * model.head_size
     return machine.attention_forward.at(operations), machine.attention_backward.at(operations)
@@ -274,8 +286,9 @@ def _shapes(work: Workload) -> tuple[tuple[int, int], ...]:
     model, tp = work.model, work.plan.tp
     width, inner = model.hidden_size, -(-model.intermediate_size // tp)
     queries, keys = -(-model.num_heads * model.head_size // tp), -(-model.kv_heads * model.head_size // tp)
-    ups = 1 if model.family == "gpt2" else 2
-    return (width, queries), (width, keys), (width, keys), (queries, width), *(((width, inner),) * ups), (inner, width)
+    ups, gated = 1 if model.family == "gpt2" else 2, -(-gates(model) // tp)
+    found = (*(((width, inner),) * ups), (inner, width), *(((width, gated),) if gated else ()))
+    return (width, queries), (width, keys), (width, keys), (queries, width), *found
 
 
 def _waits(work: Workload, machine: Machine) -> float:
@@ -284,7 +297,11 @@ def _waits(work: Workload, machine: Machine) -> float:
     seconds = 0.0
     if plan.tp > 1:
         seconds += REGIONS * machine.collective("exchange", plan.tp, work.tokens * model.hidden_size * width)
-    if plan.cp > 1:
+    if plan.cp > 1 and model.keeps_states:
+        shares = 2 if plan.context_layout == "zigzag" else 1
+        heads = plan.micro_batch_size * model.kv_heads / plan.tp * max(4.0, width)
+        seconds += machine.collective("all_gather", plan.cp, plan.cp * shares * heads * model.head_size**2)
+    elif plan.cp > 1:
         keys = 2 * model.kv_heads * model.head_size / plan.tp * work.tokens * width
         seconds += machine.collective("exchange", plan.cp, keys * plan.cp)
     return seconds
@@ -302,9 +319,13 @@ def _operations(work: Workload, machine: Machine, one: Layer) -> tuple[dict[Kind
     call, last, size = machine.operation_seconds, head(work, machine), layer_size(work)
     gaps = call * machine.factor("gaps", work.plan.num_ranks)
     calls = [gaps + call * machine.factor(kind, size) for kind in ("forward", "inputs", "weights")]
-    forward = [calls[0] + one.forward * layers for layers in work.layers]
-    inputs = [calls[1] + one.inputs * layers for layers in work.backward_layers]
-    weights = [one.weights * layers for layers in work.weight_layers]
+
+    def of(name: str, layers: Sequence[float]) -> list[float]:
+        return of_stages(work, lambda kind: getattr(one if kind is work else layer(kind, machine), name), layers)
+
+    forward = [calls[0] + seconds for seconds in of("forward", work.layers)]
+    inputs = [calls[1] + seconds for seconds in of("inputs", work.backward_layers)]
+    weights = of("weights", work.weight_layers)
     if work.plan.compile == "blocks":  # layers that are compiled as a whole do all of their backward in I
         inputs, weights = [a + b for a, b in zip(inputs, weights, strict=True)], [0.0] * len(weights)
     for column, seconds in zip((forward, inputs, weights), last, strict=True):

@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from stretto.planner.blockwise import cut_by_tiles, kept_bytes, temporary_bytes
 from stretto.planner.groups import limits
 from stretto.planner.in_flight import CLOSED_FORMS, in_flight
+from stretto.planner.linear_layers import kept as kept_of_token
+from stretto.planner.linear_layers import mean, most, of_stages
 from stretto.planner.stack import KernelStack
 from stretto.planner.uncertainty import MEMORY
 from stretto.planner.workload import Share, Workload
@@ -95,25 +97,21 @@ def memory(work: Workload, margin: Margin | None = None) -> tuple[RankMemory, ..
         return tracked(work)
     closed = plan.schedule in CLOSED_FORMS and plan.schedule_file is None and not (plan.passes or plan.offload)
     kept: list[float] = []
+    of = of_stages(work, layer_activation_bytes, work.backward_layers)
     if closed:
         flying = in_flight(plan.schedule, ranks=plan.pp, microbatches=work.num_microbatches, chunks=plan.chunks)
-        held = [sum(work.backward_layers[stage] for stage in share.stages) for share in work.shares]
-        kept += [number * layers for number, layers in zip(flying, held, strict=True)]
+        held = [sum(of[stage] for stage in share.stages) for share in work.shares]
+        kept += [number * num_bytes for number, num_bytes in zip(flying, held, strict=True)]
     else:
-        of = work.backward_layers
         kept += [max(sum(n * of[stage] for stage, n in moment) for moment in rank) for rank in work.profile.alive]
-    one, whole, logits = (
-        layer_activation_bytes(work),
-        layer_activation_bytes(work, recompute="none"),
-        logits_bytes(work),
-    )
+    whole, logits = most(work, lambda one: layer_activation_bytes(one, recompute="none")), logits_bytes(work)
     again = whole if plan.recompute != "none" else 0.0
     passing = TEMPORARY * whole + (temporary_bytes(work) if cut_by_tiles(work) else 0.0)
     last, shared = len(work.layers) - 1, WAITING_LOGITS * logits / plan.pp if work.vocabulary else None
     found = []
-    for rank, (layers, share) in enumerate(zip(kept, work.shares, strict=True)):
+    for rank, (alive, share) in enumerate(zip(kept, work.shares, strict=True)):
         of_head = shared if shared is not None else logits if last in share.stages else 0.0
-        alive = layers * one + again + waiting_bytes(work, rank)
+        alive += again + waiting_bytes(work, rank)
         found.append(_rank(work, share, margin, alive=alive, logits=of_head, passing=passing))
     return tuple(found)
 
@@ -150,15 +148,23 @@ def fits(work: Workload, margin: Margin | None = None) -> bool:
 
 
 def layer_activation_bytes(work: Workload, *, recompute: str | None = None) -> float:
-    """What one layer keeps of one micro-batch on one rank; ``recompute`` None: the plan's."""
+    """What one layer keeps of one micro-batch on one rank; on average, where they differ.
+
+    ``recompute`` None: the plan's.
+    """
+    if len(set(work.model.attention)) > 1:
+        return mean(work, lambda one: layer_activation_bytes(one, recompute=recompute))
     recompute = recompute or work.plan.recompute
     model, stack, tp = work.model, work.stack, work.plan.tp
     lengthwise = tp if stack.sequence_parallel else 1
     if recompute == "full":
         inputs = work.tokens * 2 * model.hidden_size / lengthwise
-        return inputs + (kept_bytes(work) if cut_by_tiles(work) else 0.0)
+        return inputs + (kept_bytes(work) if cut_by_tiles(work) and not model.keeps_states else 0.0)
     kept = 0 if stack.gathers_again else INPUT_BYTES * model.hidden_size
     per_token = (_whole(model, stack) - kept) / lengthwise + kept + _split(model) / tp
+    if model.keeps_states:
+        found = kept_of_token(work, recompute=recompute)
+        return work.tokens * (per_token + 2 * found.own + 4 * found.sums)
     if recompute == "none":
         per_token += SCORE_BYTES[stack.attention] * model.num_heads * work.sequence_length / tp
     return work.tokens * per_token
@@ -182,7 +188,7 @@ def _split(model: ModelSpec) -> float:
     """Bytes per token of a layer that tp splits, without scores."""
     queries, keys = model.num_heads * model.head_size, model.kv_heads * model.head_size
     feed_forward = (4 if model.family == "gpt2" else 8) * model.intermediate_size
-    return 4 * queries + 4 * keys + feed_forward
+    return (0 if model.keeps_states else 4 * queries + 4 * keys) + feed_forward
 
 
 def _rank(work: Workload, share: Share, margin: Margin, *, alive: float, logits: float, passing: float) -> RankMemory:

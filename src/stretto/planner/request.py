@@ -20,7 +20,6 @@ from stretto.planner.own_stack import own_stack
 from stretto.planner.stack import KernelStack
 from stretto.planner.workload import Workload
 from stretto.spec.cluster import ClusterSpec
-from stretto.spec.errors import UnsupportedError
 from stretto.spec.model import ModelSpec
 from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSpec
@@ -34,6 +33,8 @@ CHOSEN = (
     *DEGREES,
     "context",
     "ulysses",
+    "context_layout",
+    "linear_context",
     "ep",
     "schedule",
     "chunks",
@@ -72,15 +73,7 @@ class Request:
     """What was measured of the machines; None: what ``cluster.calibration`` names, else the published figures."""
 
     def __post_init__(self) -> None:
-        """Read the cluster's own calibration; ConfigError where its file can't be.
-
-        UnsupportedError for a model with linear layers.
-        """
-        if self.run.model.keeps_states:
-            raise UnsupportedError(
-                "The planner doesn't know the time and memory of linear and delta layers (model.attention); write the "
-                "plan's values yourself instead of auto, or plan for a model of softmax layers."
-            )
+        """Read the cluster's own calibration; ConfigError where its file can't be."""
         if self.calibration is None:
             object.__setattr__(self, "calibration", calibration_of(self.run.cluster))
 

@@ -13,6 +13,7 @@ would help.  Bytes are the least that a part can move, each operand once; second
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -30,6 +31,7 @@ from stretto.planner.compute import (
 )
 from stretto.planner.flops import keys_per_query
 from stretto.planner.groups import apart
+from stretto.planner.linear_layers import TOUCHED, kept, kernel_operations, kernel_seconds, of_kind
 from stretto.planner.matmul import processors_of, weight_operations
 from stretto.planner.workload import Workload
 from stretto.spec.cluster import ClusterSpec
@@ -92,7 +94,6 @@ def roofline(
     ``updated``: parameters that a pipeline rank updates; None: the fullest rank's.
     """
     calibration, model = calibration or published(work.cluster.name), work.model
-    shapes = weight_shapes(work)
     updated = work.largest_trained if updated is None else updated
     optimizer = updated / work.states.optimizer
     states = 2 * work.stack.optimizer_bytes + work.stack.gradient_bytes + work.stack.parameter_bytes
@@ -101,10 +102,7 @@ def roofline(
     logits = work.tokens * model.vocab_size / (work.plan.tp if work.stack.sharded_logits else 1)
     head = head_seconds(work, calibration)
     return (
-        _products("attention's projections", work, calibration, shapes[:2]),
-        _attention(work, calibration),
-        _products("feed-forward", work, calibration, shapes[2:]),
-        _elementwise(work, calibration),
+        *_layer(work, calibration),
         Part(
             name=HEAD,
             operations=operations,
@@ -119,6 +117,30 @@ def roofline(
             seconds=optimizer_seconds(work, calibration, updated),
             unit="step",
         ),
+    )
+
+
+def _layer(work: Workload, calibration: Calibration) -> tuple[Part, ...]:
+    """The parts of one layer; on average, where they differ."""
+    if len(set(work.model.attention)) > 1:
+        number = work.model.num_layers
+        kinds = Counter(map(work.model.attention_of, range(number)))
+        each = [(count / number, _layer(of_kind(work, kind), calibration)) for kind, count in kinds.items()]
+        return tuple(
+            Part(
+                name=parts[0][1].name,
+                operations=sum(share * part.operations for share, part in parts),
+                num_bytes=sum(share * part.num_bytes for share, part in parts),
+                seconds=sum(share * part.seconds for share, part in parts),
+            )
+            for parts in zip(*([(share, part) for part in layer] for share, layer in each), strict=True)
+        )
+    shapes = weight_shapes(work)
+    return (
+        _products("attention's projections", work, calibration, shapes[:2]),
+        _attention(work, calibration),
+        _products("feed-forward", work, calibration, shapes[2:]),
+        _elementwise(work, calibration),
     )
 
 
@@ -141,8 +163,15 @@ def _products(name: str, work: Workload, calibration: Calibration, shapes: Seque
 
 
 def _attention(work: Workload, calibration: Calibration) -> Part:
-    """Scores and their use; flash doesn't write them."""
+    """Scores and their use; flash doesn't write them.  Of a layer that keeps a state, its chunked kernel."""
     model, flash = work.model, not work.stack.stores_scores
+    if model.keeps_states:
+        return Part(
+            name="attention",
+            operations=PASSES * kernel_operations(work),
+            num_bytes=4 * work.tokens * kept(work).sums * sum(TOUCHED),
+            seconds=sum(kernel_seconds(work, calibration)),
+        )
     keys = keys_per_query(model, work.sequence_length, causal=flash)
     forward = 4 * work.tokens * model.num_heads * model.head_size * keys / work.plan.tp
     width = (model.num_heads + model.kv_heads) * model.head_size / work.plan.tp
@@ -159,7 +188,8 @@ def _attention(work: Workload, calibration: Calibration) -> Part:
 def _elementwise(work: Workload, calibration: Calibration) -> Part:
     """Norms, activations, residuals, rotary: about one operation per element that is read or written."""
     num_bytes = sum(moved_bytes(work))
-    others = kernels(work) - len(weight_shapes(work)) - ATTENTION_KERNELS[work.stack.attention]
+    attention = 0 if work.model.keeps_states else ATTENTION_KERNELS[work.stack.attention]
+    others = kernels(work) - len(weight_shapes(work)) - attention
     return Part(
         name="norms and activations",
         operations=num_bytes / ELEMENT_BYTES,

@@ -201,7 +201,8 @@ class _Search:
             each = list(contexts(self.request, core)) or [core]
             layer = {plan: turns(self.request.work(plan), self.request.calibration).layer for plan in each}
             best = min(each, key=lambda plan: float(f"{layer[plan]:.6g}"))
-            self.ways[key] = {"context": best.context, "ulysses": best.ulysses}
+            names = ("context", "ulysses", "context_layout", "linear_context")
+            self.ways[key] = {name: getattr(best, name) for name in names}
         return replace(core, **self.ways[key])
 
     def _open(self, core: PlanSpec, stage: Round) -> None:

@@ -30,6 +30,7 @@ from stretto.planner.communication import (
 )
 from stretto.planner.compute import head_seconds, layer_seconds, optimizer_seconds, recompute_seconds
 from stretto.planner.groups import apart, of_ranks
+from stretto.planner.linear_layers import of_stages
 from stretto.planner.measured_step import measured_step
 from stretto.planner.memory import layer_activation_bytes
 from stretto.planner.uncertainty import expected_error
@@ -191,13 +192,16 @@ def _mixed_turns(work: Workload, given: Calibration | None) -> StageTurns:
 
 def _turns(work: Workload, calibration: Calibration, collectives: float) -> StageTurns:
     """Each stage's own; ``collectives`` are seconds of a layer forward and backward, a third of them forward."""
-    layer, head = layer_seconds(work, calibration), head_seconds(work, calibration)
-    repeated = recompute_seconds(work, calibration)
-    gathered = logits_seconds(work, calibration)
-    forward = [(layer.forward + collectives / 3) * layers for layers in work.layers]
-    weights = [layer.weights * layers for layers in work.weight_layers]
-    again = layer.backward - layer.weights + repeated + collectives * 2 / 3
-    backward = [again * layers + own for layers, own in zip(work.backward_layers, weights, strict=True)]
+    head, gathered = head_seconds(work, calibration), logits_seconds(work, calibration)
+
+    def again(one: Workload) -> float:
+        layer = layer_seconds(one, calibration)
+        return layer.backward - layer.weights + recompute_seconds(one, calibration) + collectives * 2 / 3
+
+    forward = of_stages(work, lambda one: layer_seconds(one, calibration).forward + collectives / 3)
+    weights = of_stages(work, lambda one: layer_seconds(one, calibration).weights, work.weight_layers)
+    inputs = of_stages(work, again, work.backward_layers)
+    backward = [one + own for one, own in zip(inputs, weights, strict=True)]
     if work.plan.compile == "blocks":  # layers that are compiled as a whole do all of it in I
         weights = [EMPTY * seconds for seconds in backward]
     if not work.vocabulary:

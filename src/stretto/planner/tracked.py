@@ -17,11 +17,14 @@ what the activations were.
 
 from __future__ import annotations
 
+from stretto.planner.linear_layers import kept, mean, most, of_stages
 from stretto.planner.measured_step import schedule_of
 from stretto.planner.memory import RankMemory, optimizer_bytes, waiting_bytes
 from stretto.planner.workload import Workload
 from stretto.schedule.op import Kind
 
+SUM_BYTES = 4
+"""Of a number of a state, and of what makes one: float32 at least."""
 SCORE_BYTES = 4
 """Of a log-probability: float32 at least."""
 
@@ -35,7 +38,9 @@ def tracked(work: Workload, *, packed: bool = True) -> tuple[RankMemory, ...]:
 
 
 def layer_elements(work: Workload, *, packed: bool, recompute: str | None = None) -> float:
-    """What one layer keeps of one micro-batch."""
+    """What one layer keeps of one micro-batch; on average, where they differ."""
+    if len(set(work.model.attention)) > 1:
+        return mean(work, lambda one: layer_elements(one, packed=packed, recompute=recompute))
     model, tp = work.model, work.plan.tp
     recompute = recompute or work.plan.recompute
     if recompute == "full":
@@ -45,6 +50,9 @@ def layer_elements(work: Workload, *, packed: bool, recompute: str | None = None
     inside = (2 * queries + 2 * keys + model.num_heads) / tp + (work.sequence_length if packed else 0)
     if recompute == "selective":
         inside = (2 * queries + 2 * keys) / tp
+    if model.keeps_states:
+        found = kept(work, recompute=recompute)
+        inside = found.own + found.sums * max(SUM_BYTES / work.stack.parameter_bytes, 1.0)
     outside = 2 * (model.hidden_size + 1) / tp + 2 * model.hidden_size
     return work.tokens * (outside + inside + ups * model.intermediate_size / tp)
 
@@ -59,7 +67,8 @@ def _rank(work: Workload, rank: int, packed: bool) -> RankMemory:
     last = len(work.layers) - 1 in work.stages_of_rank(rank)
     loss = _loss_bytes(work) * _waiting_losses(work, rank) if last else 0.0
     if work.plan.recompute != "none":  # one whole layer, when the loss is let go already
-        whole = layer_elements(work, packed=packed, recompute="none") - layer_elements(work, packed=packed)
+        whole = most(work, lambda one: layer_elements(one, packed=packed, recompute="none"))
+        whole -= layer_elements(work, packed=packed)
         kept += max(0.0, whole * stack.parameter_bytes - loss)
     return RankMemory(
         parameters=share.parameters * stack.parameter_bytes / states.parameters,
@@ -73,12 +82,13 @@ def _rank(work: Workload, rank: int, packed: bool) -> RankMemory:
 
 def _moment(work: Workload, moment: tuple[tuple[int, int], ...], packed: bool) -> float:
     """Bytes of what is alive at once: so many micro-batches of each stage."""
-    one, spared = layer_elements(work, packed=packed), _spared(work)
-    tables = 0 if work.model.family == "gpt2" else 2 * work.model.head_size * work.tokens
+    of, spared = of_stages(work, lambda one: layer_elements(one, packed=packed), work.backward_layers), _spared(work)
+    turned = work.model.family != "gpt2" and "softmax" in work.model.attention
+    tables = 2 * work.model.head_size * work.tokens if turned else 0
     kept = 0.0
     for stage, count in moment:
         layers = work.backward_layers[stage]
-        elements = layers * one - max(0.0, layers - work.weight_layers[stage]) * spared
+        elements = of[stage] - max(0.0, layers - work.weight_layers[stage]) * spared
         kept += count * work.stack.parameter_bytes * (elements + (tables if layers else 0))
     return kept
 
