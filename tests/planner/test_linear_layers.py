@@ -46,7 +46,7 @@ def work_of(model: ModelSpec, *, length: int = 192, rows: int = 2, cluster: str 
         cluster=cluster_preset(cluster) if cluster else ClusterSpec(),
         sequence_length=length,
         global_batch_size=rows * 16,
-        stack=own_stack("bfloat16" if cluster else "float32"),
+        stack=own_stack(TrainingSpec(dtype="bfloat16" if cluster else "float32")),
     )
 
 
