@@ -64,7 +64,10 @@ def test_json_alone(capsys: pytest.CaptureFixture[str]) -> None:
     ("why_not", "message"),
     [
         ("pp=3", "pp=3 can't be: plan.pp = 3 can't divide 8 devices"),
-        ("pp=1,dp_shard=1", "pp=1, dp_shard=1 doesn't fit. The least that any plan needs is"),
+        (
+            "pp=1,zero=1,shard_optimizer=1",
+            "pp=1, zero=1, shard_optimizer=1 doesn't fit. The least that any plan needs is",
+        ),
         ("recompute=full,pp=1", "faster: arithmetic"),
         ("tp=2", "tp=2 contradicts what is pinned: tp=1."),
     ],
