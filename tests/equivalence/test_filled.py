@@ -7,9 +7,12 @@ as in test_plans.  In between the model is evaluated, which must not disturb wha
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -22,13 +25,16 @@ from equivalence.test_schedules import run_of
 from ranks import Ranks
 from stretto.parallel.pipeline.landing import Landing
 from stretto.spec.check import check
+from stretto.spec.contract import Batch
 from stretto.spec.data import DataSpec
 from stretto.spec.errors import ConfigError, UnsupportedError
 from stretto.spec.run import RunSettings, RunSpec
+from stretto.trainer.filling import Filling
 from stretto.trainer.freezing import matches
 from stretto.trainer.loop import Hooks, Loop
 from stretto.trainer.planned import planned
 from stretto.trainer.session import Session
+from stretto.trainer.verify import verify
 from stretto.trainer.world import World
 
 STEPS = 3
@@ -107,6 +113,27 @@ def test_what_is_known_ahead_changes_no_bit(ranks: Ranks) -> None:
     width = run.model.hidden_size * run.training.sequence_length
     assert first["waiting"] == [6 * width] * STEPS  # rank 0 has stage 0
     assert second["waiting"] == [0] * STEPS
+
+
+@contextmanager
+def swapped_units() -> Iterator[None]:
+    """What is computed ahead goes to other micro-batches than those it is of."""
+    expect = Filling.expect
+
+    def wrong(self: Filling, step: int, ahead: Sequence[Batch]) -> None:
+        expect(self, step, ahead[::-1])
+
+    with patch.object(Filling, "expect", wrong):
+        yield
+
+
+@pytest.mark.parametrize("fault", [None, swapped_units])
+def test_verify_plays_it_and_finds_what_is_wrong(ranks: Ranks, fault: Any) -> None:
+    run = filled_run(("dense", 2, ("inputs.*", "blocks.[0-4].*"), {"pp": 2, "passes": (f"{FILL}:where=front",)}))
+    report = verify(run, steps=2, run_ranks=ranks.run, around=fault, say=lambda line: None)
+    assert report.equal == (fault is None)
+    assert report.notes == ("2 frozen layers in front instead of 5",)
+    assert fault is None or str(report.first_output).startswith("blocks.2")  # of four the first that the pipeline holds
 
 
 def looped(rank: int, world: int, run: RunSpec, stop_after: int) -> list[tuple[int, list[int]]]:

@@ -101,6 +101,8 @@ def shrink(run: RunSpec) -> Shrunk:
     model = run.model if foreign else shrink_model(run, plan, training)
     if fills(plan):
         ahead = min(front_layers(run), AHEAD)
+        if ahead < front_layers(run):
+            notes.append(f"{ahead} frozen layers in front instead of {front_layers(run)}")
         model, plan = replace(model, num_layers=model.num_layers + ahead), _timed_by_default(plan)
         training = replace(training, freeze=_frozen_front(training.freeze, front_layers(run), ahead))
     if training.freeze:
