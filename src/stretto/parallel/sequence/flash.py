@@ -204,7 +204,7 @@ class Flash:
         return into if into is not None else (torch.zeros(q.shape, dtype=exact, device=q.device), _unseen(q, exact))
 
     def backward(self, rows: Rows, kv: Tensor, block: Block) -> tuple[Tensor, Tensor]:
-        """As ``Blockwise.backward``."""
+        """As ``Blockwise.backward``, in the type of q where one call gives it all."""
         fused = self._choose(rows.q, block)
         if not isinstance(fused, Fused):
             return fused.backward(rows, kv, block)
