@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -62,56 +63,43 @@ class Circle:
         """Nodes."""
         return self.size // self.inner
 
-    def there(self, owner: int, reads: Reads) -> list[Hop]:
-        """How the owner's tokens get to all who need them."""
-        index, found = owner % self.inner, []
-        nodes = self._nodes(owner, reads)
-        for number, (round_, node) in enumerate(nodes):
-            stops = self._stops(node, owner, reads)
-            for k, (step, seat) in enumerate(stops[:-1]):
-                needed = _union(reads(other, owner) for _, other in stops[k + 1 :])
-                slot = (round_, step, False)
-                found.append(Hop(owner=owner, source=seat, target=stops[k + 1][1], slot=slot, tokens=needed))
-            if number + 1 < len(nodes):
-                needed = _union(self._of_node(other, owner, reads) for _, other in nodes[number + 1 :])
-                ends = node * self.inner + index, nodes[number + 1][1] * self.inner + index
-                found.append(Hop(owner=owner, source=ends[0], target=ends[1], slot=(round_, 0, True), tokens=needed))
-        return found
-
-    def home(self, owner: int, reads: Reads) -> list[Hop]:
-        """How what all who got the owner's tokens have found for them gets home."""
-        index, found = owner % self.inner, []
-        nodes = self._nodes(owner, reads)
-        for number, (round_, node) in enumerate(nodes):
-            stops = self._stops(node, owner, reads)
-            for k, (step, seat) in enumerate(stops[1:], start=1):
-                so_far = _union(reads(other, owner) for _, other in stops[1 : k + 1])
-                target = stops[(k + 1) % len(stops)][1]
-                found.append(Hop(owner=owner, source=seat, target=target, slot=(round_, step, False), tokens=so_far))
-            if number:
-                so_far = _union(self._of_node(other, owner, reads) for _, other in nodes[1 : number + 1])
-                ends = node * self.inner + index, nodes[(number + 1) % len(nodes)][1] * self.inner + index
-                found.append(Hop(owner=owner, source=ends[0], target=ends[1], slot=(round_, 0, True), tokens=so_far))
-        return found
-
-    def _nodes(self, owner: int, reads: Reads) -> list[tuple[int, int]]:
-        """Round and node of the owner and of the others that need something of it."""
-        own = owner // self.inner
-        nodes = [(r, (own + r) % self.rounds) for r in range(self.rounds)]
-        return [nodes[0], *(pair for pair in nodes[1:] if self._of_node(pair[1], owner, reads))]
-
-    def _stops(self, node: int, owner: int, reads: Reads) -> list[tuple[int, int]]:
-        """Step and seat of where the owner's tokens enter a node, and of the others there that need some."""
-        seats = [(s, node * self.inner + (owner + s) % self.inner) for s in range(self.inner)]
-        return [seats[0], *(pair for pair in seats[1:] if reads(pair[1], owner))]
-
-    def _of_node(self, node: int, owner: int, reads: Reads) -> Ranges:
-        seats = range(node * self.inner, (node + 1) * self.inner)
-        return _union(reads(seat, owner) for seat in seats if seat != owner)
+    def hops(self, owner: int, reads: Reads) -> tuple[list[Hop], list[Hop]]:
+        """How the owner's tokens get to all who need them, and how what all these have found for them gets home."""
+        index, own = owner % self.inner, owner // self.inner
+        wanted = [() if seat == owner else reads(seat, owner) for seat in range(self.size)]
+        there: list[Hop] = []
+        home: list[Hop] = []
+        nodes: list[tuple[Slot, int, Ranges]] = []
+        for round_ in range(self.rounds):
+            node = (own + round_) % self.rounds * self.inner
+            of_node = merged([part for seat in range(node, node + self.inner) for part in wanted[seat]])
+            if round_ and not of_node:
+                continue
+            nodes.append(((round_, 0, True), node + index, of_node))
+            seats = [(step, node + (index + step) % self.inner) for step in range(self.inner)]
+            stops = [((round_, step, False), seat, wanted[seat]) for step, seat in seats if not step or wanted[seat]]
+            for found, more in zip((there, home), _chain(owner, stops), strict=True):
+                found += more
+        on, back = _chain(owner, nodes)
+        return there + on, home + back
 
 
-def _union(parts: Iterable[Ranges]) -> Ranges:
-    return merged([part for ranges in parts for part in ranges])
+def _chain(owner: int, stops: list[tuple[Slot, int, Ranges]]) -> tuple[list[Hop], list[Hop]]:
+    """From stop to stop, each with what those behind it want; back from stop to stop to the first, with what those so
+    far have found.  Each stop has its slot, its seat and what it wants."""
+    slots, seats = [slot for slot, _, _ in stops], [seat for _, seat, _ in stops]
+    wanted = [tokens for _, _, tokens in stops[1:]]
+    so_far = list(accumulate(wanted, _both))
+    ahead = list(accumulate(reversed(wanted), _both))[::-1]
+    ends = list(zip(slots, seats, [*seats[1:], seats[0]], strict=True))
+    return (
+        [Hop(owner=owner, source=a, target=b, slot=s, tokens=t) for (s, a, b), t in zip(ends[:-1], ahead, strict=True)],
+        [Hop(owner=owner, source=a, target=b, slot=s, tokens=t) for (s, a, b), t in zip(ends[1:], so_far, strict=True)],
+    )
+
+
+def _both(some: Ranges, more: Ranges) -> Ranges:
+    return some if some == more else merged([*some, *more])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,20 +136,16 @@ class Routes:
 def routes_of(reach: Reach, inner: int, seat: int) -> Routes:
     """Of keys and values, in a ring with nodes of ``inner`` seats."""
     circle = Circle(size=len(reach.seats), inner=inner)
-    owners = range(circle.size)
-    return Routes(
-        circle=circle,
-        reach=reach,
-        there=Timetable.of((hop for owner in owners for hop in circle.there(owner, reach.reads)), seat),
-        home=Timetable.of((hop for owner in owners for hop in circle.home(owner, reach.reads)), seat),
-    )
+    hops = [circle.hops(owner, reach.reads) for owner in range(circle.size)]
+    there, home = (Timetable.of((hop for of_owner in way for hop in of_owner), seat) for way in zip(*hops, strict=True))
+    return Routes(circle=circle, reach=reach, there=there, home=home)
 
 
 @lru_cache(maxsize=512)
 def query_routes_of(reach: Reach, seat: int) -> Timetable:
     """Of queries, in a plain ring."""
     circle = Circle(size=len(reach.seats), inner=len(reach.seats))
-    return Timetable.of((hop for owner in range(circle.size) for hop in circle.there(owner, reach.asks)), seat)
+    return Timetable.of((hop for owner in range(circle.size) for hop in circle.hops(owner, reach.asks)[0]), seat)
 
 
 class Arrivals:
