@@ -146,3 +146,15 @@ def test_each_kind_of_device_has_a_roof_of_its_own(tmp_path: Path) -> None:
     assert all(quick.seconds < other.seconds for quick, other in zip(fast[:4], slow[:4], strict=True))
     page = roofline_plot(found)
     assert page.count('class="roof"') == 2 and "<h3>h100:8</h3>" in page and "<h3>fire-flyer:8</h3>" in page
+
+
+def test_the_cluster_files_among_the_examples_can_be_planned_for() -> None:
+    found = {
+        path.stem: read_cluster(path).cluster for path in (Path(__file__).parents[2] / "examples/clusters").iterdir()
+    }
+    assert len(found) >= 4 and sum(bool(cluster.groups) for cluster in found.values()) >= 2
+    for cluster in found.values():
+        devices = cluster.num_nodes * cluster.devices_per_node
+        plan = PlanSpec(pp=3 if devices == 24 else 2, dp_shard=devices // (3 if devices == 24 else 2))
+        run = RunSpec(model=MODEL, cluster=cluster, training=replace(TRAINING, global_batch_size=devices))
+        assert estimate(Request(run=run), plan).seconds > 0
