@@ -23,6 +23,7 @@ from stretto.planner.workload import Workload
 from stretto.spec.errors import ScheduleError, UnsupportedError
 from stretto.spec.plan import PlanSpec
 from stretto.spec.stages import balanced
+from stretto.spec.states import StateSharding, written
 
 SLOWEST = 8.0
 """Times the best step up to which the front is followed."""
@@ -114,7 +115,7 @@ def _along(request: Request, known: Iterable[Point], slowest: float) -> list[Poi
     for bound, core in sorted(bounded, key=lambda pair: pair[0]):
         if bound > slowest:
             break
-        if hopeless(bound, replace(core, dp_replicate=1, dp_shard=core.dp, zero=3)):
+        if hopeless(bound, _most_divided(core)):
             continue
         for plan in shardings(request, core):
             if hopeless(bound, plan):
@@ -126,6 +127,13 @@ def _along(request: Request, known: Iterable[Point], slowest: float) -> list[Poi
             below.add(point.seconds, point.peak)
             found.append(point)
     return found
+
+
+def _most_divided(core: PlanSpec) -> PlanSpec:
+    """The core with each state over all data ranks, whatever is pinned."""
+    ranks = core.dp * core.cp
+    states = StateSharding(parameters=ranks, gradients=ranks, optimizer=ranks)
+    return written(replace(core, dp_replicate=1, dp_shard=core.dp), states)
 
 
 def _least_bytes(work: Workload, margin: Margin) -> float:
