@@ -6,7 +6,7 @@
 Nodes are network namespaces (namespaces.py): inside a node messages go over loopback, between nodes through one link
 that all its ranks share and that the kernel holds to a rate.  Messages, processes and gloo are real; compute is a wait
 in proportion to its work (virtual_context.py), which leaves the processors to the messages.  At ``1x`` the link carries
-the keys and values of one rank in a quarter of a block's forward.
+the keys and values of one rank, as many heads of each as of queries, in a quarter of a block's forward.
 
 Wanted: the best mesh never slower than the better of ring and Ulysses.  A time is that of the slowest rank, of the
 fastest turn.
@@ -15,6 +15,7 @@ fastest turn.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import signal
@@ -31,7 +32,7 @@ from torch.multiprocessing.spawn import ProcessContext, start_processes
 
 from benchmarks.namespaces import Nodes, die_with, two_nodes
 from benchmarks.pairs import RESULTS, command, machine
-from benchmarks.virtual_context import Side, best_of
+from benchmarks.virtual_context import HEADS, Side, best_of
 from stretto.parallel.pipeline.virtual import wake_on_time
 from stretto.parallel.wire import Wire
 from stretto.spec.plan import PlanSpec
@@ -52,14 +53,21 @@ def ways(ranks: int) -> dict[str, dict[str, Any]]:
     return found
 
 
-def figures(times: dict[str, float], slower: float) -> dict[str, Any]:
+def side_of(args: argparse.Namespace, wire: Wire, way: dict[str, Any], kv_heads: int) -> Side:
+    """One plan."""
+    plan = PlanSpec(cp=args.ranks, **way)
+    return Side(plan, wire, tokens=args.tokens, compute=args.compute, shape=(kv_heads, HEAD_SIZE))
+
+
+def figures(times: dict[str, float], slower: float, kv_heads: int) -> dict[str, Any]:
     """One row."""
     mesh, parent = (
         min((t, name) for name, t in times.items() if name.startswith(kind)) for kind in ("mesh", ("ring", "ulysses"))
     )
     told = ", ".join(f"{name} {t:.2f}" for name, t in times.items())
-    what = f"link {slower:g}x slower: {parent[1]} / {mesh[1]} ({told} s)"
-    return {"what": what, "figure": parent[0] / mesh[0], "wanted": ">= 1", "slower": slower, "seconds": times}
+    what = f"heads {HEADS}:{kv_heads}, link {slower:g}x slower: {parent[1]} / {mesh[1]} ({told} s)"
+    row = {"what": what, "figure": parent[0] / mesh[0], "wanted": ">= 1"}
+    return {**row, "kv_heads": kv_heads, "slower": slower, "seconds": times}
 
 
 def work(rank: int, args: argparse.Namespace, nodes: Nodes, folder: str) -> None:
@@ -73,18 +81,13 @@ def work(rank: int, args: argparse.Namespace, nodes: Nodes, folder: str) -> None
     store = (Path(folder) / "store").as_uri()
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=args.ranks, timeout=SILENT)
     wire, rows = Wire(dist.group.WORLD), []
-    sides = {
-        name: Side(PlanSpec(cp=args.ranks, **way), wire, tokens=args.tokens, compute=args.compute, head_size=HEAD_SIZE)
-        for name, way in ways(args.ranks).items()
-    }
-    side = sides["ring"]
-    num_bytes = 4.0 * side.qkv[1].numel() * 2
-    for slower in args.slower:
+    for kv_heads, slower in itertools.product(args.kv_heads, args.slower):
+        sides = {name: side_of(args, wire, way, kv_heads) for name, way in ways(args.ranks).items()}
         if rank == 0:
-            nodes.limit(num_bytes / (args.compute / args.ranks / 4) / slower)
+            nodes.limit(8.0 * HEADS * HEAD_SIZE * args.tokens / args.ranks / (args.compute / args.ranks / 4) / slower)
         dist.barrier()
-        row = figures({name: row["seconds"] for name, row in best_of(sides, args.turns).items()}, slower)
-        rows.append(row)
+        times = {name: row["seconds"] for name, row in best_of(sides, args.turns).items()}
+        rows.append(row := figures(times, slower, kv_heads))
         if rank == 0:
             print(f"{row['figure']:8.3f}  {row['wanted']:6} {row['what']}", flush=True)
     if rank == 0:
@@ -123,6 +126,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--compute", type=float, default=1.0, help="seconds of a rank's forward, where work is equal")
     parser.add_argument("--slower", type=float, nargs="+", default=[1.0, 4.0, 16.0], help="how slow the link is")
+    parser.add_argument("--kv-heads", type=int, nargs="+", default=[8, 2], help=f"key/value heads of {HEADS} heads")
     args = parser.parse_args()
     args.parent = os.getpid()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -141,10 +141,18 @@ class Side:
 
     Args:
         compute: seconds of a rank's forward, where work is equal.
-        head_size: numbers of a head that travel.
+        shape: key/value heads, and numbers of a head that travel.
     """
 
-    def __init__(self, plan: PlanSpec, wire: Wire, *, tokens: int, compute: float, head_size: int = HEAD_SIZE) -> None:
+    def __init__(
+        self,
+        plan: PlanSpec,
+        wire: Wire,
+        *,
+        tokens: int,
+        compute: float,
+        shape: tuple[int, int] = (KV_HEADS, HEAD_SIZE),
+    ) -> None:
         shares = cut_sequence(tokens, plan.cp, plan.context_layout)
         index = torch.cat([torch.arange(*part) for part in shares[dist.get_rank()]])
         self.rows = CutRows(SequencePart(shares=shares, tokens=index, documents=None))
@@ -153,7 +161,8 @@ class Side:
         self.attend = ContextAttend(
             wire=self.wire, arrangement=Arrangement.of(plan), local=NoDropout(), kernel=self.kernel
         )
-        self.qkv = [torch.zeros(1, n, len(index), head_size, requires_grad=True) for n in (HEADS, KV_HEADS, KV_HEADS)]
+        kv_heads, size = shape
+        self.qkv = [torch.zeros(1, n, len(index), size, requires_grad=True) for n in (HEADS, kv_heads, kv_heads)]
 
     def turn(self) -> dict[str, float]:
         """Seconds of one forward and backward, of the slowest rank, and what this rank counted."""

@@ -10,8 +10,9 @@ Of its own heads a rank has its own tokens from the start, and attention needs n
 
     backward    own queries to others' keys        while the others' gradients of outputs come
                 ... the ring's steps ...
-                others' queries to all keys        while the ring's gradients come home; then what is others' leaves
-                own queries to own keys            while that is under way
+                others' queries to others' keys    while the ring's gradients come home; then those of keys leave
+                others' queries to own keys        and those of queries
+                own queries to own keys            while these are under way
 
 So no all-to-all is waited for unless a share of a block takes less than its message; what is sent is what Ulysses
 and a ring send.
@@ -33,7 +34,7 @@ from stretto.parallel.sequence.ring import Journey, Ring
 from stretto.parallel.sequence.routes import picked, put_at, with_tokens
 from stretto.parallel.sequence.ulysses import Exchange
 from stretto.parallel.wire import Transfer
-from stretto.spec.sequence import Range, Ranges, count
+from stretto.spec.sequence import Range, Ranges, count, joined
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,15 +110,18 @@ class SharedSeat:
     ) -> tuple[Tensor, Tensor]:
         """The rest of the own block; what is complete leaves meanwhile."""
         (dq, dkv), exchange, seat = sums, self.exchange, task.seats[self.ring.seat]
+        theirs = joined(part for other in exchange.others for part in exchange.shares[other])
         queries, keys = [], []
-        for other in exchange.others:
-            share = exchange.shares[other]
-            task.differentiate(rows, kv, self._within(seat, share, None), sums)
-            queries.append(exchange.give_back(picked(dq, seat, share).to(kv.dtype), other, keys=False))
-        journey.end()
-        for other in exchange.others:
+        for number, other in enumerate(exchange.others):
+            task.differentiate(rows, kv, self._within(seat, theirs, exchange.shares[other]), sums)
+            if number == 0:
+                journey.end()
             part = self._one_per_head(picked(dkv, seat, exchange.shares[other])).to(kv.dtype)
             keys.append(exchange.give_back(part, other, keys=True))
+        for other in exchange.others:
+            share = exchange.shares[other]
+            task.differentiate(rows, kv, self._within(seat, share, self.mine), sums)
+            queries.append(exchange.give_back(picked(dq, seat, share).to(kv.dtype), other, keys=False))
         task.differentiate(rows, kv, self._within(seat, self.mine, self.mine), sums)
         found = (
             self.of_all_heads(picked(dq, seat, self.mine).to(kv.dtype), queries, keys=False),
