@@ -184,7 +184,7 @@ class Flash:
         self._plain: Kernel = Blockwise()
 
     def forward(self, q: Tensor, kv: Tensor, block: Block) -> tuple[Tensor, Tensor]:
-        """As ``Blockwise.forward``."""
+        """As ``Blockwise.forward``, in the type of q where one call gives it all."""
         fused = self._choose(q, block)
         if not isinstance(fused, Fused):
             return fused.forward(q, kv, block)
@@ -192,8 +192,10 @@ class Flash:
             rows = [self.forward(q[b : b + 1], kv[:, b : b + 1], _row(block, b)) for b in range(q.shape[0])]
             out, lse = (torch.cat(same) for same in zip(*rows, strict=True))
             return out, lse
-        exact, into = sum_dtype(q.dtype), None
-        for rectangle, rows_at, columns in _placed(block):
+        exact, into, placed = sum_dtype(q.dtype), None, list(_placed(block))
+        if len(placed) == 1 and placed[0][0][:2] == (block.queries, block.keys):
+            return self._forward(fused, q, kv, (block, placed[0][0]))
+        for rectangle, rows_at, columns in placed:
             found = self._forward(fused, q[:, :, rows_at], kv[:, :, :, columns], (block, rectangle))
             if rectangle[0] == block.queries and into is None:
                 into = found[0].to(exact), found[1]

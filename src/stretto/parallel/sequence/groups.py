@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from stretto.parallel.sequence.all_gather import AllGather
+from stretto.parallel.sequence.alone import Alone
 from stretto.parallel.sequence.opening import Cut
 from stretto.parallel.sequence.pieces import Kernel, Scheme, Task, attend_over
 from stretto.parallel.sequence.results import Results
@@ -63,6 +64,8 @@ class GroupedAttend:
     def scheme(self, section: Section) -> Scheme:
         """What circulates between the ranks of a document."""
         size, seat = len(section.shares), self.seat(section)
+        if size == 1:
+            return Alone()
         members = tuple(range(section.first, section.first + size))
         if self.outside == "token-ring":
             return TokenRing(wire=self.wire, members=members, seat=seat)

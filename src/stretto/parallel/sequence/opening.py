@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from stretto.parallel.sequence.all_gather import AllGather
+from stretto.parallel.sequence.alone import Alone
 from stretto.parallel.sequence.backends import kernel_for as kernel_for
 from stretto.parallel.sequence.blockwise import Drop
 from stretto.parallel.sequence.pieces import Kernel, Scheme, Task, attend_over
@@ -96,6 +97,8 @@ class ContextAttend:
     def scheme(self) -> Scheme:
         """What circulates between the seats."""
         who = self.arrangement
+        if who.ranks == 1:
+            return Alone()
         members, seat = who.ring(self.wire.index), who.place(self.wire.index)[0]
         if who.outside == "token-ring":
             return TokenRing(wire=self.wire, members=members, seat=seat)

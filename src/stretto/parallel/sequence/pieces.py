@@ -34,10 +34,10 @@ class Kernel(Protocol):
     """A backend: attention of one block on one device."""
 
     def forward(self, q: Tensor, kv: Tensor, block: Block) -> tuple[Tensor, Tensor]:
-        """``out`` [B, H, T, K] and ``lse`` [B, H, T], as Blockwise gives them."""
+        """``out`` [B, H, T, K] in the type of q or wider, and ``lse`` [B, H, T], as Blockwise gives them."""
 
     def backward(self, rows: Rows, kv: Tensor, block: Block) -> tuple[Tensor, Tensor]:
-        """The block's share of dq [B, H, T, K] and dkv [2, B, G, S, K]."""
+        """The block's share of dq [B, H, T, K] and dkv [2, B, G, S, K], in the type of q or wider."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
