@@ -60,6 +60,24 @@ class Then(Pending):
         return self._following is None
 
 
+class Sum(Pending):
+    """Every rank's ``part`` [n] for this one, added into it once all have arrived in ``received`` [ranks * n]."""
+
+    __slots__ = ("_part", "_received")
+
+    def __init__(self, work: Work | None, received: Tensor, part: Tensor, *keep: Tensor) -> None:
+        super().__init__(work, *keep)
+        self._received: Tensor | None = received
+        self._part = part
+
+    def wait(self) -> None:
+        """Return when the sum may be read."""
+        super().wait()
+        if self._received is not None:
+            torch.sum(self._received.view(-1, self._part.numel()), 0, out=self._part)
+            self._received = None
+
+
 DONE = Pending(None)
 """Nothing to wait for."""
 
@@ -90,10 +108,17 @@ def reduce(tensor: Tensor, target: int, group: ProcessGroup | None) -> Pending:
 
 
 def reduce_scatter(flat: Tensor, shard: Tensor, group: ProcessGroup | None) -> Pending:
-    """``shard`` [n] becomes this rank's part of the sum of all ``flat`` [ranks * n]."""
+    """``shard`` [n] becomes this rank's part of the sum of all ``flat`` [ranks * n].
+
+    gloo's own is an all-reduce, which sends twice the bytes; there each rank sends each other one its part.
+    """
     if group is None:
         shard.copy_(flat)
         return DONE
+    if dist.get_backend(group) == "gloo":
+        received = torch.empty_like(flat)
+        work = dist.all_to_all_single(received.view(-1), flat.view(-1), group=group, async_op=True)
+        return Sum(work, received, shard.view(-1), flat)
     return Pending(dist.reduce_scatter_single(shard.view(-1), flat.view(-1), group=group, async_op=True), flat, shard)
 
 
