@@ -8,7 +8,8 @@ by the floor loop; every schedule of torch.distributed.pipelining by all three i
 turns in one sitting; a step's time is that of its slowest rank.  The row ``best`` holds the schedule that our search
 finds within 1F1B's activation memory to ZBVZeroBubble, torch's fastest schedule in that memory, for the same work.
 The search is told how long a message takes (--message): the shortest schedule for messages that take no time has
-ranks that wait for each other at every operation, and loses 8% to them.
+ranks that wait for each other at every operation, and loses 8% to them.  Rows with vocabulary passes (S and T
+take half as long as F) have neither a floor nor torch beside them.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from stretto.parallel.mesh import Mesh, build_mesh
 from stretto.parallel.pipeline.virtual import wake_on_time
 from stretto.schedule.document import load, save
 from stretto.schedule.families import build
+from stretto.schedule.passes.vocabulary import vocabulary
 from stretto.schedule.schedule import Schedule
 from stretto.schedule.simulate import simulate
 from stretto.schedule.simulate.costs import Costs
@@ -45,6 +47,8 @@ BEST = "best"
 """The row of the best schedules in 1F1B's memory."""
 CHUNKS = 2
 """Of ZBVZeroBubble."""
+SHARE = 0.5
+"""Time of S and T beside that of F of a rank's whole share."""
 WARM = 2
 """Steps of each side before timing starts."""
 
@@ -66,10 +70,15 @@ def names() -> Iterator[str]:
     yield from (f"torch {name}" for name in TORCH)
     yield BEST
     yield from (name for name in capabilities.SCHEDULES if name not in ("auto", "skip-pipe"))
+    yield from (f"{name}, vocabulary {algorithm}" for name in ("1f1b", "zb-v") for algorithm in (1, 2))
 
 
 def family(name: str, ranks: int, microbatches: int) -> Schedule:
-    """A family's schedule with its own number of chunks, two where it can have any."""
+    """A family's schedule with its own number of chunks, two where it can have any; with vocabulary passes."""
+    name, _, algorithm = name.partition(", vocabulary ")
+    if algorithm:
+        bare = family(name, ranks, microbatches)
+        return vocabulary(bare, algorithm=int(algorithm), costs=Costs(S=SHARE, T=SHARE))
     if len(capabilities.SCHEDULES[name]) == 1 or name == "hanayo":
         return build(name, ranks=ranks, microbatches=microbatches)
     return build(name, ranks=ranks, microbatches=microbatches, chunks=2)
@@ -99,9 +108,12 @@ def sides_of(name: str, mesh: Mesh, seconds: float, args: argparse.Namespace) ->
     else:
         schedule = family(name, mesh.size("pp"), args.microbatches)
     share = seconds * schedule.num_stages / schedule.num_ranks
-    simulated = simulate(schedule, Costs(F=share, I=share, W=share)).makespan
+    scored = SHARE * share
+    simulated = simulate(schedule, Costs(F=share, I=share, W=share, S=scored, T=scored)).makespan
     lowered = lowered_and_valid(schedule)
-    return {"ours": ours(lowered, mesh, seconds), "floor": Floor(lowered, mesh, seconds), **sides}, simulated
+    if "vocabulary" not in name:
+        sides["floor"] = Floor(lowered, mesh, seconds)
+    return {"ours": ours(lowered, mesh, seconds, scored), **sides}, simulated
 
 
 def measure(name: str, mesh: Mesh, milliseconds: float, args: argparse.Namespace) -> dict[str, Any]:
@@ -120,9 +132,9 @@ def measure(name: str, mesh: Mesh, milliseconds: float, args: argparse.Namespace
     row: dict[str, Any] = {"name": name, "ms": milliseconds, "simulated_ms": simulated * 1e3}
     for side, found in times.items():
         row[f"{side}_over_simulated"] = statistics.median(found) / simulated
-    row["ours_over_floor"] = ratio(times["ours"], times["floor"])
-    if "torch" in times:
-        row["ours_over_torch"] = ratio(times["ours"], times["torch"])
+    for other in ("floor", "torch"):
+        if other in times:
+            row[f"ours_over_{other}"] = ratio(times["ours"], times[other])
     return row
 
 

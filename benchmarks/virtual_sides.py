@@ -19,13 +19,20 @@ from torch.distributed.pipelining.schedules import get_schedule_class
 from stretto.parallel.mesh import Mesh
 from stretto.parallel.pipeline.channel import PeerChannel
 from stretto.parallel.pipeline.runtime import Runtime, Seat
-from stretto.parallel.pipeline.virtual import WIDTH, VirtualDevice, virtual_stages, wait_until
+from stretto.parallel.pipeline.virtual import (
+    WIDTH,
+    VirtualDevice,
+    virtual_batch,
+    virtual_shard,
+    virtual_stages,
+    wait_until,
+)
+from stretto.parallel.pipeline.vocabulary.passes import Vocabulary
 from stretto.schedule import placement
 from stretto.schedule.families import build
 from stretto.schedule.op import COMPUTE, Kind, Op
 from stretto.schedule.passes.communication import without_messages
 from stretto.schedule.schedule import Schedule
-from stretto.spec.contract import Batch
 
 Step = Callable[[], Any]
 CPU = torch.device("cpu")
@@ -35,15 +42,15 @@ FOLDED = ("ZBVZeroBubble", "DualPipeV")
 TORCH = (*SINGLE, "Interleaved1F1B", "LoopedBFS", "InterleavedZeroBubble", *FOLDED)
 
 
-def ours(schedule: Schedule, mesh: Mesh, seconds: float) -> Step:
-    """The runtime of training; ``schedule`` is lowered, F, I and W take ``seconds`` each."""
+def ours(schedule: Schedule, mesh: Mesh, seconds: float, scored: float) -> Step:
+    """The runtime of training; ``schedule`` is lowered, F, I and W take ``seconds`` each, S and T ``scored``."""
     rank = mesh.index("pp")
-    durations = {Kind.F: seconds, Kind.I: seconds, Kind.W: seconds}
-    seat = Seat(rank=rank, channel=PeerChannel(mesh, CPU, [schedule]), device=VirtualDevice(durations))
+    durations = dict.fromkeys((Kind.F, Kind.I, Kind.W), seconds) | dict.fromkeys((Kind.S, Kind.T), scored)
+    shared = Vocabulary.join(virtual_shard(mesh), mesh, CPU) if (schedule.kind == Kind.S).any() else None
+    channel = PeerChannel(mesh, CPU, [schedule])
+    seat = Seat(rank=rank, channel=channel, device=VirtualDevice(durations), vocabulary=shared)
     runtime = Runtime(virtual_stages(schedule, rank, mesh=mesh), schedule, seat)
-    tokens = torch.ones(1, 1, dtype=torch.int64)
-    batch = Batch(tokens=tokens, labels=tokens, positions=tokens, documents=None, samples=tokens[:, 0])
-    batches, one = [batch] * schedule.num_microbatches, torch.ones(())
+    batches, one = [virtual_batch(schedule)] * schedule.num_microbatches, torch.ones(())
     return lambda: runtime.step(batches, lambda _: None, lambda: one)
 
 

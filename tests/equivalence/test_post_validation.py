@@ -40,7 +40,11 @@ PLANS: list[tuple[str, float, dict[str, Any]]] = [
     ("llama", 8.6, {"pp": 4, "schedule": "zb-h2"}),
     ("tied", 9.5, {"pp": 2, "schedule": "zb-h1", "tp": 2}),
     ("tied", 9.5, {"pp": 2, "schedule": "interleaved", "chunks": 2, "dp_shard": 2, "zero": 2}),
-    ("llama", 5.0, {"pp": 2, "schedule": "zb-v", "chunks": 2, "dp_shard": 2, "zero": 3, "passes": ("vocabulary", "sharding")}),
+    (
+        "llama",
+        5.0,
+        {"pp": 2, "schedule": "zb-v", "chunks": 2, "dp_shard": 2, "zero": 3, "passes": ("vocabulary", "sharding")},
+    ),
     ("llama", 8.6, {"pp": 2, "schedule": "1f1b", "cp": 2, "recompute": "full", "offload": True}),
     ("llama", 8.6, {"pp": 2, "schedule": "zeropp", "dp_replicate": 2}),
     ("tied", 9.5, {"pp": 2, "schedule": "dualpipe"}),

@@ -13,10 +13,13 @@ from stretto.parallel.mesh import build_mesh
 from stretto.parallel.pipeline.channel import Message, PeerChannel
 from stretto.parallel.pipeline.runtime import Runtime, Seat
 from stretto.parallel.pipeline.segment import Value
-from stretto.parallel.pipeline.virtual import VirtualDevice, virtual_stages, wake_on_time
+from stretto.parallel.pipeline.virtual import VirtualDevice, virtual_batch, virtual_shard, virtual_stages, wake_on_time
+from stretto.parallel.pipeline.vocabulary.passes import Vocabulary
 from stretto.schedule.families import build
 from stretto.schedule.op import Kind, Op
 from stretto.schedule.passes.communication import lower
+from stretto.schedule.passes.vocabulary import vocabulary
+from stretto.schedule.schedule import Schedule
 from stretto.schedule.simulate import simulate
 from stretto.schedule.simulate.costs import Costs
 from stretto.spec.contract import Batch
@@ -24,6 +27,7 @@ from stretto.spec.plan import PlanSpec
 
 TOKENS = torch.ones(1, 1, dtype=torch.int64)
 BATCH = Batch(tokens=TOKENS, labels=TOKENS, positions=TOKENS, documents=None, samples=TOKENS[:, 0])
+COSTS = Costs(F=0.02, I=0.02, W=0.02, S=0.02, T=0.02)
 SECONDS = {Kind.F: 0.004, Kind.I: 0.006, Kind.W: 0.002}
 
 
@@ -77,30 +81,40 @@ def test_messages_are_tended_while_the_device_computes() -> None:
     ]
 
 
+def schedule_of(name: str) -> Schedule:
+    """``zb-h1+2``: with vocabulary passes of algorithm 2."""
+    family, _, algorithm = name.partition("+")
+    found = build(family, ranks=2, microbatches=4)
+    return vocabulary(found, algorithm=int(algorithm), costs=COSTS) if algorithm else found
+
+
 def play_on_rank(rank: int, world: int, name: str) -> float:
     wake_on_time()
-    schedule, mesh = lower(build(name, ranks=world, microbatches=4)), build_mesh(PlanSpec(pp=world), rank)
+    schedule, mesh = lower(schedule_of(name)), build_mesh(PlanSpec(pp=world), rank)
+    scored = (schedule.kind == Kind.S).any()
+    batches = [virtual_batch(schedule)] * 4
     runtime = Runtime(
         virtual_stages(schedule, rank, mesh=mesh),
         schedule,
         Seat(
             rank=rank,
             channel=PeerChannel(mesh, torch.device("cpu"), [schedule]),
-            device=VirtualDevice(dict.fromkeys(SECONDS, 0.02)),
+            device=VirtualDevice(dict.fromkeys((*SECONDS, Kind.S, Kind.T), 0.02)),
+            vocabulary=Vocabulary.join(virtual_shard(mesh), mesh, torch.device("cpu")) if scored else None,
         ),
     )
     taken = []
     for _ in range(3):
         torch.distributed.barrier()
         start = time.perf_counter()
-        runtime.step([BATCH] * 4, lambda _: None, lambda: torch.ones(()))
+        runtime.step(batches, lambda _: None, lambda: torch.ones(()))
         taken.append(time.perf_counter() - start)
     return min(taken)
 
 
 def test_a_step_takes_as_long_as_simulated(ranks: Ranks) -> None:
     # A wide margin: the machine may be busy.  benchmarks/virtual_pipeline.py measures.
-    for name in ("zb-h1", "dualpipe"):
-        simulated = simulate(build(name, ranks=2, microbatches=4), Costs(F=0.02, I=0.02, W=0.02)).makespan
+    for name in ("zb-h1+2", "dualpipe"):
+        simulated = simulate(schedule_of(name), COSTS).makespan
         slowest = max(ranks.run(play_on_rank, 2, name))
         assert simulated * 0.99 <= slowest <= simulated * 1.5

@@ -17,9 +17,9 @@ from stretto.parallel.mesh import build_mesh
 from stretto.parallel.pipeline.transport import transport_for
 from stretto.parallel.pipeline.vocabulary.background import SideThread
 from stretto.parallel.pipeline.vocabulary.groups import make_groups
-from stretto.parallel.pipeline.vocabulary.passes import summed
 from stretto.parallel.pipeline.vocabulary.rows import RowGradient
 from stretto.parallel.pipeline.vocabulary.scores import Scores, Totals
+from stretto.parallel.pipeline.vocabulary.sums import summed
 from stretto.schedule.families import build
 from stretto.schedule.itinerary import AHEAD, itinerary
 from stretto.schedule.op import Kind

@@ -25,6 +25,8 @@ from stretto.parallel.pipeline.runtime import Runtime, Seat
 from stretto.parallel.pipeline.segment import Value, tensors_of
 from stretto.parallel.pipeline.simulated import Operand, SimulatedClock, SimulatedDevice
 from stretto.parallel.pipeline.stage import Stage
+from stretto.parallel.pipeline.vocabulary.in_memory import in_memory
+from stretto.parallel.pipeline.vocabulary.passes import Shard
 from stretto.schedule.render.text import grid
 from stretto.schedule.schedule import Schedule
 from stretto.schedule.simulate.costs import Costs
@@ -32,7 +34,7 @@ from stretto.spec.contract import Batch
 from stretto.spec.errors import ScheduleError
 
 Letter = tuple[int, int, str, int, int]
-"""Sender, receiver, direction, boundary, micro-batch."""
+"""Sender, receiver, direction, boundary, micro-batch; between vocabulary passes what it is, and no boundary."""
 
 
 class Stopped(Exception):
@@ -48,7 +50,7 @@ class PostOffice:
         self._office = threading.Condition()
         self._running: set[int] = set()
         self._wanted: dict[int, Letter] = {}
-        self._letters: dict[Letter, tuple[Value, Operand, float]] = {}
+        self._letters: dict[Letter, Any] = {}
         self.failures: list[BaseException] = []
         """What ranks raised in this step, the first first."""
 
@@ -74,11 +76,15 @@ class PostOffice:
     def post(self, letter: Letter, value: Value, operand: Operand, time: float) -> None:
         """Send a copy, which arrives at ``time``."""
         copies = tuple(tensor.detach().clone() for tensor in tensors_of(value))
-        self._letters[letter] = (copies[0] if isinstance(value, Tensor) else copies, operand, time)
+        self.leave(letter, (copies[0] if isinstance(value, Tensor) else copies, operand, time))
+
+    def leave(self, letter: Letter, content: Any) -> None:
+        """Send what its receiver may keep."""
+        self._letters[letter] = content
         self._office.notify_all()
 
-    def collect(self, letter: Letter) -> tuple[Value, Operand, float]:
-        """Wait for a letter; meanwhile others run."""
+    def collect(self, letter: Letter) -> Any:
+        """Wait for a letter, and give what it holds; meanwhile others run."""
         rank = letter[1]
         while letter not in self._letters:
             self._wanted[rank] = letter
@@ -147,17 +153,23 @@ class OneProcess:
         schedule: lowered (with messages).
         stages: each rank's stages by number.
         costs: what the clock goes by; the default: every operation takes 1 of a rank's share.
+        shards: each rank's rows of embedding and head, for a schedule with S and T.
 
     Raises:
         UnsupportedError: for a schedule with operations that can't be played.
     """
 
     def __init__(
-        self, schedule: Schedule, stages: Sequence[Mapping[int, Stage]], *, costs: Costs | None = None
+        self,
+        schedule: Schedule,
+        stages: Sequence[Mapping[int, Stage]],
+        *,
+        costs: Costs | None = None,
+        shards: Sequence[Shard] | None = None,
     ) -> None:
         self._schedule = schedule
-        self._office = PostOffice(self._deadlock)
-        self.clocks = [SimulatedClock(schedule, costs or Costs(), rank) for rank in range(schedule.num_ranks)]
+        self._office, ranks = PostOffice(self._deadlock), schedule.num_ranks
+        self.clocks = [SimulatedClock(schedule, costs or Costs(), rank) for rank in range(ranks)]
         self.runtimes = [
             Runtime(
                 stages[rank],
@@ -167,6 +179,7 @@ class OneProcess:
                     channel=MemoryChannel(self._office, rank, clock),
                     observer=clock,
                     device=SimulatedDevice(clock),
+                    vocabulary=in_memory(shards[rank], self._office, (rank, ranks), clock) if shards else None,
                 ),
             )
             for rank, clock in enumerate(self.clocks)

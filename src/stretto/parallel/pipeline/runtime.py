@@ -34,8 +34,9 @@ from stretto.schedule.schedule import Schedule
 from stretto.schedule.warm_up import warm_up
 from stretto.spec.contract import Batch, Observer, Silent
 
-Played = tuple[str, int | None, Action, Op | None]
-"""Name of an operation, whom it waits for, what it does, and itself where it computes."""
+Played = tuple[str, int | None, Op | None, tuple[Action | None, Action, Action | None]]
+"""Name of an operation, whom it waits for, itself where it computes; and what it waits for, what it does, and what may
+happen once the device has done that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +91,8 @@ class Runtime:
         actions = Actions(schedule, rank, stages=stages, channel=channel, vocabulary=self.vocabulary)
         self.offloader = actions.offloader
         self._program: list[Played] = [
-            (str(op), self._giver(op), action, op if op.kind in COMPUTE else None)
-            for op, action in zip(ops, self._actions_of(ops, actions), strict=True)
+            (str(op), self._giver(op), op if op.kind in COMPUTE else None, (before, actions.action(op), behind))
+            for op, (before, behind) in zip(ops, self._around(ops), strict=True)
         ]
         self._receives = [actions.message(op) for op in ops if op.kind in (Kind.RECV_F, Kind.RECV_B)]
         self._schedule, self._rank, self._actions = schedule, rank, actions
@@ -120,10 +121,9 @@ class Runtime:
             return self.vocabulary.giver(op)
         return op.peer if op.peer >= 0 else None
 
-    def _actions_of(self, ops: Sequence[Op], actions: Actions) -> list[Action]:
-        """What each operation does."""
-        found = [actions.action(op) for op in ops]
-        return found if self.vocabulary is None else self.vocabulary.around(ops, found)
+    def _around(self, ops: Sequence[Op]) -> Sequence[tuple[Action | None, Action | None]]:
+        """What comes before and behind each operation."""
+        return [(None, None)] * len(ops) if self.vocabulary is None else self.vocabulary.around(ops)
 
     @cached_property
     def _unconfirmed(self) -> Unconfirmed:
@@ -213,8 +213,10 @@ class Runtime:
     def _play_all(self, play: Play, program: Sequence[Played]) -> None:
         begin, end, device = self._observer.begin, self._observer.end, self._device
         tend = _nothing if self._channel is None else self._channel.tend
-        for name, peer, action, compute in program:
+        for name, peer, compute, (before, action, behind) in program:
             begin(name, peer=peer)
+            if before is not None:
+                before(play)
             if compute is None:
                 action(play)
             else:
@@ -222,6 +224,8 @@ class Runtime:
                 action(play)
                 tend()
                 device.end(compute)
+            if behind is not None:
+                behind(play)
             end()
 
 

@@ -17,7 +17,7 @@ from stretto.schedule.simulate.costs import Costs
 from stretto.schedule.simulate.streams import READS_PARAMETERS, STREAM_OF
 
 Operand = tuple[str, int, int]
-"""``F`` or ``B``, the stage that reads it, micro-batch."""
+"""``F`` or ``B``, the stage that reads it, micro-batch; ``S`` or ``T``, the rank, micro-batch."""
 
 
 class SimulatedClock:
@@ -47,7 +47,7 @@ class SimulatedClock:
         self._streams = dict.fromkeys(STREAM_OF.values(), 0.0)
         self._ready: dict[tuple[Kind, int, int], float] = {}
         self._arrivals: dict[Operand, float] = {}
-        self._sent_at = 0.0
+        self._sent_at = self._held = 0.0
         self._done: dict[Operand, float] = {}
         self._optimized = False
 
@@ -71,7 +71,8 @@ class SimulatedClock:
         """An operation computes: from when its operands are there and the rank is free."""
         self.free = self._span(self._ready_for(op), self._durations[op.kind][op.stage])
         if op.kind is not Kind.W:
-            self._done["F" if op.kind is Kind.F else "B", op.stage, op.microbatch] = self.free
+            kind = op.kind.name if op.kind in (Kind.F, Kind.S, Kind.T) else "B"
+            self._done[kind, op.stage, op.microbatch] = self.free
 
     def sent(self, direction: str, boundary: int, microbatch: int) -> tuple[Operand, float]:
         """What the message is that is being sent, for whom, and when it will arrive."""
@@ -85,6 +86,23 @@ class SimulatedClock:
     def arrived(self, operand: Operand, time: float) -> None:
         """An operand that another rank sent arrives at ``time``."""
         self._arrivals[operand] = time
+
+    def hold(self, time: float) -> None:
+        """The next operation can't begin before ``time``."""
+        self._held = max(self._held, time)
+
+    def output_at(self, microbatch: int) -> float:
+        """When the output of the last stage, made here, is known to other ranks."""
+        return self._done["F", self._schedule.path(microbatch)[-1], microbatch] + self._farthest
+
+    def vocabulary_at(self, kind: Kind, microbatch: int) -> float:
+        """When what this rank's S or T found is."""
+        return self._done[kind.name, self._rank, microbatch] + self._farthest
+
+    @property
+    def _farthest(self) -> float:
+        """Latency of the largest boundary."""
+        return float(self._costs.comm.max(initial=0.0))
 
     def optimize(self) -> None:
         """The optimizer step: on the arithmetic, behind what reduces gradients."""
@@ -100,7 +118,8 @@ class SimulatedClock:
 
     def _ready_for(self, op: Op) -> float:
         """When what an operation needs is there and the rank is free."""
-        needs = [self.free]
+        needs = [self.free, self._held]
+        self._held = 0.0
         if op.kind in READS_PARAMETERS:
             needs.append(self._ready.get((Kind.UNSHARD, op.stage, -1), 0.0))
         if op.kind is Kind.F:

@@ -25,13 +25,18 @@ from stretto.parallel.mesh import Mesh
 from stretto.parallel.pipeline.backward import Deferral
 from stretto.parallel.pipeline.segment import Segment, Value
 from stretto.parallel.pipeline.stage import Stage
+from stretto.parallel.pipeline.vocabulary.passes import Shard
+from stretto.parallel.pipeline.vocabulary.rows import Table
 from stretto.parallel.unit import LocalUnit
 from stretto.schedule.op import Kind, Op
 from stretto.schedule.schedule import Schedule
+from stretto.spec.contract import Batch
 from stretto.spec.sharding import Sharding
 
 WIDTH = 64
 """Features of the small layer, and tokens of its input."""
+ROWS = 8
+"""Of a rank's shard, where the schedule has vocabulary passes."""
 TIMER_SLACK = 29
 """Linux: ``prctl`` option that says how much later than asked a sleeping thread may wake, in nanoseconds."""
 
@@ -54,7 +59,7 @@ class VirtualDevice:
     """A device on which each kind of operation takes as long as it is told.
 
     Args:
-        seconds: of F, I and W, and of R where there is one; B takes ``I`` and ``W``.
+        seconds: of F, I and W, and of R, S and T where there are such; B takes ``I`` and ``W``.
     """
 
     def __init__(self, seconds: Mapping[Kind, float]) -> None:
@@ -73,26 +78,44 @@ class VirtualDevice:
 def virtual_stages(schedule: Schedule, rank: int, *, mesh: Mesh, width: int = WIDTH) -> dict[int, Stage]:
     """The stages of a rank: a layer [width, width] on [width, width] activations each, the last one summed up.
 
-    Parameters are this rank's own, also where replicas of a stage lie on other ranks.
+    With vocabulary passes inputs of the first stage come, and outputs of the last one go, with them.  Parameters are
+    this rank's own, also where replicas of a stage lie on other ranks.
     """
     held = {stage for voice in range(len(schedule.placement)) for stage in schedule.stages_of(rank, voice)}
-    return {index: _virtual_stage(index, schedule.num_stages, mesh, width) for index in sorted(held)}
+    ends = (-1, -1) if (schedule.kind == Kind.S).any() else (0, schedule.num_stages - 1)
+    return {index: _virtual_stage(index, ends, mesh, width) for index in sorted(held)}
 
 
-def _virtual_stage(index: int, num_stages: int, mesh: Mesh, width: int) -> Stage:
+def virtual_shard(mesh: Mesh, *, width: int = WIDTH) -> Shard:
+    """A rank's rows [ROWS, width] of embedding and head each, for tokens below ROWS x ranks."""
+    table, head = (_own(f"{name}.weight", ROWS, mesh, width) for name in ("embedding", "head"))
+    rows = Table(weight=table[0], unit=table[1], height=ROWS, start=ROWS * mesh.index("pp"))
+    return Shard(head=head[0], unit=head[1], table=rows)
+
+
+def virtual_batch(schedule: Schedule, *, width: int = WIDTH) -> Batch:
+    """Tokens [1, width] of all shards."""
+    tokens = torch.arange(width).remainder(ROWS * schedule.num_ranks).view(1, width)
+    return Batch(tokens=tokens, labels=tokens, positions=tokens, documents=None, samples=tokens[:, 0])
+
+
+def _own(name: str, rows: int, mesh: Mesh, width: int) -> tuple[nn.Parameter, LocalUnit]:
+    weight = nn.Parameter(torch.zeros(rows, width))
+    sharding = Sharding.whole(name, (rows, width))
+    return weight, LocalUnit(name, [(weight, sharding)], mesh=mesh, compute=weight.dtype)
+
+
+def _virtual_stage(index: int, ends: tuple[int, int], mesh: Mesh, width: int) -> Stage:
+    """``ends``: stages that make their own inputs and that sum up their output."""
     layer = nn.Linear(width, width, bias=False)
-    weight = nn.Parameter(torch.zeros(width, width))
-    layer.weight = weight
-    sharding = Sharding.whole(f"blocks.{index}.weight", (width, width))
-    unit = LocalUnit(f"blocks.{index}", [(weight, sharding)], mesh=mesh, compute=weight.dtype)
-    last = index == num_stages - 1
+    layer.weight, unit = _own(f"blocks.{index}.weight", width, mesh, width)
 
     def run(x: Value, context: Any, batch: Any) -> Tensor:
         assert isinstance(x, Tensor)
         y: Tensor = layer(x)
-        return y.sum() if last else y
+        return y.sum() if index == ends[1] else y
 
     block = Segment(name=str(index), run=run, units=[unit], deferral=Deferral(layer))
     # The first stage has inputs of its own, so that the layer behind them has an I like all others.
     inputs = Segment(name="inputs", run=lambda x, context, batch: torch.ones(width, width), units=[])
-    return Stage(index, [block] if index else [inputs, block])
+    return Stage(index, [inputs, block] if index == ends[0] else [block])

@@ -24,17 +24,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from stretto.parallel.collectives import DONE, Pending, all_reduce, reduce
+from stretto.parallel.collectives import DONE, Pending
 from stretto.parallel.gradient import Deferred
 from stretto.parallel.mesh import Mesh
 from stretto.parallel.pipeline.play import END_B, END_F, Play, Slot
 from stretto.parallel.pipeline.segment import Value
 from stretto.parallel.pipeline.transport import Transport, transport_for
-from stretto.parallel.pipeline.vocabulary.background import Background, Promise, background
+from stretto.parallel.pipeline.vocabulary.background import Promise, background
 from stretto.parallel.pipeline.vocabulary.groups import Groups, make_groups
 from stretto.parallel.pipeline.vocabulary.rows import Rows, Table
 from stretto.parallel.pipeline.vocabulary.scores import Scores, Totals
 from stretto.parallel.pipeline.vocabulary.spread import Spread
+from stretto.parallel.pipeline.vocabulary.sums import GroupSums, Sums
 from stretto.schedule.arrows import Places
 from stretto.schedule.itinerary import begun_in_warm_up, by_algorithm_2, itinerary
 from stretto.schedule.op import Kind, Op
@@ -71,15 +72,16 @@ class Vocabulary:
     shard: Shard
     mesh: Mesh
     groups: Groups
-    background: Background
     transport: Transport
+    sums: Sums
 
     @classmethod
     def join(cls, shard: Shard, mesh: Mesh, device: torch.device) -> Vocabulary:
         """Make the groups; collective over the world."""
         transport = transport_for(device)
         groups = make_groups(mesh, device, transport)
-        return cls(shard=shard, mesh=mesh, groups=groups, background=background(device), transport=transport)
+        sums = GroupSums(groups, background(device), here=mesh.index("pp"))
+        return cls(shard=shard, mesh=mesh, groups=groups, transport=transport, sums=sums)
 
 
 class InFlight:
@@ -129,7 +131,7 @@ class Passes:
 
     def __init__(self, vocabulary: Vocabulary, schedule: Schedule, rank: int) -> None:
         mesh, groups, shard = vocabulary.mesh, vocabulary.groups, vocabulary.shard
-        self._shard, self._groups, self._background = shard, groups, vocabulary.background
+        self._shard, self._sums = shard, vocabulary.sums
         self._schedule, self._rank, own = schedule, rank, schedule.ops(rank)
         paths = {m: schedule.path(m) for m in range(schedule.num_microbatches)}
         self._first = {m: path[0] for m, path in paths.items()}
@@ -139,7 +141,9 @@ class Passes:
         self._early = by_algorithm_2(Places(schedule))
         self._visits = [v for v in itinerary(schedule, rank) if shard.table.trains or v.what == "look up"]
         order = [op.microbatch for op in own if op.kind is Kind.S]
-        self._spread = Spread(vocabulary.transport, groups.outputs, order, self._ending, here=rank)
+        self._spread = Spread(
+            vocabulary.transport, groups.outputs, order, self._ending, here=rank, num_ranks=mesh.size("pp")
+        )
         self._rows = Rows(
             shard.table,
             vocabulary.transport,
@@ -149,6 +153,10 @@ class Passes:
             firsts={m: first for m, (first, _) in holders.items()},
         )
         self._in_flight: dict[int, InFlight] = {}
+        self._outputs: dict[int, Tensor] = {}
+        self._scored: Scores | None = None
+        self._differentiated: Tensor | None = None
+        """From what an operation waits for to it, and from it to what comes behind: output, scores, T's gradient."""
         self._reducing: list[Pending] = []
         heads = Counter({id(shard.unit): sum(op.kind is Kind.T for op in own) * shard.head.requires_grad})
         self.contributions = heads + Counter({id(shard.table.unit): sum(v.what == "take" for v in self._visits)})
@@ -167,6 +175,7 @@ class Passes:
         """What is kept or on its way, as large as activations."""
         for flight in self._in_flight.values():
             yield from flight.tensors()
+        yield from self._outputs.values()
         yield from self._spread.tensors()
         yield from self._rows.tensors()
 
@@ -201,45 +210,58 @@ class Passes:
         return begun_in_warm_up(self._schedule)
 
     def score(self, microbatch: int, play: Play) -> None:
-        """S: logits and what is summed over the shards; all else that needs no weights follows by itself."""
+        """S: logits and what is summed over the shards."""
         shard, m = self._shard, microbatch
-        x = self._spread.take(m).flatten(0, 1)
+        x = self._outputs.pop(m)
         early, learns = m in self._early, self._schedule.has_backward(self._last[m])
         with torch.no_grad(), whole(shard.unit):
             labels = play.batches[m].labels.flatten()
             scores = Scores(x, labels, shard.head, start=shard.table.start, early=early)
         if not learns:
             scores.forget()
-        target = self._ending[m] if early else None
-        flight = self._in_flight[m] = InFlight(scores if learns else None)
+        self._in_flight[m] = InFlight(scores if learns else None)
+        self._scored = scores
         if self.watch is not None:
             self.watch()
-        flight.expect(self._background.submit(partial(summed, scores, self._groups, target, here=self._rank)))
+
+    def _sum(self, microbatch: int, play: Play) -> None:
+        """Behind S: all that needs no weights follows by itself."""
+        assert self._scored is not None
+        target = self._ending[microbatch] if microbatch in self._early else None
+        scores, self._scored = self._scored, None
+        self._in_flight[microbatch].expect(self._sums.of_scores(scores, microbatch, target))
+
+    def _await_output(self, microbatch: int, play: Play) -> None:
+        self._outputs[microbatch] = self._spread.take(microbatch).flatten(0, 1)
+
+    def _await_totals(self, microbatch: int, play: Play) -> None:
+        self._in_flight[microbatch].totals()
+        self._spread.let_go(microbatch)
 
     def differentiate(self, microbatch: int, play: Play) -> None:
         """T: the gradient of the shard, and with algorithm 1 its part of that of the input."""
         shard, m = self._shard, microbatch
         flight = self._in_flight[m]
         totals = flight.totals()
-        self._spread.let_go(m)
         scores, flight.scores = flight.scores, None
         assert scores is not None
         dlogits = scores.take_logit_gradient(totals, play.seed(totals.top.dtype))
         if m not in self._early:
             with torch.no_grad(), whole(shard.unit):
-                dx = (dlogits @ shard.head).to(totals.top.dtype)
-            self._send_gradient(m, dx, flight)
+                self._differentiated = (dlogits @ shard.head).to(totals.top.dtype)
         if shard.head.requires_grad:
             gradient = Deferred()
             gradient.use(scores.x, dlogits)
             shard.unit.add_gradients([gradient if len(shard.head) else None])
 
-    def _send_gradient(self, microbatch: int, dx: Tensor, flight: InFlight) -> None:
-        """Summed where the first backward will run; elsewhere it is let go when it has left."""
+    def _send_gradient(self, microbatch: int, play: Play) -> None:
+        """Behind T of algorithm 1: summed where the first backward will run; elsewhere let go when it has left."""
         target = self._ending[microbatch]
-        pending = reduce(dx, target, self._groups.inputs_of_t)
+        dx, self._differentiated = self._differentiated, None
+        assert dx is not None
+        pending = self._sums.of_gradients(dx, microbatch, target)
         if target == self._rank:
-            flight.gradient = dx, pending
+            self._in_flight[microbatch].gradient = dx, pending
         else:
             self._reducing = [*(p for p in self._reducing if not p.is_over()), pending]
 
@@ -263,30 +285,37 @@ class Passes:
         """What S or T does."""
         return partial(self.score if op.kind is Kind.S else self.differentiate, op.microbatch)
 
-    def around(self, ops: Sequence[Op], actions: Sequence[Action]) -> list[Action]:
-        """The actions of a rank's operations, with what comes before and behind them."""
-        before: list[list[Action]] = [[] for _ in range(len(ops) + 1)]
+    def around(self, ops: Sequence[Op]) -> list[tuple[Action | None, Action | None]]:
+        """What each of a rank's operations waits for, and what may happen once it is over."""
+        visits: list[list[Action]] = [[] for _ in range(len(ops) + 1)]
         visit = {"look up": self._rows.look_up, "exchange": self._rows.exchange, "take": self._rows.take_gradient}
         for at, what, m in self._visits:
-            before[at].append(partial(_call, partial(visit[what], m)))
-        found: list[Action] = []
-        for op, action, first in zip(ops, actions, before, strict=False):
-            together = (*first, *self._before(op), action, *self._behind(op))
-            found.append(Together(together) if len(together) > 1 else action)
-        return [*found[:-1], Together((found[-1], *before[-1]))]
+            visits[at].append(partial(_call, partial(visit[what], m)))
+        before = [(*first, *self._before(op)) for op, first in zip(ops, visits, strict=False)]
+        behind = [tuple(self._behind(op)) for op in ops]
+        behind[-1] += tuple(visits[-1])
+        return [(_together(first), _together(last)) for first, last in zip(before, behind, strict=True)]
 
     def _before(self, op: Op) -> Iterator[Action]:
-        """What an operation at either end of the model gets."""
+        """What an operation waits for: S, T, and those at either end of the model."""
         m, stage = op.microbatch, op.stage
-        if op.kind is Kind.F and stage == self._first[m]:
+        if op.kind is Kind.S:
+            yield partial(self._await_output, m)
+        elif op.kind is Kind.T:
+            yield partial(self._await_totals, m)
+        elif op.kind is Kind.F and stage == self._first[m]:
             yield partial(_put, ("F", stage, m), lambda play: self._rows.take(m))
         elif op.kind in BACKWARD and stage == self._last[m]:
             yield partial(_put, ("B", stage, m), partial(self._gradient, m))
 
     def _behind(self, op: Op) -> Iterator[Action]:
-        """What becomes of the result of an operation at either end of the model."""
+        """What becomes of the result of such an operation."""
         m, stage = op.microbatch, op.stage
-        if op.kind is Kind.F and stage == self._last[m]:
+        if op.kind is Kind.S:
+            yield partial(self._sum, m)
+        elif op.kind is Kind.T and m not in self._early:
+            yield partial(self._send_gradient, m)
+        elif op.kind is Kind.F and stage == self._last[m]:
             yield partial(_take, (END_F, stage, m), lambda y: self._spread.give(m, y.detach().contiguous()))
         elif op.kind in BACKWARD and self._schedule.gradient_target(stage, m) is None:
             learns = stage == self._first[m] and self._shard.table.trains  # else nobody needs it
@@ -303,6 +332,10 @@ class Together:
         """Play them."""
         for action in self.actions:
             action(play)
+
+
+def _together(actions: tuple[Action, ...]) -> Action | None:
+    return actions[0] if len(actions) == 1 else Together(actions) if actions else None
 
 
 def _call(visit: Callable[[], None], play: Play) -> None:
@@ -328,19 +361,3 @@ def whole(unit: Unit) -> Iterator[None]:
     unit.ready()
     yield
     unit.reshard()
-
-
-def summed(scores: Scores, groups: Groups, target: int | None, *, here: int) -> tuple[Tensor, ...]:
-    """Maximum [N], mass [N] and loss of a micro-batch over the whole vocabulary; on ``target`` also the gradient [N, D]
-    of the input, unscaled.  Communicates, in the order in which all ranks call it."""
-    top = scores.top.clone()
-    all_reduce(top, groups.scores, maximum=True).wait()
-    sums = torch.stack([scores.mass * (scores.top - top).exp_(), scores.label])
-    all_reduce(sums, groups.scores).wait()
-    mass, label = sums
-    loss = torch.where(scores.valid, mass.log() + top - label, torch.zeros_like(top)).sum()
-    if target is None:
-        return top, mass, loss
-    dx = scores.take_input_gradient(top, mass)
-    reduce(dx, target, groups.inputs_of_s).wait()
-    return (top, mass, loss, dx) if target == here else (top, mass, loss)

@@ -35,6 +35,11 @@ class Totals:
     """Summed over the valid tokens, a scalar."""
 
 
+def loss_of(valid: Tensor, top: Tensor, mass: Tensor, label: Tensor) -> Tensor:
+    """Summed over the valid tokens: from [N] each, the logits of the labels among them."""
+    return torch.where(valid, mass.log() + top - label, torch.zeros_like(top)).sum()
+
+
 class Scores:
     """What a rank keeps of a micro-batch between S and T: the input and one table [N, n].
 

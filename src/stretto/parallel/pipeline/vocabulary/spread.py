@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from stretto.parallel.collectives import size_of
 from stretto.schedule.itinerary import Outputs
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ class Spread:
         group: the pipeline; None where it is one rank.
         order: micro-batches in the order of S.
         sources: index in the group of the rank that makes each one's output.
-        here: this rank's index.
+        here: this rank's index, of ``num_ranks``.
     """
 
     def __init__(
@@ -40,10 +39,11 @@ class Spread:
         sources: Mapping[int, int],
         *,
         here: int,
+        num_ranks: int,
     ) -> None:
         self._transport, self._group, self._order = transport, group, order
         self._sources, self._here = sources, here
-        self._peers = [rank for rank in range(size_of(group)) if rank != here]
+        self._peers = [rank for rank in range(num_ranks) if rank != here]
         self._outputs = Outputs(order, sources, here=here)
         self._layout: Callable[[int], Layout] | None = None
         self._begun: list[int] = []
