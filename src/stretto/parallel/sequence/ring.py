@@ -44,6 +44,8 @@ class Visit:
     """Those that this seat sees; None: none."""
     tokens: Ranges
     """Which tokens they are of."""
+    last: bool
+    """Whether no seat sees anything later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,14 +78,8 @@ class Ring:
                 coming.post(routes.there, (r, s, False), held, kv)
                 tokens = own[1] if owner == self.seat else routes.reach.reads(self.seat, owner)
                 seen = picked(*here, tokens) if here is not None and tokens else None
-                yield Visit(round=r, step=s, owner=owner, kv=seen, tokens=tokens)
-
-    def last(self, task: Task) -> int:
-        """The last seat whose keys this one sees, in the order of its visits."""
-        routes = self.routes(task)
-        steps = [(r, s) for r in range(routes.circle.rounds) for s in range(self.inner)]
-        owners = [routes.circle.owner(self.seat, r, s) for r, s in steps]
-        return [o for o in owners if o == self.seat or routes.reach.reads(self.seat, o)][-1]
+                last = (r, s) == routes.last
+                yield Visit(round=r, step=s, owner=owner, kv=seen, tokens=tokens, last=last)
 
     def attend(self, task: Task, q: Tensor, kv: Tensor) -> tuple[Tensor, Tensor]:
         """Merge the attention to every seat's keys as they come by."""

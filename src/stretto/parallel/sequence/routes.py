@@ -83,6 +83,15 @@ class Circle:
         on, back = _chain(owner, nodes)
         return there + on, home + back
 
+    def last(self, reads: Reads) -> tuple[int, int]:
+        """Round and step of the last in which any seat sees anything."""
+        steps = [(r, s) for r in range(self.rounds) for s in range(self.inner)]
+
+        def seen(seat: int, owner: int) -> bool:
+            return seat == owner or bool(reads(seat, owner))
+
+        return max(at for at in steps if any(seen(seat, self.owner(seat, *at)) for seat in range(self.size)))
+
 
 def _chain(owner: int, stops: list[tuple[Slot, int, Ranges]]) -> tuple[list[Hop], list[Hop]]:
     """From stop to stop, each with what those behind it want; back from stop to stop to the first, with what those so
@@ -130,6 +139,8 @@ class Routes:
     reach: Reach
     there: Timetable
     home: Timetable
+    last: tuple[int, int]
+    """Round and step after which no seat sees anything, the same for all."""
 
 
 @lru_cache(maxsize=512)
@@ -138,7 +149,7 @@ def routes_of(reach: Reach, inner: int, seat: int) -> Routes:
     circle = Circle(size=len(reach.seats), inner=inner)
     hops = [circle.hops(owner, reach.reads) for owner in range(circle.size)]
     there, home = (Timetable.of((hop for of_owner in way for hop in of_owner), seat) for way in zip(*hops, strict=True))
-    return Routes(circle=circle, reach=reach, there=there, home=home)
+    return Routes(circle=circle, reach=reach, there=there, home=home, last=circle.last(reach.reads))
 
 
 @lru_cache(maxsize=512)

@@ -30,7 +30,7 @@ from torch.autograd.function import once_differentiable
 
 from stretto.parallel.sequence.blockwise import Rows
 from stretto.parallel.sequence.pieces import Meeting, Task, nothing_seen, products
-from stretto.parallel.sequence.ring import Journey, Ring
+from stretto.parallel.sequence.ring import Journey, Ring, Visit
 from stretto.parallel.sequence.routes import picked, put_at, with_tokens
 from stretto.parallel.sequence.ulysses import Exchange
 from stretto.parallel.wire import Transfer
@@ -56,14 +56,12 @@ class SharedSeat:
             q, kv, out and lse of the whole seat and this rank's heads; out [B, H, T, K] of own tokens and all heads.
         """
         work = _Forward(self, task, q, kv)
-        last = self.ring.last(task)
-        work.begin(short=last == self.ring.seat)
+        work.begin(short=self.ring.routes(task).last == (0, 0))
         for visit in self.ring.visits(task, work.kv):
-            ending = visit.owner == last
             if visit.owner == self.ring.seat:
-                work.finish_own_block(ending=ending)
-            elif visit.kv is not None:
-                work.visit(visit.kv, visit.tokens, ending=ending)
+                work.finish_own_block(ending=visit.last)
+            else:
+                work.visit(visit)
         out = work.end()
         self.ring.wire.flush()
         return [work.q, work.kv, work.found[0].to(q.dtype), work.found[1]], out
@@ -214,23 +212,25 @@ class _Forward:
         for answering in self._later:
             self._meet(self._place.mine, answering)
 
-    def visit(self, kv: Tensor, tokens: Ranges, *, ending: bool) -> None:
+    def visit(self, visit: Visit) -> None:
         """All queries of the seat to keys of another; in the last step others' first."""
-        if not ending:
-            self._task.attend(self.q, kv, Meeting(queries=self._seat, keys=tokens), self.found)
+        if not visit.last:
+            self._visit_by(None, visit)
             return
         for other in self._exchange.others:
-            self._visit_by(self._exchange.shares[other], kv, tokens)
+            self._visit_by(self._exchange.shares[other], visit)
             self._send(other)
-        self._visit_by(self._place.mine, kv, tokens)
+        self._visit_by(self._place.mine, visit)
 
     def end(self) -> Tensor:
         """The output of own tokens, all heads."""
         own = picked(self.found[0], self._seat, self._place.mine).to(self.q.dtype)
         return self._place.of_all_heads(own, self._outputs, keys=False)
 
-    def _visit_by(self, asking: Ranges, kv: Tensor, tokens: Ranges) -> None:
-        self._task.attend(self.q, kv, Meeting(queries=self._seat, keys=tokens, asking=asking), self.found)
+    def _visit_by(self, asking: Ranges | None, visit: Visit) -> None:
+        if visit.kv is not None:
+            meeting = Meeting(queries=self._seat, keys=visit.tokens, asking=asking)
+            self._task.attend(self.q, visit.kv, meeting, self.found)
 
     def _meet(self, asking: Ranges, answering: Ranges | None) -> None:
         meeting = Meeting(queries=self._seat, keys=self._seat, asking=asking, answering=answering)
