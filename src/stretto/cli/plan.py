@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from stretto.spec.errors import ConfigError
 
 if TYPE_CHECKING:
+    from stretto.planner.document_proposal import Proposal
     from stretto.planner.plan import Answer
     from stretto.planner.request import Request
 
@@ -68,6 +69,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--calibration", type=Path, metavar="FILE", help="what stretto diagnose --calibrate measured of the machine"
     )
+    how.add_argument(
+        "--lengths", metavar="MIX|FILE",
+        help="lengths of the documents, as lognormal:median=2048,sigma=1.4,min=64,max=65536 or a file of numbers: says "
+        "what groups of ranks for each document (plan.context_groups) would gain",
+    )  # fmt: skip
     result = parser.add_argument_group("what to say")
     result.add_argument(
         "--why-not", metavar="KEY=VALUE,...", help="explain why the best plan isn't one with these values"
@@ -82,6 +88,8 @@ def execute(options: argparse.Namespace) -> int:
     _check_outputs(options)
     request = _request(options)
     said = _critical_batch(request, options)
+    from stretto.planner.document_proposal import as_data as data_of
+    from stretto.planner.document_proposal import described
     from stretto.planner.plan import answer
     from stretto.planner.report_data import as_data
     from stretto.planner.report_text import report
@@ -91,18 +99,33 @@ def execute(options: argparse.Namespace) -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder:  # of the schedules that are searched for
         found = answer(request, top=options.top, thorough=options.thorough, folder=Path(folder))
-        wrote = _write(options, found)  # before anything is printed: whoever reads may leave early
+        mixed = _documents(found, options)
+        wrote = _write(options, found, mixed)  # before anything is printed: whoever reads may leave early
         if options.json:
-            print(json.dumps(as_data(found) | ({"critical_batch": said} if said else {})))
+            more = {"critical_batch": said} if said else {}
+            print(json.dumps(as_data(found) | more | ({"documents": data_of(mixed)} if mixed else {})))
             return 0
-        print("\n".join([report(found), *([said] if said else []), *wrote]))
+        told = ["", *described(mixed)] if mixed else []
+        print("\n".join([report(found), *told, *([said] if said else []), *wrote]))
     return 0
 
 
-def _write(options: argparse.Namespace, found: Answer) -> list[str]:
+def _documents(found: Answer, options: argparse.Namespace) -> tuple[Proposal, ...]:
+    """What documents of the lengths that are asked for make of the plans; nothing, where none are."""
+    if options.lengths is None:
+        return ()
+    from stretto.planner.document_mix import mix_of
+    from stretto.planner.document_proposal import propose
+
+    return propose(found, mix_of(options.lengths))
+
+
+def _write(options: argparse.Namespace, found: Answer, mixed: tuple[Proposal, ...]) -> list[str]:
     """Write what is asked for; what to say of it."""
     said = []
     run = found.run()
+    if mixed:
+        run = replace(found.run(mixed[0].number - 1), plan=mixed[0].plan)
     if options.out is not None:
         from stretto.spec import toml
 

@@ -67,6 +67,10 @@ class Costs:
     """What is linear in the tokens."""
     exchange: float = 0.0
     """Keys and values of a token passed to a rank, and their gradients passed back; hidden under attention."""
+    near: int = 0
+    """Data ranks of a node, whose links are faster; 0: all are alike."""
+    near_exchange: float = 0.0
+    """What an exchange costs inside a node."""
     micro_batch: float = 0.0
     """What each micro-batch costs beside its tokens."""
     window: int | None = None
@@ -79,10 +83,14 @@ class Costs:
         seen = min(self.window or length, length)
         return seen * (seen + 1) // 2 + (length - seen) * seen
 
+    def passed(self, ranks: int) -> float:
+        """An exchange between ``ranks`` ranks that follow each other, the first a multiple of them."""
+        return self.near_exchange if self.near and self.near % ranks == 0 else self.exchange
+
     def time(self, length: int, ranks: int) -> float:
         """How long each of ``ranks`` ranks works on a document that is cut over them."""
         attention = self.pair * self.pairs(length) / ranks
-        messages = self.exchange * length * (ranks - 1) / ranks
+        messages = self.passed(ranks) * length * (ranks - 1) / ranks
         return self.token * -(-length // ranks) + max(attention, messages)
 
     def away(self, length: int, ranks: int, memory_tokens: int) -> int | None:
@@ -110,14 +118,18 @@ def costs_of(run: RunSpec) -> Costs:
     passed = 2 * size + max(size, 4)  # keys and values twice, and their gradients
     narrow = run.training.dtype == "bfloat16"
     peak = cluster.peak_flops_bfloat16 if narrow else cluster.peak_flops_float32
-    rate = cluster.link_bytes_per_second if cluster.num_nodes == 1 else cluster.network_bytes_per_second
+    inside, several = cluster.link_bytes_per_second, cluster.num_nodes > 1
+    rate = cluster.network_bytes_per_second if several else inside
     per_byte = peak / 2 / rate if peak and rate else FLOPS_PER_BYTE
+    near = peak / 2 / inside if peak and inside else per_byte
     keys = 2 * model.kv_heads * model.head_size * model.num_layers
     both = 1 + BACKWARD
     return Costs(
         pair=both * 4 * model.num_layers * model.num_heads * model.head_size,
         token=both * 2 * parameters(model).multiplying,
         exchange=keys * passed * per_byte,
+        near=cluster.devices_per_node // run.plan.tp if several else 0,
+        near_exchange=keys * passed * near,
         window=model.sliding_window,
         host=_host_of(run, size, peak / 2 / HOST_BYTES_PER_SECOND or FLOPS_PER_HOST_BYTE) if run.plan.offload else None,
     )

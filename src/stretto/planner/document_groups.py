@@ -171,7 +171,7 @@ def _place(
             count = 0
             for away in sorted({chosen[i].away for i in documents}, reverse=True):
                 alike = [i for i in documents if chosen[i].away == away]
-                bins = _first_fit([-(-lengths[i] // size) for i in alike], costs.room(away, memory_tokens))
+                bins = first_fit([-(-lengths[i] // size) for i in alike], costs.room(away, memory_tokens))
                 for document, number in zip(alike, bins, strict=True):
                     at = begun[first] + count + number
                     pieces[document] = Placed(document=document, first=first, ranks=size, micro_batch=at, away=away)
@@ -186,7 +186,7 @@ def _place(
     )
 
 
-def _first_fit(shares: Sequence[int], room: int) -> list[int]:
+def first_fit(shares: Sequence[int], room: int) -> list[int]:
     """Micro-batch of each share: the first that has room for it."""
     left: list[int] = []
     found = []

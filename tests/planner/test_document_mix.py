@@ -1,0 +1,125 @@
+"""Static mesh against dynamic groups: the estimate, what was measured, and what ``stretto plan --lengths`` proposes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from stretto.cli.main import main
+from stretto.planner.document_costs import Costs, costs_of
+from stretto.planner.document_mix import Mix, compared, mix_of, row_time, static_time
+from stretto.planner.document_proposal import grouped, propose
+from stretto.planner.plan import answer
+from stretto.planner.request import Request
+from stretto.spec.errors import ConfigError
+from stretto.spec.plan import PlanSpec
+from stretto.spec.presets_cluster import cluster_preset
+from stretto.spec.presets_model import model_preset
+from stretto.spec.run import RunSpec
+from stretto.spec.training import TrainingSpec
+
+COSTS = Costs(pair=1.0, token=100.0, exchange=900.0)
+
+
+def test_a_row_of_one_document_is_what_its_group_takes() -> None:
+    """With all seats full, zigzag's pairs are even, and a ring passes on nearly all."""
+    for way in ("ring", "all-gather"):
+        row = row_time([8000], replace(COSTS, exchange=0.0), cp=4, way=way)
+        assert row == pytest.approx(replace(COSTS, exchange=0.0).time(8000, 4), rel=1e-3)
+    with_messages = row_time([8000], replace(COSTS, exchange=1e6), cp=4)
+    assert with_messages == pytest.approx(replace(COSTS, exchange=1e6).time(8000, 4), rel=0.05)
+
+
+def test_pairs_and_messages_of_packed_rows_by_hand() -> None:
+    """Two documents of 8 tokens on two ranks: rank 0 has tokens 0-3 and 12-15, rank 1 all between."""
+    own = Costs(pair=1.0, token=0.0)
+    assert row_time([8, 8], own, cp=2) == 10 + (4 * 4 + 10)
+    # Rank 0's first half is seen by rank 1, whose second half is seen by rank 0: four tokens each way.
+    assert row_time([8, 8], Costs(pair=0.0, token=0.0, exchange=1.0), cp=2) == pytest.approx(4.0)
+    assert row_time([8, 8], Costs(pair=1.0, token=0.0, window=1), cp=2) == 8
+    assert static_time([8, 8, 8], own, cp=1, replicas=3, row=8) == 36
+
+
+def test_groups_gain_where_messages_cost() -> None:
+    lengths = Mix().draw(262144)
+    apart, together = (
+        compared(lengths, replace(COSTS, exchange=exchange), cp=8, replicas=1, row=65536, memory_tokens=8192)
+        for exchange in (2e4, 0.0)
+    )
+    assert apart.gain > together.gain >= 1.0
+    assert sum(apart.sizes.values()) == apart.documents == len(lengths)
+    assert apart.lower_bound <= apart.dynamic
+
+
+def test_a_mix_is_drawn_or_read(tmp_path: Path) -> None:
+    mix = mix_of("lognormal:median=1000,sigma=0.5,min=10,max=4000")
+    lengths = mix.draw(50000, longest=2000)
+    assert lengths == mix.draw(50000, longest=2000) and sum(lengths) >= 50000
+    assert max(lengths) <= 2000 and min(lengths) >= 10 and 700 < sorted(lengths)[len(lengths) // 2] < 1400
+    path = tmp_path / "lengths.txt"
+    path.write_text("5\n70\n900\n")
+    assert set(mix_of(str(path)).draw(5000, longest=512)) == {5, 70, 512}
+    for text, words in (
+        ("lognormal:mean=3", "'mean=3' of --lengths"),
+        ("lognormal:median=0", "median above 0"),
+        (str(tmp_path / "none"), "can't be read"),
+        (str(Path(__file__)), "whole numbers"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            mix_of(text)
+
+
+def run_of(cluster: str, **plan: object) -> RunSpec:
+    model = replace(model_preset("llama-2-7b"), max_positions=65536)
+    training = TrainingSpec(global_batch_size=16, sequence_length=65536, dtype="bfloat16")
+    return RunSpec(model=model, cluster=cluster_preset(cluster), training=training, plan=PlanSpec(**plan))  # type: ignore[arg-type]
+
+
+def test_plans_that_can_have_groups() -> None:
+    plain, away = grouped(run_of("h100:16", cp=8, dp_shard=2, context="mesh", ulysses=4, recompute="full"))
+    assert (plain.context, plain.context_tokens, plain.offload, away.offload) == ("ring", 8192, False, True)
+    assert grouped(run_of("h100:16", pp=2, cp=8, schedule="zb-h1")) == []
+    assert len(grouped(run_of("h100:16", pp=2, cp=8))) == 1, "offload not over pp"
+
+
+def test_links_inside_a_node_are_faster() -> None:
+    costs = costs_of(run_of("h100:64", cp=8, dp_shard=8))
+    assert costs.near == 8 and costs.near_exchange < costs.exchange
+    assert [costs.passed(n) for n in (2, 8, 16)] == [costs.near_exchange] * 2 + [costs.exchange]
+    assert costs_of(run_of("h100:8", cp=8)).near == 0
+
+
+def test_the_proposal_is_the_solver_s() -> None:
+    pins = {"pp": 1, "tp": 1, "cp": 8, "recompute": "full", "micro_batch_size": 1}
+    found = answer(Request(run=run_of("h100:16"), pins=pins), top=1)
+    (one,) = propose(found, Mix())
+    assert one.plan.context_groups == "dynamic" and one.plan.context_tokens == 8192
+    assert one.gain is not None and one.gain > 1.02 and one.seconds == one.dynamic_seconds
+    (same,) = propose(found, Mix(seen=(65536,), most=65536))
+    assert same.plan == found.best.plan and same.static_seconds == pytest.approx(found.best.seconds, rel=0.1)
+
+
+def test_the_command_says_and_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run.toml"
+    asked = [
+        "--model",
+        "llama-2-7b",
+        "--cluster",
+        "h100:16",
+        "--seq-len",
+        "4096",
+        "--global-batch",
+        "32",
+        "--top",
+        "1",
+        "--json",
+    ]
+    pins = ["--pin", "pp=1", "tp=1", "cp=8", "recompute=full", "micro_batch_size=1"]
+    mix = "lognormal:median=300,sigma=1.2,min=16,max=4096"
+    assert main(["plan", *asked, *pins, "--lengths", mix, "--out", str(out)]) == 0
+    (figures,) = json.loads(capsys.readouterr().out)["documents"]
+    assert figures["context_groups"] == "dynamic" and figures["dynamic_step_s"] < figures["static_step_s"]
+    assert 'context_groups = "dynamic"' in out.read_text()
