@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from stretto.parallel.mesh import DATA, Mesh
+from stretto.parallel.sequence.backends import kernel_for
 from stretto.parallel.sequence.groups import GroupedAttend
-from stretto.parallel.sequence.opening import kernel_for
+from stretto.parallel.sequence.pieces import Kernel
 from stretto.parallel.sequence.results import Results
 from stretto.parallel.wire import Wire
 from stretto.planner.document_costs import Costs, costs_of
@@ -136,19 +137,22 @@ class GroupFiller:
     """Puts attention of placed documents into the ``attend`` of a model's blocks."""
 
     def __init__(self, plan: PlanSpec, mesh: Mesh) -> None:
-        self._outside = plan.context
+        self._outside, self._backend = plan.context, plan.attention_backend
+        self._kernel: Kernel | None = None
         self._results = Results() if plan.recompute == "full" else None
         self.wire = Wire(mesh.group(*DATA))
 
     def __call__(self, part: nn.Module, device: torch.device) -> None:
         """Fill what of ``part`` has the opening."""
+        if self._kernel is None:
+            self._kernel = kernel_for(device, self._backend)
         for module in part.modules():
             if hasattr(module, "attend"):
                 opening = cast(Any, module)
                 opening.attend = GroupedAttend(
                     wire=self.wire,
                     outside=self._outside,
-                    kernel=kernel_for(device),
-                    local=opening.attend,
+                    kernel=self._kernel,
+                    local=opening.attend if self._backend == "auto" else None,
                     results=self._results,
                 )
