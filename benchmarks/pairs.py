@@ -58,6 +58,8 @@ class Case:
     """Given the rank: what builds our side, what builds the peer's; picklable."""
     wanted: float | None = None
     """Largest ratio that is good enough; None: for information."""
+    count: Callable[[Callable[[], Side]], dict[str, float]] | None = None
+    """Given what builds a side: its memory, where operations can't be watched one by one because they are compiled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +98,8 @@ def compare(case: Case, effort: Effort, rank: int) -> dict[str, Any]:
     Memory is counted first, each side alone from its construction on.
     """
     build_ours, build_peer = case.make(rank)
-    memory = [_memory(build_ours), _memory(build_peer)]
+    count = case.count or _memory
+    memory = [count(build_ours), count(build_peer)]
     sides = build_ours(), build_peer()
     difference = _agree(sides)
     turns: list[list[Turn]] = [[], []]

@@ -39,6 +39,7 @@ class ActivationMeter:
         ):
             yield
 
+    @torch.compiler.disable  # it is called where compiled code saves tensors
     def _pack(self, tensor: Tensor) -> _Held:
         key = _key(tensor)
         held = _Held(tensor.detach(), None if self._is_own(key) else self, key)
