@@ -21,6 +21,8 @@ from stretto.parallel.pipeline.landing import Landing
 from stretto.schedule.passes.hand_over import Front, drained, primed
 from stretto.schedule.schedule import Schedule
 from stretto.spec.contract import Batch, Observer
+from stretto.spec.run import RunSpec
+from stretto.trainer.ahead import front_of
 from stretto.trainer.schedules import lowered_and_valid
 
 if TYPE_CHECKING:
@@ -37,8 +39,11 @@ def land(model: RankModel, schedule: Schedule, front: Front) -> None:
         model.stages[front.landing] = Landing(front.landing, front.microbatches)
 
 
-def with_last_and_first(schedule: Schedule, front: Front) -> tuple[Schedule, Schedule]:
-    """The last step's schedule and that of a first step's frozen work, for a filled one; all with messages."""
+def last_and_first(run: RunSpec, schedule: Schedule) -> tuple[Schedule, ...]:
+    """The last step's schedule and that of a first step's frozen work, with messages; none where nothing is filled."""
+    front = front_of(run)
+    if front is None:
+        return ()
     return lowered_and_valid(drained(schedule, front)), lowered_and_valid(primed(schedule, front))
 
 

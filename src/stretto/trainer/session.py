@@ -31,7 +31,7 @@ from stretto.spec.run import RunSpec
 from stretto.trainer.ahead import front_of
 from stretto.trainer.asynchronous import AsynchronousStep, DelayedWeights
 from stretto.trainer.elastic import Elastic
-from stretto.trainer.filling import Filling, land, with_last_and_first
+from stretto.trainer.filling import Filling, land, last_and_first
 from stretto.trainer.freezing import spare, trained_parts
 from stretto.trainer.host_memory import limit_host_memory
 from stretto.trainer.optimizer import build_optimizer
@@ -83,6 +83,26 @@ def _channel(mesh: Mesh, device: torch.device, schedules: Sequence[Schedule], ob
     return Metered(channel, observer) if isinstance(observer, Recorder) else channel
 
 
+def _delayed(
+    run: RunSpec, model: RankModel, optimizer: torch.optim.Optimizer, schedule: Schedule
+) -> DelayedWeights | None:
+    """The weights of every age, where every micro-batch updates."""
+    if run.plan.asynchronous == "none":
+        return None
+    delay = max(delays(schedule, model.mesh.index("pp")))
+    return DelayedWeights(model, optimizer, method=run.plan.asynchronous, delay=delay)
+
+
+def _filling(
+    model: RankModel, filled: Runtime, ends: Sequence[Runtime], *, run: RunSpec, observer: Observer
+) -> Filling | None:
+    """What plays steps whose frozen front is computed ahead, where there are such; ``ends``: last and first."""
+    if not ends:
+        return None
+    last, first = ends
+    return Filling(model, filled=filled, last=last, first=first, seed=run.run.seed, observer=observer)
+
+
 @dataclass(slots=True, kw_only=True)
 class Session:
     """One rank, ready to train."""
@@ -131,14 +151,10 @@ class Session:
         model = _assembled(run, stack, mesh, training, device=device, reader=reader)
         vocabulary = Vocabulary.join(model.shard, mesh, device) if model.shard is not None else None
         pp = mesh.index("pp")
-        front = front_of(run)
-        ends = with_last_and_first(training, front) if front else ()
+        ends = last_and_first(run, training)
         channel = _channel(mesh, device, [training, evaluation, *ends], observer)
         optimizer = build_optimizer(model.masters, run.training)
-        delayed = None
-        if run.plan.asynchronous != "none":
-            delay = max(delays(training, pp))
-            delayed = DelayedWeights(model, optimizer, method=run.plan.asynchronous, delay=delay)
+        delayed = _delayed(run, model, optimizer, training)
         make = partial(Elastic, run=run) if run.plan.context_groups == "dynamic" else Runtime
         seat = Seat(rank=pp, channel=channel, observer=observer, vocabulary=vocabulary)
         play = partial(make, model.stages, seat=seat)
@@ -146,10 +162,7 @@ class Session:
         limit_host_memory(runtime, run)
         rows = model.shard is not None and model.shard.table.trains
         spare(model.stages, ends[0] if ends else training, trained, rows=rows)
-        filling = None
-        if ends:
-            others = {"last": play(ends[0]), "first": play(ends[1])}
-            filling = Filling(model, filled=runtime, **others, seed=run.run.seed, observer=observer)
+        filling = _filling(model, runtime, [play(end) for end in ends], run=run, observer=observer)
         plays = filling or runtime
         step = TrainStep(model, plays, optimizer, training=run.training, seed=run.run.seed, observer=observer)
         unbarred = mesh.size("pp") > 1 and not run.plan.optimizer_barrier
