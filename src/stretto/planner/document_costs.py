@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from stretto.planner.flops import BACKWARD, parameters
 
 if TYPE_CHECKING:
+    from stretto.spec.model import ModelSpec
     from stretto.spec.run import RunSpec
 
 FLOPS_PER_BYTE = 5000.0
@@ -121,6 +122,7 @@ def costs_of(run: RunSpec) -> Costs:
     inside, several = cluster.link_bytes_per_second, cluster.num_nodes > 1
     rate = cluster.network_bytes_per_second if several else inside
     per_byte = peak / 2 / rate if peak and rate else FLOPS_PER_BYTE
+    way = peak / 2 / HOST_BYTES_PER_SECOND or FLOPS_PER_HOST_BYTE
     near = peak / 2 / inside if peak and inside else per_byte
     keys = 2 * model.kv_heads * model.head_size * model.num_layers
     both = 1 + BACKWARD
@@ -131,18 +133,22 @@ def costs_of(run: RunSpec) -> Costs:
         near=cluster.devices_per_node // run.plan.tp if several else 0,
         near_exchange=keys * passed * near,
         window=model.sliding_window,
-        host=_host_of(run, size, peak / 2 / HOST_BYTES_PER_SECOND or FLOPS_PER_HOST_BYTE) if run.plan.offload else None,
+        host=host_of(model, run.plan.recompute, element_bytes=size, per_byte=way) if run.plan.offload else None,
     )
 
 
-def _host_of(run: RunSpec, size: int, per_byte: float) -> Host:
-    """What a token keeps, and what its way costs; numbers as ``tracked`` counts them."""
-    model = run.model
+def block_numbers(model: ModelSpec, recompute: str) -> int:
+    """What a block keeps of a token, in numbers (as ``tracked`` counts them): the block's input and attention's output
+    where the rest is computed again."""
     queries, keys = model.num_heads * model.head_size, model.kv_heads * model.head_size
-    if run.plan.recompute == "full":
-        block = model.hidden_size + queries
-    else:
-        ups = 2 if model.family == "gpt2" else 4
-        block = 4 * model.hidden_size + 2 * queries + 2 * keys + ups * model.intermediate_size
+    if recompute == "full":
+        return model.hidden_size + queries
+    ups = 2 if model.family == "gpt2" else 4
+    return 4 * model.hidden_size + 2 * queries + 2 * keys + ups * model.intermediate_size
+
+
+def host_of(model: ModelSpec, recompute: str, *, element_bytes: int, per_byte: float) -> Host:
+    """The host of a model's documents; ``per_byte``: what the way of a byte costs, in the unit of the costs."""
+    block, size = block_numbers(model, recompute), element_bytes
     ends = 2 * model.hidden_size + model.vocab_size * max(size, 4) / size
     return Host(blocks=model.num_layers, copy=block * size * per_byte, ends=ends / block)

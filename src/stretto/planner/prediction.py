@@ -43,6 +43,8 @@ def predict(run: RunSpec, *, cuda: bool = False) -> Prediction | None:
     """
     if run.model.family == "foreign" or run.plan.asynchronous != "none" or not _of_this(run, cuda):
         return None
+    if run.plan.context_groups == "dynamic":  # which documents come isn't known, and rows aren't what is computed
+        return None
     try:
         request = Request(run=run)
         if request.assumed:

@@ -49,6 +49,8 @@ def refuse_unfit(run: RunSpec) -> None:
     """
     if not run.run.refuse_unfit or run.model.family == "foreign":
         return
+    if run.plan.context_groups == "dynamic" and (run.plan.offload or run.plan.context_tokens is not None):
+        return  # micro-batches are not those of rows
     try:
         request = Request(run=replace(run, cluster=_with_memory(run)))
     except UnsupportedError:
