@@ -73,8 +73,10 @@ def test_tiles_are_those_of_the_runtime(plan: PlanSpec, length: int) -> None:
 def test_cut_attention_costs_more_than_its_kernel() -> None:
     """The scores of a tile go through memory; a kernel keeps them on the chip."""
     calibration = published("h100:8")
-    own = work_of(cp=4)
-    with_kernel = replace(own, stack=replace(own.stack, context_kernel="same"))
+    own = work_of(cp=4, attention_backend="blockwise")
+    with_kernel = replace(own, plan=replace(own.plan, attention_backend="auto"))
+    dropping = replace(with_kernel, model=replace(own.model, dropout=0.1))
+    assert attention_seconds(dropping, calibration) == attention_seconds(own, calibration)
     assert attention_seconds(own, calibration).forward == blockwise_seconds(own, calibration)[0]
     assert attention_seconds(own, calibration).forward > 5 * attention_seconds(with_kernel, calibration).forward
 
@@ -88,8 +90,10 @@ def test_recompute_keeps_the_results_of_cut_attention() -> None:
 
 def test_cut_attention_has_bytes_of_its_own() -> None:
     """Full recompute keeps its results; a tile of scores is alive in every backward pass."""
-    own = work_of(cp=4, recompute="full")
+    own = work_of(cp=4, recompute="full", attention_backend="blockwise")
     plain = replace(own, stack=replace(own.stack, context_kernel="same"))
+    fused = replace(own, plan=replace(own.plan, attention_backend="auto"))
+    assert memory(own)[0].temporaries - memory(fused)[0].temporaries == 16 * 512 * 512 * 32
     of_results = 2048 * 32 * (2 * 128 + 4)
     assert layer_activation_bytes(own) - layer_activation_bytes(plain) == of_results
     more = memory(own)[0].temporaries - memory(plain)[0].temporaries
@@ -112,16 +116,16 @@ def test_a_ring_hides_a_message_under_one_block() -> None:
 
 
 def test_a_mesh_hides_its_exchange_under_its_own_block() -> None:
-    """What isn't hidden is the exchange; where attention is long nothing is waited for."""
-    calibration = Calibration()
+    """What isn't hidden is the exchange; where attention is long, here in tiles, nothing is waited for."""
+    calibration, tiles = Calibration(), {"cp": 4, "attention_backend": "blockwise"}
     work = replace(work_of(cp=4, context="ulysses"), cluster=replace(work_of(cp=4).cluster, link_bytes_per_second=1e8))
     whole = group(work, 4, 1, calibration).all_to_all(2 * work.tokens * 128 * 2 * (8 + 32))
     forward, backward = context_seconds(work, calibration)
     attention = attention_seconds(work, calibration)
     assert forward == pytest.approx(whole - attention.forward / 4, rel=1e-4)
     assert backward == pytest.approx(whole - attention.backward / 4, rel=1e-4)
-    assert context_seconds(work_of(cp=4, context="ulysses"), calibration) == (0, 0)
-    assert context_seconds(work_of(cp=4, context="mesh", ulysses=2), calibration) == (0, 0)
+    assert context_seconds(work_of(context="ulysses", **tiles), calibration) == (0, 0)
+    assert context_seconds(work_of(context="mesh", ulysses=2, **tiles), calibration) == (0, 0)
 
 
 def test_a_window_sends_what_it_sees() -> None:

@@ -1,8 +1,8 @@
-"""Time of attention cut over cp, as this version runs it: tile by tile, each step over a tile's scores a kernel.
+"""Time of attention cut over cp where no fused kernel does it: tile by tile, each step over a tile's scores a kernel.
 
-Flash kernels give no log-sum-exp that torch makes public, and partial results can't be merged without one, so a cut row
-is computed in tiles of ``TILE`` x ``TILE`` scores in plain PyTorch (``parallel/sequence/blockwise``).  Scores go
-through memory many times, which costs more than the products themselves:
+That is so under ``plan.attention_backend = "blockwise"`` and where attention weights are dropped.  A cut row is then
+computed in tiles of ``TILE`` x ``TILE`` scores in plain PyTorch (``parallel/sequence/blockwise``), which go through
+memory many times, and that costs more than the products themselves:
 
     per score        forward 64 bytes, backward 86     products 4 K operations forward, 10 K backward
     per row of a tile and channel   38 and 36 bytes    merging outputs; adding gradients
@@ -80,9 +80,14 @@ def blockwise_seconds(work: Workload, calibration: Calibration) -> tuple[float, 
     return forward, backward
 
 
-def cut_by_tiles(work: Workload) -> bool:
-    """Whether attention is cut over cp and has no kernel of its own."""
+def cut_by_us(work: Workload) -> bool:
+    """Whether attention is cut over cp by our runtime, which keeps results and sums as the functions below say."""
     return work.plan.cp > 1 and work.stack.context_kernel == "blockwise"
+
+
+def cut_by_tiles(work: Workload) -> bool:
+    """Whether it runs in tiles besides, without a fused kernel."""
+    return cut_by_us(work) and (work.plan.attention_backend == "blockwise" or work.model.dropout > 0)
 
 
 def kept_bytes(work: Workload) -> float:
@@ -93,10 +98,11 @@ def kept_bytes(work: Workload) -> float:
 def temporary_bytes(work: Workload) -> float:
     """What a layer's attention holds while it is differentiated.
 
-    A tile of scores; the gradients of all queries in float32; two other seats' keys and values in 16 bit and their
-    gradients in float32.
+    A tile of scores, where there are tiles; the gradients of all queries in float32; two other seats' keys and values
+    in 16 bit and their gradients in float32.
     """
     model, tp = work.model, work.plan.tp
     side, heads = tiles(work)[1], model.num_heads / tp / sharers(work) * work.plan.micro_batch_size
     keys = 2 * model.kv_heads * model.head_size * (2 + 4)
-    return ALIVE_BYTES * side * side * heads + work.tokens / tp * (4 * model.num_heads * model.head_size + 2 * keys)
+    scores = ALIVE_BYTES * side * side * heads if cut_by_tiles(work) else 0.0
+    return scores + work.tokens / tp * (4 * model.num_heads * model.head_size + 2 * keys)

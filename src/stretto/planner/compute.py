@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stretto.planner.blockwise import blockwise_seconds, cut_by_tiles
+from stretto.planner.blockwise import blockwise_seconds, cut_by_tiles, cut_by_us
 from stretto.planner.calibration import Calibration
 from stretto.planner.flops import BACKWARD, keys_per_query
 from stretto.planner.linear_layers import gates, kernel_seconds, mean
@@ -101,7 +101,7 @@ def recompute_seconds(work: Workload, calibration: Calibration) -> float:
     if work.plan.recompute == "full":
         again = layer_seconds(work, calibration).forward
         # Attention that is cut over cp keeps its results (parallel/sequence/results).
-        keeps = cut_by_tiles(work) and not work.model.keeps_states
+        keeps = cut_by_us(work) and not work.model.keeps_states
         return again - (attention_seconds(work, calibration).forward if keeps else 0.0)
     if work.model.keeps_states:
         return attention_seconds(work, calibration).forward

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stretto.planner.blockwise import cut_by_tiles, kept_bytes, temporary_bytes
+from stretto.planner.blockwise import cut_by_us, kept_bytes, temporary_bytes
 from stretto.planner.groups import limits
 from stretto.planner.in_flight import CLOSED_FORMS, in_flight
 from stretto.planner.linear_layers import kept as kept_of_token
@@ -106,7 +106,7 @@ def memory(work: Workload, margin: Margin | None = None) -> tuple[RankMemory, ..
         kept += [max(sum(n * of[stage] for stage, n in moment) for moment in rank) for rank in work.profile.alive]
     whole, logits = most(work, lambda one: layer_activation_bytes(one, recompute="none")), logits_bytes(work)
     again = whole if plan.recompute != "none" else 0.0
-    passing = TEMPORARY * whole + (temporary_bytes(work) if cut_by_tiles(work) else 0.0)
+    passing = TEMPORARY * whole + (temporary_bytes(work) if cut_by_us(work) else 0.0)
     last, shared = len(work.layers) - 1, WAITING_LOGITS * logits / plan.pp if work.vocabulary else None
     found = []
     for rank, (alive, share) in enumerate(zip(kept, work.shares, strict=True)):
@@ -159,7 +159,7 @@ def layer_activation_bytes(work: Workload, *, recompute: str | None = None) -> f
     lengthwise = tp if stack.sequence_parallel else 1
     if recompute == "full":
         inputs = work.tokens * 2 * model.hidden_size / lengthwise
-        return inputs + (kept_bytes(work) if cut_by_tiles(work) and not model.keeps_states else 0.0)
+        return inputs + (kept_bytes(work) if cut_by_us(work) and not model.keeps_states else 0.0)
     kept = 0 if stack.gathers_again else INPUT_BYTES * model.hidden_size
     per_token = (_whole(model, stack) - kept) / lengthwise + kept + _split(model) / tp
     if model.keeps_states:

@@ -8,7 +8,8 @@ SGD has one moment, its velocity, and without momentum none.
 
 Attention is the flash kernel of ``scaled_dot_product_attention``, a norm keeps its input alone, activations between
 attention and feed-forward and the logits are split over tp, and gradients are reduced under the last backward pass
-(under ZeRO-2 and 3 under each).  Attention that is cut over cp has no kernel of its own yet (``blockwise``).
+(under ZeRO-2 and 3 under each).  Attention that is cut over cp runs the same kernel block by block; without one it
+is ``blockwise``.
 """
 
 from __future__ import annotations

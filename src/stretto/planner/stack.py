@@ -23,8 +23,8 @@ class KernelStack:
     attention: Attention = "flash-2"
     """The kernel of scores, softmax and their use."""
     context_kernel: Literal["same", "blockwise"] = "same"
-    """What computes attention whose sequence is cut over cp: the same kernel block by block, or tiles in plain PyTorch
-    (``blockwise``)."""
+    """What computes attention whose sequence is cut over cp: the same kernel block by block, or our runtime, which has
+    tiles in plain PyTorch for what no kernel takes (``blockwise``)."""
     fused_norm: bool = True
     """Whether a norm reads its input once and keeps only that."""
     sequence_parallel: bool = True
