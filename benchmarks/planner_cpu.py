@@ -1,6 +1,7 @@
 """The planner on this very machine: predicted against measured, by a calibration made in the same sitting.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.planner_cpu            # what isn't in the results yet; --fresh: all of it
+    OMP_NUM_THREADS=1 python -m benchmarks.planner_cpu --fresh    # some 6 minutes; without --fresh what isn't there yet
+    OMP_NUM_THREADS=1 python -m benchmarks.planner_cpu --rounds 2 --out /tmp/try.json    # whether it runs
 
 calibration   ``stretto diagnose --calibrate``
 plans         12 plans of the demo model, 4 processes on the cores there are: median step over alternating rounds, and
@@ -81,6 +82,8 @@ VIRTUAL_SECONDS, MICROBATCHES, TURNS = 0.01, 8, 5
 PARTS = ("work", "bubble", "data_communication", "optimizer", "tensor_communication")
 DIFFERENT = 0.15
 """From which difference of medians two plans must be ranked right."""
+STEP, MEMORY = 0.05, 0.10
+"""What predictions may be off at most: steps on virtual devices, peaks of tracked tensors."""
 
 
 def run_of(plan: dict[str, Any]) -> RunSpec:
@@ -115,13 +118,13 @@ def _join(rank: int, work: Callable[..., Any], args: tuple[Any, ...], store: str
     dist.destroy_process_group()
 
 
-def measure_plans(rank: int) -> dict[str, Any]:
+def measure_plans(rank: int, rounds: int) -> dict[str, Any]:
     """Seconds of every round, and bytes of the fullest rank, of each plan; rounds alternate between the plans."""
     steps: dict[str, Callable[[], object]] = {}
     found: dict[str, Any] = {name: {"seconds": []} for name in PLANS}
     for name, plan in PLANS.items():
         steps[name], found[name]["bytes"] = _session(rank, run_of(plan))
-    for turn in range(WARM + ROUNDS):
+    for turn in range(WARM + rounds):
         for name, step in steps.items():
             seconds = _timed(step)
             if turn >= WARM:
@@ -166,7 +169,7 @@ def measure_virtual(rank: int) -> dict[str, list[float]]:
     steps = {}
     for name, chunks in VIRTUAL.items():
         schedule = build(name, ranks=RANKS, microbatches=MICROBATCHES, chunks=chunks)
-        steps[name] = ours(lowered_and_valid(schedule), mesh, VIRTUAL_SECONDS)
+        steps[name] = ours(lowered_and_valid(schedule), mesh, VIRTUAL_SECONDS, VIRTUAL_SECONDS)
     found: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(WARM + TURNS):
         for name, step in steps.items():
@@ -230,13 +233,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS / "planner_cpu.json")
     parser.add_argument("--fresh", action="store_true", help="measure all parts again")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="times that each plan is measured")
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
     found: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() and not args.fresh else {}
     parts: dict[str, Callable[[], Any]] = {
         "calibration": lambda: calibrate(processes=RANKS).as_data(),
-        "plans": lambda: in_processes(measure_plans),
+        "plans": lambda: in_processes(measure_plans, args.rounds),
         "virtual": lambda: in_processes(measure_virtual),
     }
     for name, measure in parts.items():
@@ -268,6 +272,25 @@ def show(found: dict[str, Any]) -> None:
         ratio = row["predicted_s"] / row["measured_s"]
         seconds = f"{1e3 * row['measured_s']:>8.1f} ms{1e3 * row['predicted_s']:>8.1f} ms"
         print(f"virtual {row['name']:<20}{seconds}{ratio:>8.3f}")
+    print(f"\n{'':<56}{'asked':>8}{'got':>10}")
+    for what, asked, got, reached in verdicts(found):
+        verdict = "" if reached is None else "reached" if reached else "MISSED"
+        print(f"{what:<56}{asked:>8}{got:>10}  {verdict}")
+
+
+def verdicts(found: dict[str, Any]) -> list[tuple[str, str, str, bool | None]]:
+    """What is asked, what was got, and whether that is enough (None: it isn't asked)."""
+    compared, rows = found["compared"], found["compared"]["rows"]
+    held = max(abs(row["predicted_bytes"] / row["measured_bytes"] - 1) for row in rows)
+    off = max(abs(row["predicted_s"] / row["measured_s"] - 1) for row in found["compared_virtual"])
+    steps = [abs(row["predicted_s"] / row["measured_s"] - 1) for row in rows]
+    wrong, pairs = len(compared["wrong"]), compared["pairs"]
+    return [
+        (f"plans apart by more than {DIFFERENT:.0%}, pairs ranked right", "all", f"{pairs - wrong}/{pairs}", not wrong),
+        ("virtual devices: step time, worst error", f"{STEP:.0%}", f"{off:.1%}", off <= STEP),
+        ("memory of tracked tensors, worst error", f"{MEMORY:.0%}", f"{held:.1%}", held <= MEMORY),
+        ("step time of the plans, median error", "", f"{statistics.median(steps):.1%}", None),
+    ]
 
 
 if __name__ == "__main__":

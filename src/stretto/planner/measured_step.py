@@ -162,6 +162,8 @@ def measured_step(work: Workload, machine: Machine) -> StepTime:
         raise UnsupportedError("The time of plan.offload on shared cores isn't estimated yet; estimate it without.")
     around = played(work, machine)
     whole, busiest = around.makespan if barrier(work) else around.span, around.busiest
+    whole *= machine.factor("waiting", plan.num_ranks)
+    busiest = min(busiest, whole)
     layers = work.num_microbatches * max(work.layers_of_rank(rank) for rank in range(plan.pp)) / work.num_replicas
     waited = 2 * layers * layer(work, machine).waits
     time = StepTime(

@@ -30,6 +30,8 @@ class Observed:
     """Between two operations of a rank."""
     message: float
     """From a send until it has arrived; 0 where nobody waited for one."""
+    makespan: float
+    """From the first operation to the last, of the pipeline that takes longest."""
     settling: float
     """After the schedule: what is left of the reduction of gradients, the norm, and what ranks agree on."""
     optimizer: float
@@ -48,7 +50,7 @@ def observe(trace: Trace) -> Observed:
     means = [_means(played) for played in steps]
     operations = {key: statistics.median(one[key] for one in means) for key in means[0]}
     around = [_around(played) for played in steps]
-    settling, optimizer, rest, whole = (statistics.median(column) for column in zip(*around, strict=True))
+    settling, optimizer, rest, whole, makespan = (statistics.median(column) for column in zip(*around, strict=True))
     gaps = [_gap(one) for played in steps for one in played]
     arrivals = [seconds for played in steps for one in played for seconds in _arrivals(one)]
     columns = dict(zip(("collectives", "optimizer", "step"), zip(*around, strict=True), strict=False))
@@ -58,6 +60,7 @@ def observe(trace: Trace) -> Observed:
         operations=operations,
         gap=statistics.median(gaps),
         message=statistics.median(arrivals) if arrivals else 0.0,
+        makespan=makespan,
         settling=settling,
         optimizer=optimizer,
         rest=rest,
@@ -98,13 +101,13 @@ def _arrivals(played: Played) -> list[float]:
     return [float(seconds) for seconds in (played.end[receive] - played.start[send])[waited]]
 
 
-def _around(pipelines: Sequence[Played]) -> tuple[float, float, float, float]:
-    """Settling, update, the rest of a step, and all of it; pipelines settle together."""
+def _around(pipelines: Sequence[Played]) -> tuple[float, float, float, float, float]:
+    """Settling, update, the rest of a step, all of it, and of its schedule; pipelines settle together."""
     settling = min(float(played.settling.min()) for played in pipelines)
     optimizer = max(float(played.optimizer.max()) for played in pipelines)
     whole = max(played.whole for played in pipelines)
     last = max(played.makespan for played in pipelines)
-    return settling, optimizer, max(0.0, whole - last - settling - optimizer), whole
+    return settling, optimizer, max(0.0, whole - last - settling - optimizer), whole, last
 
 
 def _spread(values: Sequence[float]) -> float:

@@ -96,6 +96,8 @@ def refine(machine: Machine, run: Path) -> Refined:
     sizes = _sizes(work)
     factors = _operations(work, machine, seen, trace)
     factors |= _others(work, machine, seen)
+    expected = played(work, _with(machine, factors, sizes), schedule=trace.schedule).makespan
+    factors["waiting"] = max(LEAST, seen.makespan / expected)
     source = f"{run}: {schedule.name}, pp={spec.plan.pp} tp={spec.plan.tp} cp={spec.plan.cp} dp={spec.plan.dp}, "
     source += f"{len(trace.steps)} steps on {trace.ranks[0].source.host}"
     found = [
@@ -126,6 +128,7 @@ def _sizes(work: Workload) -> dict[str, float]:
         "optimizer": updated_parameters(work),
         "step": ranks,
         "gaps": ranks,
+        "waiting": ranks,
     }
 
 
@@ -264,11 +267,14 @@ def _check_told(machine: Machine, spec: RunSpec, trace: Trace, run: Path) -> Non
             f"{place} computes in {spec.training.dtype}, but the calibration is of {machine.dtype}; refine it by a run "
             f"with training.dtype = {machine.dtype!r}."
         )
-    changed = plan.compile != PlanSpec().compile or plan.asynchronous != "none" or spec.training.freeze
+    usual = PlanSpec()
+    kept = (plan.compile, plan.asynchronous) == (usual.compile, usual.asynchronous) and not spec.training.freeze
+    changed = not kept or (plan.pp > 1 and not plan.optimizer_barrier)
     if spec.model.family == "foreign" or changed:
         raise UnsupportedError(
             f"{place} can't refine a calibration, because the planner doesn't know what foreign models, plan.compile, "
-            "plan.asynchronous and training.freeze make of each operation; take a run without them."
+            "plan.asynchronous, training.freeze and plan.optimizer_barrier = false make of each operation; take a run "
+            "without them."
         )
     states = Request(run=spec).work(plan).states
     if states.parameters > 1 or states.gradients > 1:

@@ -29,10 +29,12 @@ KINDS: Mapping[str, str] = {
     "optimizer": "parameters",
     "step": "ranks",
     "gaps": "ranks",
+    "waiting": "ranks",
 }
 """What a factor is on, and what its size counts: a stage's forward, the gradients of its inputs and of its weights,
-logits and loss, communication, the update, what a step takes besides, and what lies between two operations of a rank
-(times what the runtime adds to an operation; 0 where no run told it)."""
+logits and loss, communication, the update, what a step takes besides, what lies between two operations of a rank (times
+what the runtime adds to an operation; 0 where no run told it), and the whole schedule, whose operations take now more,
+now less time, so that ranks wait for whoever is late."""
 REACH = 4.0
 """Ratio of sizes at which a factor tells nothing of the error any more."""
 SAME = 0.01
