@@ -27,6 +27,7 @@ from stretto.spec.model import ModelSpec
 from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSettings, RunSpec
 from stretto.spec.training import TrainingSpec
+from stretto.trainer.asynchronous import spike
 from stretto.trainer.rate import learning_rate
 from stretto.trainer.session import Session
 
@@ -115,6 +116,20 @@ def emulate(initial: Weights, steps: list[list[Batch]], method: str) -> tuple[li
                 stage.update({name: gradients[name] for name in stage.weights[-1]}, method, rate)
         losses.append(loss / sum(int((b.labels != IGNORE).sum()) for b in batches))
     return losses, {name: w for stage in stages for name, w in stage.weights[-1].items()}
+
+
+@pytest.mark.parametrize("delay", [0, 1, 2, 5])
+def test_a_compensated_gradient_moves_weights_as_far_as_one_in_time(delay: int) -> None:
+    """From its arrival on, and not before; a v alone, as in ``plain``, stays behind for good."""
+    m, (a, b) = TRAINING.momentum, spike(TRAINING.momentum, delay)
+    moved = {"in time": 0.0, "late": 0.0}
+    velocity = dict(moved)
+    for update in range(delay + 8):
+        for name, arrival, kept, added in (("in time", 0, 1.0, 0.0), ("late", delay, a, b)):
+            g = float(update == arrival)
+            velocity[name] = m * velocity[name] + g
+            moved[name] += kept * velocity[name] + added * g
+        assert (moved["late"] == pytest.approx(moved["in time"])) == (update >= delay)
 
 
 def by_hand(batch: Batch, early: list[Weights], late: list[Weights]) -> tuple[float, Weights]:

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 
 from parallel.test_offloading import Fake
-from stretto.parallel.pipeline.transport import CudaTransport
+from stretto.parallel.pipeline.transport import CONNECTIONS, CudaTransport, check_connections
+from stretto.spec.errors import ConfigError
 
 CPU = torch.device("cpu")
 GROUP: Any = "route"
@@ -81,3 +83,13 @@ def test_routes_are_made_by_a_number_each() -> None:
         "on compute: receive float32[1] route 0 0",
         "compute waits",
     ]
+
+
+@pytest.mark.parametrize(("routes", "given"), [(4, None), (4, "32"), (4, "6"), (40, "32"), (4, "many")])
+def test_enough_queues_for_the_streams(routes: int, given: str | None) -> None:
+    check_connections(routes, {} if given is None else {CONNECTIONS: given})
+
+
+def test_too_few_queues_for_the_streams_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"CUDA_DEVICE_MAX_CONNECTIONS = 1 has the streams of 4 .* set it to 32\."):
+        check_connections(4, {CONNECTIONS: "1"})

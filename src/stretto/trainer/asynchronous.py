@@ -11,6 +11,10 @@ weight stashing.)  SGD with momentum m and rate r; D is the stage's delay in the
     predict          a = 1, b = 0                         forward with w - r D v, where w will be when g arrives
     predict-spike    a and b of spike                     both
 
+In time, g would count (1 + m + ... + m^D) g by the update that it is late for, and m^(D+1) g, m^(D+2) g, ... in those
+behind.  a v brings m^D g of that and b g the rest, and v goes on as it would have: from its arrival on, a late gradient
+has moved the weights as far as one in time.  r D v is how far D updates move them while v stays what it is.
+
 Only in ``stash`` do forward and backward of a micro-batch see the same weights; the paper finds the others' mismatch
 harmless at small rates and keeps no old weights.  With D = 0 (the last stage, or one rank) all are plain SGD.
 

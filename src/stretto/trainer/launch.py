@@ -20,7 +20,7 @@ from stretto.spec.run import RunSpec
 from stretto.trainer.compiling import check_compiler
 from stretto.trainer.corpus import prepare_corpus
 from stretto.trainer.local import run_local
-from stretto.trainer.member import STOPPED, Train, train_as_member
+from stretto.trainer.member import CONNECTIONS, STOPPED, Train, train_as_member
 from stretto.trainer.placement import Membership, find_membership
 from stretto.trainer.progress_bar import ProgressBar
 from stretto.trainer.schedules import schedules_of, searched
@@ -42,6 +42,8 @@ def run_training(run: RunSpec, *, run_file: Path | None = None, entry: str = ENT
         RankError: a rank raised, died or fell silent, and no restarts were left; names the root cause.
     """
     membership = find_membership(os.environ)
+    if membership is not None:
+        os.environ.setdefault(*CONNECTIONS)
     check(run, world_size=membership.world.world_size if membership else None)
     check_compiler(run, cuda=_on_cuda(run))
     if _knows_memory(run):

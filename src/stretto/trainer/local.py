@@ -29,7 +29,7 @@ from pathlib import Path
 from stretto.resilience import FirstErrors, Lookout, StopRequest
 from stretto.spec.errors import ConfigError, RankError
 from stretto.spec.run import RunSpec
-from stretto.trainer.member import STOPPED
+from stretto.trainer.member import CONNECTIONS, STOPPED
 from stretto.trainer.post_mortem import Death, Verdict, explain
 from stretto.trainer.worker import Assignment
 
@@ -175,6 +175,7 @@ def _resume_of_restart(run: RunSpec, started: float) -> str | None:
 def _environment(rank: int, size: int, port: int, restarts: int) -> dict[str, str]:
     given = dict(os.environ)
     given.setdefault("OMP_NUM_THREADS", "1")
+    given.setdefault(*CONNECTIONS)
     given.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else each rank prints stack traces when another has died
     given.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     return given | {

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 STOPPED = 128 + int(signal.SIGTERM)
 """Exit code of a run that was asked to stop and wrote its checkpoint: not finished, so not 0."""
+CONNECTIONS = ("CUDA_DEVICE_MAX_CONNECTIONS", "32")
+"""What each rank's environment has unless it says otherwise, before the driver starts (pipeline/transport.py)."""
 _JOIN_SECONDS = 600.0
 _PATIENCE = 10
 """Collectives may wait this many times ``hang_seconds``: the watchdog, which knows why, is to be first."""

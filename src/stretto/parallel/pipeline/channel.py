@@ -143,12 +143,14 @@ class PeerChannel:
     """
 
     def __init__(self, mesh: Mesh, device: torch.device, schedules: Sequence[Schedule]) -> None:
-        self._device, self._transport = device, transport_for(device)
+        here = mesh.index("pp")
+        routes = {route for schedule in schedules for route in routes_of(schedule)}
+        self._device = device
+        self._transport = transport_for(device, routes=sum(here in ends for _, *ends in routes))
         self._boundaries = max(schedule.num_stages for schedule in schedules)
         self._outlets: dict[tuple[Direction, int], _Outlet] = {}
         self._inlets: dict[tuple[Direction, int], _Inlet] = {}
-        here = mesh.index("pp")
-        for direction, source, target in sorted({r for schedule in schedules for r in routes_of(schedule)}):
+        for direction, source, target in sorted(routes):
             for column in mesh.columns:
                 ends = sorted((column[source], column[target]))
                 group = dist.new_group(ends)

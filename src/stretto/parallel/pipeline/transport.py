@@ -10,16 +10,25 @@ On the host a send or receive is a call per tensor.  On CUDA nothing waits on th
 The tensors of a message are one batch, so that they are one kernel, and both ends name them in the same order.  A
 communicator is made with the first batch of its route, which stops the host until the other end is there too: so
 all are made before the first step, in an order that is the same everywhere.
+
+Receives posted ahead need streams that don't hold each other up.  The driver puts streams on so many queues to the
+device as CUDA_DEVICE_MAX_CONNECTIONS says; on a queue that it shares with the arithmetic, the second receive of a route
+waits for the first, and the arithmetic behind it too, on which the first may depend:
+
+    one queue   receive 0 (runs)   receive 1 (waits for 0)   F1 (behind it; receive 0 is the gradient of what F1 makes)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from stretto.spec.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup, Work
@@ -27,6 +36,10 @@ if TYPE_CHECKING:
     Started = tuple[Sequence[Work], Sequence[Tensor]]
     """What to wait for, and the tensors meanwhile."""
 
+CONNECTIONS = "CUDA_DEVICE_MAX_CONNECTIONS"
+"""Variable that says how many queues a process has to its device; the driver reads it when it starts, else has 8."""
+MOST_CONNECTIONS = 32
+"""What the driver takes at most; trainer/member.py asks for it."""
 Layout = Sequence[tuple[tuple[int, ...], torch.dtype]]
 """Shape and type of each tensor of a message."""
 
@@ -47,9 +60,23 @@ class Transport(Protocol):
         """What is computed from now on comes after these messages."""
 
 
-def transport_for(device: torch.device) -> Transport:
-    """The transport of tensors on ``device``."""
-    return CudaTransport(device) if device.type == "cuda" else HostTransport(device)
+def transport_for(device: torch.device, *, routes: int = 0) -> Transport:
+    """The transport on ``device`` of so many routes; ConfigError where their streams have too few queues."""
+    if device.type != "cuda":
+        return HostTransport(device)
+    check_connections(routes, os.environ)
+    return CudaTransport(device)
+
+
+def check_connections(routes: int, environment: Mapping[str, str]) -> None:
+    """ConfigError where the environment gives fewer queues than ``routes``, the arithmetic and what is posted need."""
+    given, needed = environment.get(CONNECTIONS, ""), routes + 2
+    if given.isdecimal() and int(given) < min(needed, MOST_CONNECTIONS):
+        raise ConfigError(
+            f"{CONNECTIONS} = {given} has the streams of {routes} message routes and of the arithmetic share queues, "
+            f"in which a receive that was posted ahead can hold up what it waits for; unset it, or set it to "
+            f"{MOST_CONNECTIONS}."
+        )
 
 
 class HostTransport:
