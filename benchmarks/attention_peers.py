@@ -3,8 +3,10 @@
     pip install --no-deps --target /tmp/peers yunchang ring-flash-attn          # anywhere but in this environment
     OMP_NUM_THREADS=1 python -m benchmarks.attention_peers --peer-path /tmp/peers
 
-Both sides live in the same processes (four, gloo), get the same tensors (float32, plain causal), and take turns.  A
-time is that of the slowest rank, a ratio is peer / ours of one pair of turns, and what counts is the median.
+Both sides live in the same processes (four, gloo), get the same tensors (plain causal), and take turns.  A time is that
+of the slowest rank, a ratio is peer / ours of one pair of turns, and what counts is the median.  Both peers are made for
+16 bit: in float32 gradients that they add up share memory with buffers that they write again, so compare backward with
+--dtype bfloat16 too.
 
 as it comes   yunchang with AttnType.TORCH_MATH, its one plain-torch path that runs on a CPU; wanted >= 1.2 forward
 same kernel   both peers with the CPU's fused kernel in the place of flash_attn (peer_kernel.py): how they circulate and
@@ -280,7 +282,7 @@ def work(rank: int, args: argparse.Namespace, port: int) -> None:
     if rank == 0 and not (args.only or args.no_write):
         sizes = {"tokens": args.tokens, "heads": args.heads, "head_size": args.size, "ranks": args.ranks}
         record = {"command": command("attention_peers"), "machine": machine(), "pairs": args.pairs, **sizes}
-        path = RESULTS / f"attention_peers_{args.tokens}.json"
+        path = RESULTS / f"attention_peers_{args.tokens}_{args.dtype}.json"
         path.write_text(json.dumps(record | {"rows": found}, indent=1) + "\n")
     dist.barrier()
     os._exit(0)  # messages that a peer left under way are nobody's to wait for
