@@ -15,7 +15,8 @@ Norms and residuals are split over tp only under sequence parallelism.  Full rec
 
 The last stage adds the logits of one micro-batch: product 2, float32 copy 4, softmax or gradient 4, 16-bit
 gradient 2.  Where they aren't sharded over tp, gathering adds the pieces and their concatenation, and the same
-for the gradient: 2 each.  A rank's activations in flight come from the schedule (``in_flight``), rank by rank.
+for the gradient: 2 each.  With vocabulary passes every rank has what S and T keep instead (``profile.waiting``).
+A rank's activations in flight come from the schedule (``in_flight``), rank by rank.
 """
 
 from __future__ import annotations
@@ -39,8 +40,10 @@ TEMPORARY = 0.5
 """Of one layer's activations, their gradients that are alive at once: each is let go when its own input's is made."""
 INPUT_BYTES = 4
 """Of the inputs of attention and feed-forward, 2 bytes each, which sequence parallelism divides or keeps whole."""
-WAITING_LOGITS = 2
-"""Micro-batches whose shard of the logits is alive under vocabulary parallelism, between S and T."""
+TABLE_BYTES = 2.0
+"""Per token and vocabulary entry of a shard that S keeps until T, under vocabulary parallelism."""
+SCORING_BYTES = 6.0
+"""What S takes besides while it runs: a float32 copy, and the exponentials in 16 bits for a product."""
 GATHERED_LAYERS = 2
 """Whole layers that ZeRO-3 holds: the one at work and the one that is being gathered."""
 REDUCED_LAYERS = 3
@@ -107,10 +110,10 @@ def memory(work: Workload, margin: Margin | None = None) -> tuple[RankMemory, ..
     whole, logits = most(work, lambda one: layer_activation_bytes(one, recompute="none")), logits_bytes(work)
     again = whole if plan.recompute != "none" else 0.0
     passing = TEMPORARY * whole + (temporary_bytes(work) if cut_by_us(work) else 0.0)
-    last, shared = len(work.layers) - 1, WAITING_LOGITS * logits / plan.pp if work.vocabulary else None
+    last = len(work.layers) - 1
     found = []
     for rank, (alive, share) in enumerate(zip(kept, work.shares, strict=True)):
-        of_head = shared if shared is not None else logits if last in share.stages else 0.0
+        of_head = scored_bytes(work, rank) if work.vocabulary else logits if last in share.stages else 0.0
         alive += again + waiting_bytes(work, rank)
         found.append(_rank(work, share, margin, alive=alive, logits=of_head, passing=passing))
     return tuple(found)
@@ -176,6 +179,14 @@ def logits_bytes(work: Workload) -> float:
     if work.stack.sharded_logits:
         return LOGIT_BYTES * logits / tp
     return (LOGIT_BYTES + (GATHER_BYTES if tp > 1 else 0)) * logits
+
+
+def scored_bytes(work: Workload, rank: int) -> float:
+    """What vocabulary passes keep on a rank: tables, outputs and embeddings, and what S takes while it runs."""
+    tables, outputs, embeddings = work.profile.waiting[rank]
+    tp, width = work.plan.tp, 2 * work.tokens * work.model.hidden_size
+    shard = work.tokens * work.model.vocab_size / (work.plan.pp * tp)
+    return (TABLE_BYTES * tables + SCORING_BYTES) * shard + width * (outputs + embeddings / tp)
 
 
 def _whole(model: ModelSpec, stack: KernelStack) -> float:

@@ -64,6 +64,9 @@ class Profile:
     """How many times the difference of the two comes on top of the shorter."""
     vocabulary: bool
     """Whether the head is cut over all ranks (passes S and T)."""
+    waiting: tuple[tuple[float, float, float], ...]
+    """What those keep on each rank at its most: tables between S and T, tensors of the size of the last stage's output,
+    embeddings of a micro-batch; nothing where the head isn't cut."""
     offloaded: tuple[float, ...]
     """Share of each rank's activations that go to the host and come back."""
 
@@ -117,6 +120,7 @@ def _profile(key: Key, microbatches: int) -> Profile:
         longer=long.chains,
         beyond=0.0 if exact else (microbatches - first) / ranks,
         vocabulary=short.vocabulary,
+        waiting=long.waiting,
         offloaded=long.offloaded,
     )
 
@@ -151,6 +155,7 @@ class _Counts:
     alive: tuple[tuple[tuple[tuple[int, int], ...], ...], ...]
     chains: Values
     vocabulary: bool
+    waiting: tuple[tuple[float, float, float], ...]
     offloaded: tuple[float, ...]
     """Of each rank's share of the layers and a micro-batch, what goes to the host and comes back."""
 
@@ -159,6 +164,8 @@ class _Counts:
 def _simulated(key: Key, microbatches: int) -> _Counts:
     import numpy as np
 
+    from stretto.schedule.simulate.vocabulary_memory import most_waiting
+
     schedule, whole = scheduled(key, microbatches), key[-1]
     chains = {tuple(_chain(schedule, costs.whole() if whole else costs)) for costs in _probes(schedule)}
     ranks = range(schedule.num_ranks)
@@ -166,13 +173,15 @@ def _simulated(key: Key, microbatches: int) -> _Counts:
     for rank in ranks:
         kinds = schedule.kind[int(schedule.offsets[rank]) : int(schedule.offsets[rank + 1])]
         moved.append(int(np.count_nonzero(kinds == Kind.O)) / max(1, int(np.count_nonzero(kinds == Kind.F))))
+    scored = bool(np.isin(schedule.kind, (Kind.S, Kind.T)).any())
     voices = [schedule.voice.count(voice) for voice in range(len(schedule.placement))]
     return _Counts(
         placement=schedule.placement,
         voices=tuple(count / schedule.num_microbatches for count in voices),
         alive=tuple(_fullest(schedule, rank, whole=whole) for rank in ranks),
         chains=np.array(sorted(chains)),
-        vocabulary=bool(np.isin(schedule.kind, (Kind.S, Kind.T)).any()),
+        vocabulary=scored,
+        waiting=most_waiting(schedule) if scored else ((0.0, 0.0, 0.0),) * schedule.num_ranks,
         offloaded=tuple(moved),
     )
 

@@ -32,6 +32,7 @@ from stretto.schedule.passes.communication import lower
 
 if TYPE_CHECKING:
     from stretto.schedule.arrows import Places
+    from stretto.schedule.schedule import Schedule
     from stretto.schedule.simulate.stage_costs import StageCosts, Values
 
 BACKWARD = (Kind.B, Kind.I)
@@ -52,6 +53,26 @@ def vocabulary_changes(places: Places, costs: StageCosts) -> Values:
     if costs.row.any():
         _rows(places, costs, found)
     return found
+
+
+def most_waiting(schedule: Schedule) -> tuple[tuple[float, float, float], ...]:
+    """What each rank holds: tables, tensors of the size of an output, and embeddings of whole micro-batches.
+
+    Each at its most, which need not be at the same time.
+    """
+    import numpy as np
+
+    from stretto.schedule.arrows import Places
+    from stretto.schedule.simulate.costs import Costs
+
+    places, found = Places(schedule), []
+    even = [1.0] * schedule.num_stages
+    for name, one in (("vocabulary_bytes", 1.0), ("output_bytes", 1.0), ("row_bytes", 1 / schedule.num_ranks)):
+        costs = Costs(activation_bytes=even, **{name: [one] * schedule.num_stages}).of(schedule)
+        changes = vocabulary_changes(places, costs) * (costs.unit_bytes or 1.0)
+        ranks = np.split(changes, schedule.offsets[1:-1])
+        found.append([float(np.cumsum(rank.ravel()).max(initial=0.0)) for rank in ranks])
+    return tuple(zip(*found, strict=True))
 
 
 class _Rank:
