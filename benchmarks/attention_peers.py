@@ -4,9 +4,9 @@
     OMP_NUM_THREADS=1 python -m benchmarks.attention_peers --peer-path /tmp/peers
 
 Both sides live in the same processes (four, gloo), get the same tensors (plain causal), and take turns.  A time is that
-of the slowest rank, a ratio is peer / ours of one pair of turns, and what counts is the median.  Both peers are made for
-16 bit: in float32 gradients that they add up share memory with buffers that they write again, so compare backward with
---dtype bfloat16 too.
+of the slowest rank, a ratio is peer / ours of one pair of turns, and what counts is the median.  Both peers are made
+for 16 bit: in float32 gradients that they add up share memory with buffers that they write again, so compare backward
+with --dtype bfloat16 too.
 
 as it comes   yunchang with AttnType.TORCH_MATH, its one plain-torch path that runs on a CPU; wanted >= 1.2 forward
 same kernel   both peers with the CPU's fused kernel in the place of flash_attn (peer_kernel.py): how they circulate and

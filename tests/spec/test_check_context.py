@@ -74,6 +74,7 @@ def test_what_this_version_cannot_cut() -> None:
         ("flex", {"run": RunSettings(device="cpu")}, 'no backward on a CPU .*set it to "auto", "flash" or "blockwise"'),
         ("flash", {"model": replace(MODEL, dropout=0.1)}, 'model.dropout = 0.1 does; set it to "auto" or "blockwise"'),
         ("flash", {"run": RunSettings(device="cuda"), "training": TrainingSpec(dtype="float64")}, "kernel of CUDA"),
+        ("flex", {"training": TrainingSpec(dtype="float64")}, 'takes training.dtype = "float64"; set it to "auto" or'),
         ("flash", {"model": ModelSpec(family="foreign", module="somewhere:build")}, "attention of its own; leave it"),
     ],
 )
@@ -81,5 +82,7 @@ def test_a_backend_that_cannot_attend_is_refused(backend: str, run: dict[str, An
     spec = RunSpec(**{"model": MODEL, "plan": PlanSpec(attention_backend=backend), **run})
     with pytest.raises(UnsupportedError, match=message):
         check(spec, data=False)
+    with pytest.raises(UnsupportedError, match=r'plan\.compile = "regions", which leaves it out'):
+        check(RunSpec(model=MODEL, plan=PlanSpec(attention_backend="flash", compile="blocks")), data=False)
     with pytest.raises(ConfigError, match="'flesh' is none of 'auto', 'blockwise', 'flash', 'flex'"):
         check(replace(spec, plan=PlanSpec(attention_backend="flesh")), data=False)

@@ -51,9 +51,14 @@ def _backend(run: RunSpec) -> None:
             "plan.attention_backend = 'flex', but FlexAttention has no backward on a CPU and run.device = \"cpu\"; "
             'set it to "auto", "flash" or "blockwise".'
         )
-    if name == "flash" and run.run.device == "cuda" and run.training.dtype == "float64":
+    if run.plan.compile == "blocks":
         raise UnsupportedError(
-            f"plan.attention_backend = 'flash': no fused kernel of CUDA takes training.dtype = \"float64\"; {plain}."
+            f'plan.attention_backend = {name!r} and plan.compile = "blocks": attention that goes block by block can\'t '
+            'be compiled with the rest of its layer; set plan.compile = "regions", which leaves it out, or "none".'
+        )
+    if run.training.dtype == "float64" and (name == "flex" or (name == "flash" and run.run.device == "cuda")):
+        raise UnsupportedError(
+            f'plan.attention_backend = {name!r}: no such kernel of CUDA takes training.dtype = "float64"; {plain}.'
         )
     if name != "blockwise" and run.model.dropout > 0:
         raise UnsupportedError(

@@ -36,6 +36,8 @@ from stretto.spec.errors import UnsupportedError
 
 LSE_ROWS = 32
 """The memory-efficient kernel wants log-sum-exp in multiples of so many queries."""
+LEAST_MASKED = 16
+"""The smallest head size that FlexAttention takes."""
 CHANNELS, MOST_CHANNELS = 8, 256
 """What the head size has to be a multiple of on CUDA, and the largest."""
 
@@ -240,7 +242,7 @@ class Flash:
         if found is None:
             return self._plain
         whole = block.sight.first is None or block.sight.relation(block.queries, block.keys) is Relation.FULL
-        return found if whole or self._masked is None else self._masked
+        return found if whole or self._masked is None or q.shape[-1] < LEAST_MASKED else self._masked
 
     def _forward(self, fused: Fused, q: Tensor, kv: Tensor, of: tuple[Block, Rectangle]) -> tuple[Tensor, Tensor]:
         block, (queries, keys, kind) = of
