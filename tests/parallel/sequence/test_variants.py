@@ -201,16 +201,26 @@ def test_an_odd_length(ranks: Ranks) -> None:
 
 @pytest.mark.parametrize("world", [2, 4, 8])
 def test_every_way_at_every_degree(ranks: Ranks, world: int) -> None:
-    """Eight query heads with as many key/value heads, two, and one; the masks take turns."""
+    """Eight query heads with as many key/value heads, two, and one (of eight ranks two of these); masks take turns."""
     plans = [*EVERY.values(), *(FROM_FOUR.values() if world > 2 else ()), *(FROM_EIGHT.values() if world > 4 else ())]
     masks: list[Mask] = [0, (3, 9, 12, 30), -6]
     cases = [
         (plan, 8, kv_heads, 37, masks[(number + turn) % 3])
         for number, plan in enumerate(plans)
         for turn, kv_heads in enumerate((8, 2, 1))
+        if world < 8 or turn != number % 3
     ]
     found = ranks.run(attend_cut, world, cases, torch.float64, timeout=300)
     hold(cases, found, world, dtype=torch.float64, error=1e-13)
+
+
+def test_seats_that_three_ranks_share(ranks: Ranks) -> None:
+    cases: list[Case] = [
+        ({"context": "mesh", "ulysses": 3}, 6, 2, 37, 11),
+        ({"context": "mesh", "ulysses": 3, "context_inner": "ring"}, 3, 3, 37, -9),
+        ({"context": "ulysses"}, 6, 2, 37, 0),
+    ]
+    hold(cases, ranks.run(attend_cut, 6, cases, torch.float64), 6, dtype=torch.float64, error=1e-13)
 
 
 def test_even_shares_are_the_formulas_of_the_papers() -> None:

@@ -110,13 +110,14 @@ class SharedSeat:
         (dq, dkv), exchange, seat = sums, self.exchange, task.seats[self.ring.seat]
         theirs = joined(part for other in exchange.others for part in exchange.shares[other])
         queries, keys = [], []
-        for number, other in enumerate(exchange.others):
+        farthest_first = exchange.others[::-1]
+        for number, other in enumerate(farthest_first):
             task.differentiate(rows, kv, self._within(seat, theirs, exchange.shares[other]), sums)
             if number == 0:
                 journey.end()
             part = self._one_per_head(picked(dkv, seat, exchange.shares[other])).to(kv.dtype)
             keys.append(exchange.give_back(part, other, keys=True))
-        for other in exchange.others:
+        for other in farthest_first:
             share = exchange.shares[other]
             task.differentiate(rows, kv, self._within(seat, share, self.mine), sums)
             queries.append(exchange.give_back(picked(dq, seat, share).to(kv.dtype), other, keys=False))
@@ -217,7 +218,7 @@ class _Forward:
         if not visit.last:
             self._visit_by(None, visit)
             return
-        for other in self._exchange.others:
+        for other in reversed(self._exchange.others):  # what has the longest way leaves first
             self._visit_by(self._exchange.shares[other], visit)
             self._send(other)
         self._visit_by(self._place.mine, visit)

@@ -9,8 +9,8 @@
        └────┴────┴────┘                            │   rank 2     │
                                                    └──────────────┘
 Where there are fewer key/value heads than ranks, each rank gets the ones that its query heads read; the gradients of a
-head that went to several ranks are added up on the way back.  Each all-to-all is a message to every other rank, by
-distance, so that what has come can be used while the rest is under way (``shared_seat`` does that).
+head that went to several ranks are added up on the way back.  Each all-to-all is a message to every other rank,
+neighbours first, so that what has come can be used while the rest is under way (``shared_seat`` does that).
 """
 
 from __future__ import annotations
@@ -42,8 +42,19 @@ class Exchange:
 
     @property
     def others(self) -> tuple[int, ...]:
-        """The other members, from the next one on."""
-        return tuple((self.index + d) % len(self.members) for d in range(1, len(self.members)))
+        """The other members in the order in which messages go: neighbours first, in pairs where that works out.
+
+        With two, four, eight, ... members, of which neighbours are on one node, what is of the same node comes first.
+        """
+        size = len(self.members)
+        if size & (size - 1) == 0:
+            return tuple(self.index ^ bits for bits in range(1, size))
+        return tuple((self.index + d) % size for d in range(1, size))
+
+    def giver(self, other: int) -> int:
+        """Who gives this rank something while it gives to ``other``."""
+        size = len(self.members)
+        return other if size & (size - 1) == 0 else (2 * self.index - other) % size
 
     def of_queries(self, member: int) -> Range:
         """Query heads of a member."""
@@ -62,8 +73,8 @@ class Exchange:
         """Give every other member its heads (dim -3) of this rank's tokens; get this rank's heads of theirs."""
         of = self.of_keys if keys else self.of_queries
         coming, (first, last) = [], of(self.index)
-        for distance, other in enumerate(self.others, start=1):
-            asks = self.others[-distance]
+        for other in self.others:
+            asks = self.giver(other)
             shape = (*x.shape[:-3], last - first, count(self.shares[other]), x.shape[-1])
             sends = [(x[..., slice(*of(asks)), :, :], self.members[asks])]
             coming.append((other, self.wire.start(sends, [(x.new_empty(shape), self.members[other])])))
@@ -72,9 +83,9 @@ class Exchange:
     def give_back(self, x: Tensor, other: int, *, keys: bool) -> tuple[Range, Transfer]:
         """Give a member its tokens ``x`` of this rank's heads; get own tokens of another's heads, and which those are.
 
-        To be called for each of ``others``, in their order.
+        To be called for each of ``others``, in the same order on all ranks.
         """
-        gives = self.others[-1 - self.others.index(other)]
+        gives = self.giver(other)
         first, last = part = (self.of_keys if keys else self.of_queries)(gives)
         shape = (*x.shape[:-3], last - first, count(self.shares[self.index]), x.shape[-1])
         receives = [(x.new_empty(shape), self.members[gives])]
