@@ -65,7 +65,7 @@ def test_offloading_is_told_with_what_it_took(ranks: Ranks, folder: Path) -> Non
 
 
 def test_documents_with_groups_of_their_own_are_those_of_the_run(ranks: Ranks, folder: Path) -> None:
-    plan = {"dp_shard": 2, "context_groups": "dynamic", "context_tokens": 20}
+    plan = {"dp_shard": 2, "context_groups": "dynamic", "context_tokens": 20, "offload": True}
     ranks.run(train, 2, small_run(folder, plan, eval_every=2, eval_steps=1))
     train(0, 1, small_run(folder.with_name("one"), eval_every=2, eval_steps=1))
     for name in ("metrics", "eval"):
