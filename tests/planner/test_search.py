@@ -153,6 +153,17 @@ def test_pipeline_bubble_asks_for_another_schedule() -> None:
     assert found.plan.schedule != "1f1b" and found.seconds < plain.plans[0].seconds
 
 
+def test_schedules_that_keep_less_are_tried_where_1f1b_does_not_fit() -> None:
+    pins = {"pp": 4, "tp": 1, "cp": 1, "micro_batch_size": 1, "recompute": "none", "offload": False, "zero": 1}
+    run = RunSpec(
+        model=model_preset("demo"),
+        cluster=replace(cluster_preset("local-cpu:4"), memory_bytes=8e6),
+        training=TrainingSpec(global_batch_size=8, sequence_length=128),
+    )
+    (best,) = search(Request(run=run, pins=pins), top=1).plans
+    assert best.fits and not estimate(Request(run=run), replace(best.plan, passes=(), schedule="1f1b")).fits
+
+
 def test_cost_takes_fewer_devices() -> None:
     """Devices that communicate less are cheaper per step; the run file has only those."""
     found = answer(request_of(objective="cost", price=2.0), top=1)

@@ -169,18 +169,19 @@ class _Search:
     def _promising(self, bounded: list[tuple[float, PlanSpec]], stage: Round) -> list[tuple[float, PlanSpec]]:
         """The cores of a round, best first.
 
-        Schedules without closed form are tried where 1f1b was best and fits, and with offload where it was but didn't.
+        Schedules without closed form are tried where 1f1b was best and fits, then where it was best and didn't (some
+        need less memory), and with offload where it was but didn't.
         """
         if stage.whole:
             return [pair for pair in bounded if stage.opens(pair[1])]
-        known: tuple[list[tuple[float, float, PlanSpec]], ...] = ([], [])
+        known: tuple[list[tuple[bool, float, float, PlanSpec]], ...] = ([], [])
         for bound, core in bounded:
             unknown = (bound, core.offload is not self.request.pins.get("offload"))
             floor, fitted = self.floors.get(replace(core, offload=False), unknown)
-            if stage.opens(core) and fitted is not core.offload:
-                known[core.offload].append((floor, bound, core))
-        best = [one for some in known for one in sorted(some, key=lambda one: one[:2])[: stage.cores]]
-        return [(bound, core) for _, bound, core in best]
+            if stage.opens(core) and not (core.offload and fitted):
+                known[core.offload].append((not fitted, floor, bound, core))
+        best = [one for some in known for one in sorted(some, key=lambda one: one[:3])[: stage.cores]]
+        return [(bound, core) for *_, bound, core in best]
 
     def _bounded(self) -> Iterator[tuple[float, PlanSpec]]:
         request = self.request

@@ -23,6 +23,7 @@ from stretto.planner.groups import limits
 from stretto.planner.memory import layer_activation_bytes, memory
 from stretto.planner.request import Request
 from stretto.planner.step import stage_turns
+from stretto.planner.tracked import share_bytes
 from stretto.spec.errors import ScheduleError, UnsupportedError
 from stretto.spec.plan import PlanSpec
 
@@ -147,4 +148,6 @@ def _kept(request: Request, tried: Estimate) -> Iterator[float]:
 def _unit(request: Request, plan: PlanSpec, rank: int) -> float:
     """Bytes of one micro-batch over a rank's whole share."""
     work = request.work(plan)
+    if request.cluster.name.partition(":")[0] == "local-cpu":
+        return share_bytes(work, rank)
     return layer_activation_bytes(work) * max(1, work.layers_of_rank(rank))

@@ -80,6 +80,11 @@ def _rank(work: Workload, rank: int, packed: bool) -> RankMemory:
     )
 
 
+def share_bytes(work: Workload, rank: int, *, packed: bool = True) -> float:
+    """What a micro-batch keeps alive over all stages of a pipeline rank."""
+    return _moment(work, tuple((stage, 1) for stage in work.stages_of_rank(rank)), packed)
+
+
 def _moment(work: Workload, moment: tuple[tuple[int, int], ...], packed: bool) -> float:
     """Bytes of what is alive at once: so many micro-batches of each stage."""
     of, spared = of_stages(work, lambda one: layer_elements(one, packed=packed), work.backward_layers), _spared(work)
