@@ -17,7 +17,8 @@ exponentials (``vocabulary_bytes``), and the embeddings that a shard looks up (`
                 every rank                   those of its shard, from then till they are taken
 
 A micro-batch without backward has no T: y is let go behind S, on the last stage's rank at the end.  Sums take no
-memory that counts, and what the runtime multiplies while S and T run is gone when they end.
+memory that counts, and what the runtime multiplies while S and T run is gone when they end.  With 16-bit activations
+the gradient is summed in float32, twice the size of y; it is one tensor on one rank, and counted as one y.
 """
 
 from __future__ import annotations
