@@ -20,6 +20,8 @@ DEMO = str(Path(__file__).parents[2] / "examples" / "demo.toml")
         (["--why-not", ""], "--why-not names no value; write KEY=VALUE"),
         (["--why-not", "pp=auto"], "--why-not names no value"),
         (["--why-not", "foo=1"], "--why-not: unknown key plan.foo; keys: pp, tp"),
+        (["--lengths", "no.txt"], "--lengths no.txt can't be read (No such file or directory)"),
+        (["--why-not", "pp=2", "--lengths", "lognormal:"], "leave out --lengths"),
         (["--cluster", "no.toml"], "The cluster file no.toml doesn't exist"),
         (["--cluster", "a100:0"], "must end in a number of devices, at least 1"),
         (["--cluster", "rtx4090:4"], "did you mean 'rtx-4090'?"),

@@ -65,6 +65,8 @@ def test_a_mix_is_drawn_or_read(tmp_path: Path) -> None:
     for text, words in (
         ("lognormal:mean=3", "'mean=3' of --lengths"),
         ("lognormal:median=0", "median above 0"),
+        ("lognormal:median=inf", "median above 0"),
+        ("lognormal:sigma=1000", "sigma 0 to 10"),
         (str(tmp_path / "none"), "can't be read"),
         (str(Path(__file__)), "whole numbers"),
     ):

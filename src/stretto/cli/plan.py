@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from stretto.spec.errors import ConfigError
 
 if TYPE_CHECKING:
+    from stretto.planner.document_mix import Mix
     from stretto.planner.document_proposal import Proposal
     from stretto.planner.plan import Answer
     from stretto.planner.request import Request
@@ -86,6 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> int:
     """Plan, print, and write the run file."""
     _check_outputs(options)
+    mix = _mix(options)
     request = _request(options)
     said = _critical_batch(request, options)
     from stretto.planner.document_proposal import as_data as data_of
@@ -99,7 +101,7 @@ def execute(options: argparse.Namespace) -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder:  # of the schedules that are searched for
         found = answer(request, top=options.top, thorough=options.thorough, folder=Path(folder))
-        mixed = _documents(found, options)
+        mixed = _documents(found, mix)
         wrote = _write(options, found, mixed)  # before anything is printed: whoever reads may leave early
         if options.json:
             more = {"critical_batch": said} if said else {}
@@ -110,14 +112,24 @@ def execute(options: argparse.Namespace) -> int:
     return 0
 
 
-def _documents(found: Answer, options: argparse.Namespace) -> tuple[Proposal, ...]:
-    """What documents of the lengths that are asked for make of the plans; nothing, where none are."""
+def _mix(options: argparse.Namespace) -> Mix | None:
+    """The lengths that are asked for, read before the search, which may take minutes."""
     if options.lengths is None:
-        return ()
+        return None
+    if options.why_not is not None:
+        raise ConfigError("--why-not explains plans of whole rows; leave out --lengths.")
     from stretto.planner.document_mix import mix_of
+
+    return mix_of(options.lengths)
+
+
+def _documents(found: Answer, mix: Mix | None) -> tuple[Proposal, ...]:
+    """What documents of the lengths that are asked for make of the plans; nothing, where none are."""
+    if mix is None:
+        return ()
     from stretto.planner.document_proposal import propose
 
-    return propose(found, mix_of(options.lengths))
+    return propose(found, mix)
 
 
 def _write(options: argparse.Namespace, found: Answer, mixed: tuple[Proposal, ...]) -> list[str]:

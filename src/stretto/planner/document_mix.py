@@ -84,8 +84,9 @@ def mix_of(text: str) -> Mix:
         least=int(given.get("min", 64)),
         most=int(given.get("max", 65536)),
     )
-    if not (mix.median > 0 and mix.sigma >= 0 and 1 <= mix.least <= mix.most):
-        raise ConfigError(f"--lengths {text} has no such lengths: median above 0, sigma at least 0, 1 <= min <= max.")
+    # A sigma of 10 already spreads lengths over as many powers of ten; far above it they overflow.
+    if not (0 < mix.median < math.inf and 0 <= mix.sigma <= 10 and 1 <= mix.least <= mix.most):
+        raise ConfigError(f"--lengths {text} has no such lengths: median above 0, sigma 0 to 10, 1 <= min <= max.")
     return mix
 
 

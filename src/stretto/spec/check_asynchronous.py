@@ -46,7 +46,7 @@ def check_asynchronous(run: RunSpec) -> None:
             )
     if of_plan(run.plan).optimizer > 1:
         raise UnsupportedError(
-            f"{told} updates whole parameters in this version; leave plan.shard_optimizer out, or set "
+            f"{told} updates whole parameters in this version; leave the plan.shard_ keys out, or set "
             'plan.asynchronous = "none".'
         )
     if run.plan.pp > 1 and run.model.tied_embeddings:
