@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from stretto.models.hugging_face import hugging_face_tensors
-from stretto.planner.request import Request
 from stretto.spec.check import check
 from stretto.spec.errors import ConfigError, UnsupportedError
 from stretto.spec.model import ModelSpec
@@ -41,9 +40,7 @@ def test_a_pattern_goes_over_the_layers() -> None:
     assert hybrid.keeps_states and not ModelSpec().keeps_states
 
 
-def test_what_does_not_know_these_layers_refuses() -> None:
+def test_the_format_that_has_no_such_layers_is_refused() -> None:
     run = run_of(attention=("linear", "softmax"))
-    with pytest.raises(UnsupportedError, match="planner doesn't know the time and memory"):
-        Request(run=run)
     with pytest.raises(UnsupportedError, match="Hugging Face has no model with these"):
         hugging_face_tensors(run.model)
