@@ -23,6 +23,7 @@ from stretto.spec.cluster import ClusterSpec
 from stretto.spec.model import ModelSpec
 from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSpec
+from stretto.spec.states import SHARD_KEYS
 
 Objective = Literal["time", "cost", "memory"]
 OBJECTIVES = ("time", "cost", "memory")
@@ -41,6 +42,7 @@ CHOSEN = (
     "micro_batch_size",
     "stages",
     "zero",
+    *SHARD_KEYS,
     "recompute",
     "offload",
 )
