@@ -64,6 +64,8 @@ def test_what_this_version_cannot_cut() -> None:
     with pytest.raises(UnsupportedError, match="can't be compiled"):
         check(run_of({"cp": 2, "compile": "blocks"}, 64), data=False)
     check(run_of({"cp": 2, "compile": "regions"}, 64), data=False)
+    with pytest.raises(UnsupportedError, match="linear and delta layers send their states"):
+        check(run_of({"cp": 2, "compile": "regions"}, 64, attention=("linear",)), data=False)
     with pytest.raises(UnsupportedError, match="a foreign model's attention can't be cut over cp"):
         check(run_of({"cp": 2}, 64, family="foreign", module="somewhere:build"), data=False)
 

@@ -32,6 +32,11 @@ def check_context(run: RunSpec) -> None:
             f'plan.cp = {plan.cp} and plan.compile = "blocks": attention that sends messages can\'t be compiled with '
             'the rest of its layer; set plan.compile = "regions", which leaves it out, or "none".'
         )
+    if plan.compile != "none" and run.model.keeps_states:
+        raise UnsupportedError(
+            f'plan.cp = {plan.cp} and plan.compile = "{plan.compile}": linear and delta layers send their states in the '
+            'middle of what would be compiled; set plan.compile = "none".'
+        )
     _heads(run)
     _length(run)
 
