@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from schedule.recorded import COMM, write_run
@@ -13,10 +15,12 @@ from stretto.schedule.measured.diagnosis import Diagnosis, diagnose
 from stretto.schedule.measured.findings import _most
 from stretto.schedule.measured.format import path_of
 from stretto.schedule.measured.medians import as_file
-from stretto.schedule.measured.overlay import Cause
+from stretto.schedule.measured.overlay import Cause, _spent
 from stretto.schedule.measured.trace import load
+from stretto.schedule.op import Kind
+from stretto.schedule.passes.vocabulary import vocabulary
 from stretto.schedule.schedule import Schedule
-from stretto.schedule.simulate import simulate
+from stretto.schedule.simulate import Costs, attribution, run, simulate
 from stretto.spec.errors import ConfigError
 from stretto.trainer.schedules import lowered_and_valid
 
@@ -168,3 +172,15 @@ def test_missing_and_damaged_ranks(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(ConfigError, match="lacks rank 3 of 4"):
         load(run)
+
+
+def test_what_a_vocabulary_pass_waits_in_itself_is_no_work() -> None:
+    played = run(vocabulary(build("1f1b", ranks=3, microbatches=5)), Costs(S=0.2, T=0.3, comm=0.25))
+    kinds = played.schedule.kind
+    passes = np.isin(kinds, (Kind.S, Kind.T))
+    measured = replace(played, start=np.where(passes, played.end[played.graph.before[: len(kinds)]], played.start))
+    assert (measured.start[passes] < played.start[passes]).any()
+    spent, simulated = _spent(measured), attribution(played)
+    assert min(spent.communication) >= 0
+    for mine, other in zip(spent.busy, simulated.busy, strict=True):
+        assert other <= mine <= other + sum(simulated.communication)

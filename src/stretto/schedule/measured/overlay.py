@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from stretto.schedule.op import COMPUTE, MESSAGES, Kind, text
 from stretto.schedule.render.scene import scene
 from stretto.schedule.simulate import Attribution, Costs, attribution, run
+from stretto.schedule.simulate.attribution import lateness
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -141,6 +142,9 @@ def _spent(measured: Timeline) -> Attribution:
 
     works = np.isin(measured.schedule.kind, list(COMPUTE))
     taken = np.where(works, measured.end - measured.start, 0.0)
+    # The vocabulary passes begin at once and wait in themselves for the other shards; that part is no work.
+    waiting = np.isin(measured.schedule.kind, (Kind.S, Kind.T))
+    taken[waiting] -= np.clip(-lateness(measured)[waiting], 0.0, taken[waiting])
     ranks = range(measured.schedule.num_ranks)
     busy = tuple(float(taken[measured.rows(rank)].sum()) for rank in ranks)
     communication = attribution(measured).communication

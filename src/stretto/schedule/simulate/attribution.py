@@ -117,6 +117,13 @@ def _on_the_way(timeline: Timeline) -> Values:
     """Time that each row waited although its rank was free and all that it needs was made (N,)."""
     import numpy as np
 
+    return np.maximum(lateness(timeline), 0.0)
+
+
+def lateness(timeline: Timeline) -> Values:
+    """From when each row could have started to when it did (N,); below 0 where a measured one waited in itself."""
+    import numpy as np
+
     graph, num_rows = timeline.graph, timeline.schedule.num_ops
     first, need, _ = graph.arrows
     made = timeline.nodes[1].copy()
