@@ -34,8 +34,8 @@ def check_context(run: RunSpec) -> None:
         )
     if plan.compile != "none" and run.model.keeps_states:
         raise UnsupportedError(
-            f'plan.cp = {plan.cp} and plan.compile = "{plan.compile}": linear and delta layers send their states in the '
-            'middle of what would be compiled; set plan.compile = "none".'
+            f'plan.cp = {plan.cp} and plan.compile = "{plan.compile}": linear and delta layers send their states in '
+            'the middle of what would be compiled; set plan.compile = "none".'
         )
     _heads(run)
     _length(run)
