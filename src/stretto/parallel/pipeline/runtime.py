@@ -166,20 +166,8 @@ class Runtime:
             if self.vocabulary is not None:
                 self.vocabulary.begin_step(play)
             self._play_all(play, self._program)
-        else:
-            ahead = self._unconfirmed
-            if self._channel is not None:
-                self._channel.begin_step(ahead.early, shapes)
-            if self.vocabulary is not None:
-                self.vocabulary.begin_step(play)
-            self._play_all(play, self._program[: ahead.length])
-            if not confirm():
-                self._abandon(play)
-                return self.step(batches, context_of, scale)
-            if self._channel is not None:
-                self._channel.announce(ahead.late)
-            self._begin_units()
-            self._play_all(play, self._program[ahead.length :])
+        elif not self._play_unconfirmed(play, shapes, confirm):
+            return self.step(batches, context_of, scale)
         if self.vocabulary is not None:
             self.vocabulary.end_step(play)
         if self._channel is not None:
@@ -188,6 +176,23 @@ class Runtime:
             self._observer.end()
         assert not play.values, f"values of this step were not used: {sorted(play.values)}"
         return play.loss
+
+    def _play_unconfirmed(self, play: Play, shapes: Sequence[Hashable], confirm: Callable[[], bool]) -> bool:
+        """Play the warm-up, and the rest if the weights are right; else nothing is left of it."""
+        ahead = self._unconfirmed
+        if self._channel is not None:
+            self._channel.begin_step(ahead.early, shapes)
+        if self.vocabulary is not None:
+            self.vocabulary.begin_step(play)
+        self._play_all(play, self._program[: ahead.length])
+        if not confirm():
+            self._abandon(play)
+            return False
+        if self._channel is not None:
+            self._channel.announce(ahead.late)
+        self._begin_units()
+        self._play_all(play, self._program[ahead.length :])
+        return True
 
     def _begin(self, receives: Sequence[Message], shapes: Sequence[Hashable], *, differentiated: bool) -> None:
         if differentiated:
