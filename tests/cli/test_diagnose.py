@@ -72,6 +72,10 @@ def test_what_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         ([str(run), "--step", "7"], "Step 7 of the run"),
         ([str(run), "--html", str(tmp_path)], "is a folder"),
         ([str(run), "--costs-out", str(tmp_path / "no" / "costs.json")], "there is no folder"),
+        ([str(run), "--out", str(tmp_path / "out.toml")], "--out is for --calibrate or --refine"),
+        ([str(run), "--refine", "c.toml", "--step", "3"], "--refine makes none"),
+        ([str(run), "--calibrate"], "reads no run"),
+        ([str(run), "--processes", "2"], "--processes is for --calibrate"),
     ):
         assert main(["diagnose", *arguments]) == 2
         assert said in capsys.readouterr().err

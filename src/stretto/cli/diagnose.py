@@ -54,6 +54,7 @@ def execute(options: argparse.Namespace) -> int:
     """Diagnose, write the files that are asked for, and print."""
     if options.calibrate and options.refine is not None:
         raise ConfigError("--calibrate measures this machine and --refine reads a run; do one after the other.")
+    _check_read(options)
     if options.calibrate:
         return calibrate.execute(options)
     if options.run is None:
@@ -80,6 +81,21 @@ def _told(stall: Stall) -> str:
     who = "Rank " if len(stall.ranks) == 1 else "Ranks "
     who += ", ".join(map(str, stall.ranks)) + (" was" if len(stall.ranks) == 1 else " were")
     return f"{who} slow: nothing else moved for {format_seconds(stall.seconds)}; {stall.sentence}."
+
+
+def _check_read(options: argparse.Namespace) -> None:
+    """Raise ConfigError for what is asked for and would be passed over in silence."""
+    measures, refines = options.calibrate, options.refine is not None
+    task = "--calibrate" if measures else "--refine" if refines else ""
+    for name in ("step", *OUTPUTS):
+        if task and getattr(options, name) is not None:
+            raise ConfigError(f"--{name.replace('_', '-')} is of a diagnosis, and {task} makes none; leave it out.")
+    if measures and options.run is not None:
+        raise ConfigError(f"--calibrate measures this machine and reads no run; leave out {options.run}.")
+    if options.out is not None and not task:
+        raise ConfigError("--out is for --calibrate or --refine; a diagnosis writes to --html, --trace or --costs-out.")
+    if options.processes is not None and not measures:
+        raise ConfigError("--processes is for --calibrate; leave it out.")
 
 
 def _check_outputs(options: argparse.Namespace) -> None:
