@@ -90,3 +90,21 @@ def test_a_file_that_was_there_is_told(tmp_path: Path, capsys: pytest.CaptureFix
     assert main([*ASKED, "--out", str(out)]) == 0
     text = capsys.readouterr().out
     assert f"wrote {out} (instead of an older file)" in text and "(2 devices)" in text
+
+
+@pytest.mark.parametrize(
+    "pins", [["context_groups=dynamic"], ["context_groups=dynamic", "pp=2"], ["asynchronous=plain"]]
+)
+def test_what_goes_with_few_schedules_is_planned_with_those(
+    pins: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["plan", "--model", "gpt2", "--cluster", "a100:2", "--seq-len", "128", "--global-batch", "4", "--top", "1"]
+    plain = [
+        "--set",
+        "model.dropout=0",
+        "training.optimizer=sgd",
+        "training.clip_norm=0",
+        "model.tied_embeddings=false",
+    ]
+    assert main([*asked, "--dtype", "float32", *plain, "--pin", *pins, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["plans"][0]["plan"]["schedule"] in ("1f1b", "gpipe")

@@ -93,7 +93,8 @@ def contexts(request: Request, core: PlanSpec) -> Iterator[PlanSpec]:
 
 def _attention_ways(request: Request, core: PlanSpec) -> Iterator[PlanSpec]:
     heads, given = request.model.num_heads // core.tp, request.pins.get("ulysses")
-    for way in request.values("context", capabilities.CONTEXT):
+    grouped = request.pins.get("context_groups", "static") != "static"
+    for way in request.values("context", capabilities.GROUPED_CONTEXT if grouped else capabilities.CONTEXT):
         if way == "mesh":
             for sharers in request.values("ulysses", divisors(core.cp)):
                 if 1 < sharers < core.cp and heads % sharers == 0:

@@ -13,7 +13,6 @@ from stretto.planner.pins import check_pins
 from stretto.planner.request import OBJECTIVES, Request
 from stretto.planner.search import Counts, key_of, search
 from stretto.planner.synthesized import with_synthesized
-from stretto.spec.check import check
 from stretto.spec.check_values import one_of
 from stretto.spec.errors import ConfigError
 from stretto.spec.plan import PlanSpec
@@ -80,7 +79,7 @@ def answer(request: Request, *, top: int = 5, thorough: bool = False, folder: Pa
     if thorough and folder is not None and request.objective != "memory":
         plans = with_synthesized(request, plans, folder)
         plans = tuple(sorted(plans, key=lambda plan: key_of(request, plan.work, plan.seconds, plan.peak_bytes)))
-    runnable = [plan for plan in plans if _runs(request, plan)]
+    runnable = [plan for plan in plans if request.runs(plan.plan)]
     if not runnable:
         raise ConfigError(_nothing(request))
     return Answer(request=request, plans=tuple(runnable), counts=found.counts, seen=found.seen)
@@ -89,19 +88,6 @@ def answer(request: Request, *, top: int = 5, thorough: bool = False, folder: Pa
 def fill_in(run: RunSpec, pins: Mapping[str, Any]) -> PlanSpec:
     """The plan of a run file in which something is ``auto``: the fastest around what is written."""
     return answer(Request(run=run, pins=pins), top=1).best.plan
-
-
-def _runs(request: Request, estimate: Estimate) -> bool:
-    """Whether the checks that come before a launch pass; what they refuse isn't proposed."""
-    try:
-        check(replace(request.run, plan=estimate.plan), data=False)
-    except Exception as error:
-        from stretto.spec.errors import StrettoError
-
-        if isinstance(error, StrettoError):
-            return False
-        raise
-    return True
 
 
 def _nothing(request: Request) -> str:

@@ -19,7 +19,9 @@ from stretto.planner.memory import Margin
 from stretto.planner.own_stack import own_stack
 from stretto.planner.stack import KernelStack
 from stretto.planner.workload import Workload
+from stretto.spec.check import check
 from stretto.spec.cluster import ClusterSpec
+from stretto.spec.errors import StrettoError
 from stretto.spec.model import ModelSpec
 from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSpec
@@ -113,6 +115,20 @@ class Request:
         """What no tensor accounts for: a CPU has no context, and its memory isn't in blocks."""
         cpu = self.cluster.name.partition(":")[0] == "local-cpu"
         return Margin(context_bytes=0.0, fragmentation=0.0) if cpu else Margin()
+
+    @property
+    def restricted(self) -> bool:
+        """Whether what is pinned goes with some schedules and degrees only, so that each plan is checked for itself."""
+        pins = self.pins
+        return pins.get("context_groups", "static") != "static" or pins.get("asynchronous", "none") != "none"
+
+    def runs(self, plan: PlanSpec) -> bool:
+        """Whether the checks that come before a launch pass; what they refuse isn't proposed."""
+        try:
+            check(replace(self.run, plan=plan), data=False)
+        except StrettoError:
+            return False
+        return True
 
     @property
     def devices(self) -> int:

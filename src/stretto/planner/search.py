@@ -292,6 +292,8 @@ class _Search:
 
     def _look(self, plan: PlanSpec) -> None:
         """Estimate a plan, and keep it where it is the best of its layout so far."""
+        if self.request.restricted and not self.request.runs(plan):
+            return
         self.counts.estimated += 1
         work = self.request.work(plan)
         seconds = step_time(work, self.request.calibration).total

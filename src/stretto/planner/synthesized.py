@@ -68,7 +68,7 @@ def _is_asked(request: Request, plan: Estimate) -> bool:
     own = plan.plan
     measured = request.calibration is not None and request.calibration.machine is not None
     plain = not (own.passes or own.offload or plan.work.cluster.groups or plan.work.freeze or measured)
-    return own.pp > 1 and plain and not any(key in request.pins for key in PINNED)
+    return own.pp > 1 and plain and not request.restricted and not any(key in request.pins for key in PINNED)
 
 
 def _is_small(request: Request, plan: Estimate, chunks: int) -> bool:
