@@ -108,3 +108,9 @@ def test_what_goes_with_few_schedules_is_planned_with_those(
     ]
     assert main([*asked, "--dtype", "float32", *plain, "--pin", *pins, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["plans"][0]["plan"]["schedule"] in ("1f1b", "gpipe")
+
+
+def test_a_pinned_cp_may_cut_rows_unevenly(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["plan", "--model", "gpt2", "--cluster", "a100:2", "--seq-len", "129", "--global-batch", "4", "--top", "1"]
+    assert main([*asked, "--pin", "cp=2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["plans"][0]["plan"]["cp"] == 2

@@ -186,11 +186,12 @@ def divisors(number: int) -> list[int]:
 
 
 def _context_degrees(request: Request, ranks: int, tp: int) -> list[int]:
-    """Context-parallel degrees: two pieces of the sequence per rank, each divided over tp."""
+    """Context-parallel degrees: two equal pieces of the row a rank, each divided over tp; uneven where cp is pinned."""
     if "cp" not in capabilities.AXES:
         return [1]
-    length = request.run.training.sequence_length
-    return [cp for cp in divisors(ranks) if cp == 1 or length % (2 * cp * tp) == 0]
+    length, pinned = request.run.training.sequence_length, request.pins.get("cp")
+    uneven = [pinned] if pinned is not None and length // tp >= 2 * pinned else []
+    return [cp for cp in divisors(ranks) if cp == 1 or cp in uneven or length % (2 * cp * tp) == 0]
 
 
 def _chosen(plan: PlanSpec) -> dict[str, object]:

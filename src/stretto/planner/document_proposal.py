@@ -144,8 +144,8 @@ def described(proposals: Sequence[Proposal]) -> list[str]:
         lines.append(told)
     first = proposals[0]
     if first.plan.context_groups == "dynamic":
-        tokens = first.plan.context_tokens
-        lines.append(f'proposed: plan {first.number}, context_groups = "dynamic", context_tokens = {tokens}')
+        tokens = "" if first.plan.context_tokens is None else f", context_tokens = {first.plan.context_tokens}"
+        lines.append(f'proposed: plan {first.number}, context_groups = "dynamic"{tokens}')
     else:
         lines.append(f"proposed: plan {first.number} as it is")
     return lines
