@@ -43,11 +43,12 @@ def stages_of(run: RunSpec) -> tuple[int, ...]:
 def check_stages(plan: PlanSpec, num_layers: int, *, front: int = 0) -> None:
     """ConfigError where the stages of ``plan`` aren't a partition of ``num_layers`` layers behind ``front`` more."""
     held = f"plan.pp={plan.pp}" + (f" x plan.chunks={plan.chunks}" if plan.chunks > 1 else "")
-    behind = f" behind the {front} that are computed ahead" if front else ""
+    behind = f" behind the {front} that {'are' if front > 1 else 'is'} computed ahead" if front else ""
+    plural = "s" if num_layers > 1 else ""
     if plan.num_stages > num_layers:
         raise ConfigError(
-            f"{held} makes {plan.num_stages} pipeline stages, but the model has {num_layers} layers{behind} and each "
-            f"stage needs one; take at most {num_layers} stages."
+            f"{held} makes {plan.num_stages} pipeline stages, but the model has {num_layers} layer{plural}{behind} and "
+            f"each stage needs one; take at most {num_layers} stage{plural}."
         )
     if plan.stages is None:
         return

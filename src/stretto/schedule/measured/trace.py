@@ -170,7 +170,8 @@ def _again(run: Path) -> str:
     """How to record."""
     return (
         f"Record one: stretto train {run / 'run.toml'} --set run.trace=last (or steps, run.trace=20-30); where the run "
-        "is finished, also give it more steps (training.steps) or another run.dir."
+        "is finished, also give it more steps (training.steps) or another run.dir. Runs with plan.context_groups = "
+        '"dynamic" record none.'
     )
 
 
