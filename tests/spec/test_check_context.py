@@ -88,3 +88,6 @@ def test_a_backend_that_cannot_attend_is_refused(backend: str, run: dict[str, An
         check(RunSpec(model=MODEL, plan=PlanSpec(attention_backend="flash", compile="blocks")), data=False)
     with pytest.raises(ConfigError, match="'flesh' is none of 'auto', 'blockwise', 'flash', 'flex'"):
         check(replace(spec, plan=PlanSpec(attention_backend="flesh")), data=False)
+    linear = RunSpec(model=replace(MODEL, attention=("linear",)), plan=PlanSpec(attention_backend="flash"))
+    with pytest.raises(ConfigError, match="read by softmax layers only"):
+        check(linear, data=False)

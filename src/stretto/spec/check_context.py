@@ -51,6 +51,11 @@ def _backend(run: RunSpec) -> None:
         raise UnsupportedError(
             f"plan.attention_backend = {name!r}: a foreign model has attention of its own; leave it out."
         )
+    if "softmax" not in run.model.attention:
+        raise ConfigError(
+            f"plan.attention_backend = {name!r} is read by softmax layers only, and model.attention has none; "
+            "leave it out."
+        )
     if name == "flex" and run.run.device == "cpu":
         raise UnsupportedError(
             "plan.attention_backend = 'flex', but FlexAttention has no backward on a CPU and run.device = \"cpu\"; "
