@@ -12,7 +12,7 @@ import pytest
 
 from stretto.resilience import Drill, DrillError, OpLog, read_log
 from stretto.resilience.beat import Beat
-from stretto.resilience.diagnose import WORDS, sentence
+from stretto.resilience.diagnose import WORDS, causes, sentence
 from stretto.resilience.place import Line, Place, lines_in, place_of
 from stretto.resilience.stack import ask
 from stretto.resilience.stall import Stalls, read_stalls
@@ -53,6 +53,13 @@ def test_a_circle_is_told_as_one() -> None:
         "rank 0 waits for the gradient of what stage 0 put out, micro-batch 1 (0RECV_B1, step 3) from rank 1; rank 1 "
         "waits for the input of stage 1, micro-batch 2 (1RECV_F2, step 3) from rank 0, which waits for it in turn"
     )
+
+
+def test_who_is_busy_inside_a_receive_is_the_cause_where_all_others_wait() -> None:
+    waiting = replace(BEAT, operation="0RECV_B1", peer=1, waits=True, place="transport.py:76 (wait)")
+    busy = replace(BEAT, operation="1RECV_F2", peer=0)
+    assert causes({0: waiting, 1: busy}) == [1]
+    assert causes({0: waiting, 1: replace(busy, is_there=False)}) == []
 
 
 def test_vocabulary_passes_and_sums_along_the_pipeline_name_whom_they_wait_for() -> None:

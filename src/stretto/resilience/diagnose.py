@@ -98,8 +98,14 @@ def waits(beat: Beat) -> bool:
 
 
 def causes(ranks: Mapping[int, Beat]) -> list[int]:
-    """Where nothing moves: the ranks that wait for nobody, those between operations first."""
+    """Where nothing moves: the ranks that wait for nobody, those between operations first.
+
+    Where all are in receives and the like, it is those whose line, unlike others', is of code that doesn't wait.
+    """
     free = [rank for rank, beat in ranks.items() if not waits(beat)]
+    if not free:
+        elsewhere = [rank for rank, beat in ranks.items() if beat.place and beat.is_there and not beat.waits]
+        free = elsewhere if len(elsewhere) < len(ranks) else []
     return sorted(
         free, key=lambda rank: (ranks[rank].operation is not None, ranks[rank].operation in _COLLECTIVES, rank)
     )
