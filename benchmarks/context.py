@@ -17,6 +17,7 @@ of the best turn, since on a busy machine processes wake late, which only adds. 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 from typing import Any
@@ -92,7 +93,9 @@ def mesh(args: argparse.Namespace) -> list[dict[str, Any]]:
     for slower in (1, 4, 16):
         links = links_of(args, message=args.compute / args.ranks / 4, slower=slower)
         ways: dict[str, dict[str, Any]] = {"ring": RING, "ulysses": {"context": "ulysses"}}
-        ways |= {f"mesh {u}": {"context": "mesh", "ulysses": u} for u in (2, args.ranks // 2)}
+        for ulysses, inner in itertools.product((2, args.ranks // 2), ("ulysses", "ring")):
+            name = f"mesh {ulysses}x{args.ranks // ulysses}, {inner} inside"
+            ways[name] = {"context": "mesh", "ulysses": ulysses, "context_inner": inner}
         ways["double ring"] = {"inner_ring": args.ranks // 2}
         sides = sides_of(args, links, ways)
         times = {name: row["seconds"] for name, row in best_of(sides, args.turns).items()}

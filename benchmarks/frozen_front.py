@@ -12,27 +12,24 @@ Compute is a wait (stretto/parallel/pipeline/virtual.py), all else is real; a st
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import start_processes
 
-from benchmarks.pairs import RESULTS, command, machine
-from benchmarks.processes import free_port
-from stretto.parallel.mesh import Mesh, build_mesh
+from benchmarks.virtual_rows import Row, Table, play
+from stretto.parallel.mesh import Mesh
 from stretto.parallel.pipeline.channel import PeerChannel
 from stretto.parallel.pipeline.landing import Landing
 from stretto.parallel.pipeline.runtime import Runtime, Seat
 from stretto.parallel.pipeline.segment import Segment, Value
 from stretto.parallel.pipeline.stage import Stage
-from stretto.parallel.pipeline.virtual import WIDTH, virtual_stages, wait_until, wake_on_time
+from stretto.parallel.pipeline.virtual import WIDTH, virtual_stages, wait_until
 from stretto.schedule.families import build
 from stretto.schedule.op import Kind, Op
 from stretto.schedule.passes import change
@@ -42,7 +39,6 @@ from stretto.schedule.schedule import Schedule
 from stretto.schedule.simulate import simulate
 from stretto.schedule.simulate.costs import Costs
 from stretto.spec.contract import Batch
-from stretto.spec.plan import PlanSpec
 from stretto.spec.stages import balanced
 from stretto.trainer.schedules import lowered_and_valid
 
@@ -210,23 +206,9 @@ def measure(name: str, mesh: Mesh, args: argparse.Namespace) -> dict[str, Any]:
     return row
 
 
-def work(rank: int, args: argparse.Namespace, port: int) -> None:
-    """One rank."""
-    torch.set_num_threads(1)
-    wake_on_time()
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=args.ranks)
-    mesh = build_mesh(PlanSpec(pp=args.ranks), rank)
-    rows = []
-    for name in NAMES:
-        if args.only in name:
-            rows.append(measure(name, mesh, args))
-            if rank == 0:
-                print(line(rows[-1]), flush=True)
-    if rank == 0 and not args.only:
-        record = {"command": command("frozen_front"), "machine": machine(), "turns": args.turns, "rows": rows}
-        (RESULTS / "frozen_front.json").write_text(json.dumps(record, indent=1) + "\n")
-    dist.barrier()
-    dist.destroy_process_group()
+def rows(mesh: Mesh, args: argparse.Namespace) -> Iterator[Row]:
+    """All that ``--only`` leaves."""
+    return (measure(name, mesh, args) for name in NAMES if args.only in name)
 
 
 def line(row: dict[str, Any]) -> str:
@@ -243,7 +225,7 @@ def main() -> None:
     args = arguments()
     heads = "".join(f"{head:>10}" for side in ("filled", "front", "pipeline") for head in (side, "simulated"))
     print(f"{'':10}{heads}{'ratio':>10}{'simulated':>10}")
-    start_processes(work, (args, free_port()), nprocs=args.ranks, start_method="spawn")
+    play(Table(script="frozen_front", rows=rows, line=line), args, keep="frozen_front.json")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import stretto
 from benchmarks.pairs import RESULTS, machine
 from stretto.resilience import read_log
 from stretto.spec import toml
@@ -128,15 +129,22 @@ def measure(row: Row) -> dict[str, Any]:
         stretto = [sys.executable, "-m", "stretto.cli.main"]
         done = subprocess.run([*stretto, "train", str(file)], capture_output=True, text=True, env=environment)
         end = time.time()
-        said = " ".join(done.stderr.replace(str(folder), "...").split())
+        said = " ".join(_without_folders(done.stderr, folder).split())
         found = {"name": row.name, "drill": row.drill, "code": done.returncode, "said": said}
         if row.action == "delay":
             told = subprocess.run([*stretto, "diagnose", str(folder / "run")], capture_output=True, text=True)
             named = [line for line in told.stdout.splitlines() if re.match(r"Ranks? .* slow", line)]
-            found["said"] = next((line.replace(str(folder), "...") for line in named), told.stderr or "nothing")
+            found["said"] = _without_folders(next(iter(named), told.stderr or "nothing"), folder)
         else:
             found["stops"] = end - _struck(folder / "run", row.drill)
         return {**found, "good": good(row, found)}
+
+
+def _without_folders(said: str, run: Path) -> str:
+    """What was said, with "..." for where the run, Stretto and Python are on this machine."""
+    for place in (run, Path(stretto.__file__).parents[1], Path(os.__file__).parent):
+        said = said.replace(str(place), "...")
+    return said
 
 
 def _struck(run: Path, drill: str) -> float:

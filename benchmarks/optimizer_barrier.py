@@ -13,33 +13,29 @@ of its steps, of the slowest rank.  ``ratio`` is barrier / free, median over the
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import start_processes
 
-from benchmarks.pairs import RESULTS, command, machine
-from benchmarks.processes import free_port
+from benchmarks.virtual_rows import Row, Table, play
 from stretto.assemble.rank_model import RankModel
-from stretto.parallel.mesh import Mesh, build_mesh
+from stretto.parallel.mesh import Mesh
 from stretto.parallel.pipeline.channel import PeerChannel
 from stretto.parallel.pipeline.relay import Relay
 from stretto.parallel.pipeline.runtime import Runtime, Seat
-from stretto.parallel.pipeline.virtual import VirtualDevice, virtual_stages, wait_until, wake_on_time
+from stretto.parallel.pipeline.virtual import VirtualDevice, virtual_stages, wait_until
 from stretto.schedule.families import build
 from stretto.schedule.op import Kind
 from stretto.schedule.schedule import Schedule
 from stretto.schedule.simulate import simulate
 from stretto.schedule.simulate.costs import Costs
 from stretto.spec.contract import Batch, Silent
-from stretto.spec.plan import PlanSpec
 from stretto.spec.training import TrainingSpec
 from stretto.trainer.optimizer import build_optimizer
 from stretto.trainer.post_validation import PostValidation
@@ -139,23 +135,9 @@ def measure(name: str, mesh: Mesh, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def work(rank: int, args: argparse.Namespace, port: int) -> None:
-    """One rank."""
-    torch.set_num_threads(1)
-    wake_on_time()
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=args.ranks)
-    mesh = build_mesh(PlanSpec(pp=args.ranks), rank)
-    rows = []
-    for name in NAMES:
-        if args.only in name:
-            rows.append(measure(name, mesh, args))
-            if rank == 0:
-                print(line(rows[-1]), flush=True)
-    if rank == 0 and not args.only:
-        record = {"command": command("optimizer_barrier"), "machine": machine(), "turns": args.turns, "rows": rows}
-        (RESULTS / "optimizer_barrier.json").write_text(json.dumps(record, indent=1) + "\n")
-    dist.barrier()
-    dist.destroy_process_group()
+def rows(mesh: Mesh, args: argparse.Namespace) -> Iterator[Row]:
+    """All that ``--only`` leaves."""
+    return (measure(name, mesh, args) for name in NAMES if args.only in name)
 
 
 def line(row: dict[str, Any]) -> str:
@@ -170,8 +152,7 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     args = arguments()
     print(f"{'':10}   barrier simulated      free simulated    ratio  simulated")
-    port = free_port()
-    start_processes(work, (args, port), nprocs=args.ranks, start_method="spawn")
+    play(Table(script="optimizer_barrier", rows=rows, line=line), args, keep="optimizer_barrier.json")
 
 
 if __name__ == "__main__":

@@ -220,8 +220,9 @@ def _line(row: dict[str, Any], width: int) -> str:
 
 
 def command(name: str) -> str:
-    """What reproduces a results file."""
-    return " ".join(["OMP_NUM_THREADS=1", "python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
+    """What reproduces a results file; of a folder of this machine only the name is kept."""
+    given = (Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:])
+    return " ".join(["OMP_NUM_THREADS=1", "python", "-m", f"benchmarks.{name}", *given])
 
 
 def machine() -> dict[str, Any]:

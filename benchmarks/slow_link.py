@@ -17,20 +17,13 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import signal
 import sys
-import tempfile
-from datetime import timedelta
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import ProcessContext, start_processes
 
-from benchmarks.namespaces import Nodes, die_with, two_nodes
+from benchmarks.namespaces import Nodes
+from benchmarks.node_ranks import run_on_nodes
 from benchmarks.pairs import RESULTS, command, machine
 from benchmarks.virtual_context import HEADS, Side, best_of
 from stretto.parallel.pipeline.virtual import wake_on_time
@@ -39,7 +32,6 @@ from stretto.spec.plan import PlanSpec
 
 HEAD_SIZE = 4
 """So many numbers of a head travel: a few hundred kilobytes of keys and values a rank."""
-SILENT = timedelta(minutes=3)
 
 
 def ways(ranks: int) -> dict[str, dict[str, Any]]:
@@ -70,16 +62,9 @@ def figures(times: dict[str, float], slower: float, kv_heads: int) -> dict[str, 
     return {**row, "kv_heads": kv_heads, "slower": slower, "seconds": times}
 
 
-def work(rank: int, args: argparse.Namespace, nodes: Nodes, folder: str) -> None:
-    """One rank."""
-    die_with(args.parent)
-    os.environ["GLOO_SOCKET_IFNAME"] = nodes.enter(rank // (args.ranks // 2))
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-    torch.set_num_threads(1)
+def measure(args: argparse.Namespace, rank: int, nodes: Nodes) -> list[dict[str, Any]]:
+    """All rows, on one rank."""
     wake_on_time()
-    store = (Path(folder) / "store").as_uri()
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=args.ranks, timeout=SILENT)
     wire, rows = Wire(dist.group.WORLD), []
     for kv_heads, slower in itertools.product(args.kv_heads, args.slower):
         sides = {name: side_of(args, wire, way, kv_heads) for name, way in ways(args.ranks).items()}
@@ -90,36 +75,11 @@ def work(rank: int, args: argparse.Namespace, nodes: Nodes, folder: str) -> None
         rows.append(row := figures(times, slower, kv_heads))
         if rank == 0:
             print(f"{row['figure']:8.3f}  {row['wanted']:6} {row['what']}", flush=True)
-    if rank == 0:
-        (Path(folder) / "rows.json").write_text(json.dumps(rows))
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Start nodes and ranks; end both whatever happens."""
-    with two_nodes() as nodes, tempfile.TemporaryDirectory() as folder:
-        ranks = start_processes(work, (args, nodes, folder), nprocs=args.ranks, join=False, start_method="fork")
-        assert isinstance(ranks, ProcessContext)
-        try:
-            while not ranks.join():
-                pass
-        finally:
-            for process in ranks.processes:
-                process.kill()
-                process.join()
-        found: list[dict[str, Any]] = json.loads((Path(folder) / "rows.json").read_text())
-        return found
-
-
-def leave(number: int, frame: FrameType | None) -> None:
-    """A signal to end: so that what was started is ended too."""
-    sys.exit(128 + number)
+    return rows
 
 
 def main() -> None:
     """Measure, and keep the figures of a whole run."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, default=8, choices=(4, 8), help="processes, half of them on each node")
     parser.add_argument("--tokens", type=int, default=8192)
@@ -128,10 +88,7 @@ def main() -> None:
     parser.add_argument("--slower", type=float, nargs="+", default=[1.0, 4.0, 16.0], help="how slow the link is")
     parser.add_argument("--kv-heads", type=int, nargs="+", default=[8, 2], help=f"key/value heads of {HEADS} heads")
     args = parser.parse_args()
-    args.parent = os.getpid()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, leave)
-    rows = measure(args)
+    rows = run_on_nodes(lambda rank, nodes, _: measure(args, rank, nodes), args.ranks)
     if len(sys.argv) == 1:
         record = {"command": command("slow_link"), "machine": machine(), "turns": args.turns, "rows": rows}
         (RESULTS / "slow_link.json").write_text(json.dumps(record, indent=1) + "\n")

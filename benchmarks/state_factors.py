@@ -16,22 +16,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
 import sys
-import tempfile
 import time
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import ProcessContext, start_processes
 
-from benchmarks.namespaces import Nodes, die_with, two_nodes
+from benchmarks.namespaces import Nodes
+from benchmarks.node_ranks import run_on_nodes
 from benchmarks.pairs import RESULTS, command, machine
-from benchmarks.slow_link import leave
 from stretto.planner.memory import memory
 from stretto.planner.request import Request
 from stretto.spec.contract import Batch
@@ -43,7 +38,6 @@ from stretto.trainer.memory import passing_bytes, persistent_bytes
 from stretto.trainer.session import Session
 
 RANKS = 4
-SILENT = timedelta(minutes=3)
 MODEL = ModelSpec(vocab_size=512, hidden_size=256, intermediate_size=768, num_layers=6, num_heads=8)
 TRAINING = TrainingSpec(global_batch_size=16, sequence_length=64)
 FACTORS = ((1, 1, 1), (1, 1, 4), (1, 2, 4), (1, 4, 4), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4))
@@ -107,7 +101,7 @@ def step(session: Session, number: int, interface: str) -> tuple[float, int]:
     return float(seconds), sent
 
 
-def measure_rank(args: argparse.Namespace, rank: int, nodes: Nodes, interface: str) -> list[dict[str, Any]]:
+def measure(args: argparse.Namespace, rank: int, nodes: Nodes, interface: str) -> list[dict[str, Any]]:
     """A row for each choice of factors, its seconds by rate of the link; turns alternate between the choices."""
     sessions = {factors: Session.start(run_of(factors), rank) for factors in FACTORS}
     rows: dict[tuple[int, ...], dict[str, Any]] = {f: {"factors": f, "seconds": {}} for f in FACTORS}
@@ -132,39 +126,6 @@ def measure_rank(args: argparse.Namespace, rank: int, nodes: Nodes, interface: s
     return list(rows.values())
 
 
-def work(rank: int, args: argparse.Namespace, nodes: Nodes, folder: str) -> None:
-    """One rank."""
-    die_with(args.parent)
-    interface = nodes.enter(rank // (RANKS // 2))
-    os.environ["GLOO_SOCKET_IFNAME"] = interface
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-    torch.set_num_threads(1)
-    store = (Path(folder) / "store").as_uri()
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=RANKS, timeout=SILENT)
-    rows = measure_rank(args, rank, nodes, interface)
-    if rank == 0:
-        (Path(folder) / "rows.json").write_text(json.dumps(rows))
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Start nodes and ranks; end both whatever happens."""
-    with two_nodes() as nodes, tempfile.TemporaryDirectory() as folder:
-        ranks = start_processes(work, (args, nodes, folder), nprocs=RANKS, join=False, start_method="fork")
-        assert isinstance(ranks, ProcessContext)
-        try:
-            while not ranks.join():
-                pass
-        finally:
-            for process in ranks.processes:
-                process.kill()
-                process.join()
-        found: list[dict[str, Any]] = json.loads((Path(folder) / "rows.json").read_text())
-        return found
-
-
 def show(rows: list[dict[str, Any]]) -> None:
     """A table, a line for each choice."""
     rates = list(rows[0]["seconds"])
@@ -179,17 +140,13 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Measure, and keep the figures of a whole run."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument(
         "--rates", type=float, nargs="+", default=[400e6, 100e6, 25e6], help="bytes a second of the link"
     )
     args = parser.parse_args()
-    args.parent = os.getpid()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, leave)
-    rows = measure(args)
+    rows = run_on_nodes(lambda rank, nodes, interface: measure(args, rank, nodes, interface), RANKS)
     show(rows)
     if len(sys.argv) == 1:
         record = {"command": command("state_factors"), "machine": machine(), "turns": args.turns, "rows": rows}

@@ -15,7 +15,6 @@ take half as long as F) have neither a floor nor torch beside them.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -26,13 +25,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import start_processes
 
-from benchmarks.pairs import RESULTS, command, machine
-from benchmarks.processes import free_port
+from benchmarks.virtual_rows import Row, Table, play
 from benchmarks.virtual_sides import TORCH, Floor, Step, ours, torch_pipeline
-from stretto.parallel.mesh import Mesh, build_mesh
-from stretto.parallel.pipeline.virtual import wake_on_time
+from stretto.parallel.mesh import Mesh
 from stretto.schedule.document import load, save
 from stretto.schedule.families import build
 from stretto.schedule.passes.vocabulary import vocabulary
@@ -40,7 +36,6 @@ from stretto.schedule.schedule import Schedule
 from stretto.schedule.simulate import simulate
 from stretto.schedule.simulate.costs import Costs
 from stretto.spec import capabilities
-from stretto.spec.plan import PlanSpec
 from stretto.trainer.schedules import lowered_and_valid
 
 BEST = "best"
@@ -143,25 +138,10 @@ def ratio(ours: list[float], other: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(ours, other, strict=True))
 
 
-def work(rank: int, args: argparse.Namespace, port: int) -> None:
-    """One rank."""
-    torch.set_num_threads(1)
-    wake_on_time()
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=args.ranks)
-    mesh = build_mesh(PlanSpec(pp=args.ranks), rank)
-    rows = []
-    for milliseconds in args.ms:
-        for name in names():
-            if args.only in name:
-                rows.append(measure(name, mesh, milliseconds, args))
-                if rank == 0:
-                    print(line(rows[-1]), flush=True)
-    if rank == 0 and not args.only:
-        record = {"command": command("virtual_pipeline"), "machine": machine(), "turns": args.turns, "rows": rows}
-        path = RESULTS / f"virtual_pipeline_{args.ranks}x{args.microbatches}.json"
-        path.write_text(json.dumps(record, indent=1) + "\n")
-    dist.barrier()
-    dist.destroy_process_group()
+def rows(mesh: Mesh, args: argparse.Namespace) -> Iterator[Row]:
+    """All that ``--only`` leaves."""
+    chosen = [name for name in names() if args.only in name]
+    return (measure(name, mesh, milliseconds, args) for milliseconds in args.ms for name in chosen)
 
 
 def line(row: dict[str, Any]) -> str:
@@ -182,12 +162,15 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     args = arguments()
     print(f"{'':32}simulated    ours   floor   torch  /floor  /torch")
-    port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         args.best = {ms: Path(folder) / f"best-{ms}.json" for ms in args.ms if args.only in BEST}
         for ms, path in args.best.items():
             save(best(ms, args), path)
-        start_processes(work, (args, port), nprocs=args.ranks, start_method="spawn")
+        play(
+            Table(script="virtual_pipeline", rows=rows, line=line),
+            args,
+            keep=f"virtual_pipeline_{args.ranks}x{args.microbatches}.json",
+        )
 
 
 if __name__ == "__main__":
