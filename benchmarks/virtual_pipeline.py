@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from benchmarks.virtual_rows import Row, Table, play
+from benchmarks.virtual_rows import Table, play
 from benchmarks.virtual_sides import TORCH, Floor, Step, ours, torch_pipeline
 from stretto.parallel.mesh import Mesh
 from stretto.schedule.document import load, save
@@ -111,8 +111,9 @@ def sides_of(name: str, mesh: Mesh, seconds: float, args: argparse.Namespace) ->
     return {"ours": ours(lowered, mesh, seconds, scored), **sides}, simulated
 
 
-def measure(name: str, mesh: Mesh, milliseconds: float, args: argparse.Namespace) -> dict[str, Any]:
+def measure(case: tuple[str, float], mesh: Mesh, args: argparse.Namespace) -> dict[str, Any]:
     """One row."""
+    name, milliseconds = case
     sides, simulated = sides_of(name, mesh, milliseconds / 1e3, args)
     times: dict[str, list[float]] = {side: [] for side in sides}
     for turn in range(WARM + args.turns):
@@ -138,10 +139,9 @@ def ratio(ours: list[float], other: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(ours, other, strict=True))
 
 
-def rows(mesh: Mesh, args: argparse.Namespace) -> Iterator[Row]:
-    """All that ``--only`` leaves."""
-    chosen = [name for name in names() if args.only in name]
-    return (measure(name, mesh, milliseconds, args) for milliseconds in args.ms for name in chosen)
+def cases(args: argparse.Namespace) -> list[tuple[str, float]]:
+    """All that ``--only`` leaves, by name and milliseconds."""
+    return [(name, milliseconds) for milliseconds in args.ms for name in names() if args.only in name]
 
 
 def line(row: dict[str, Any]) -> str:
@@ -167,7 +167,7 @@ def main() -> None:
         for ms, path in args.best.items():
             save(best(ms, args), path)
         play(
-            Table(script="virtual_pipeline", rows=rows, line=line),
+            Table(script="virtual_pipeline", cases=cases, measure=measure, line=line),
             args,
             keep=f"virtual_pipeline_{args.ranks}x{args.microbatches}.json",
         )

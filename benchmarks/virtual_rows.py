@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +16,6 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
 from benchmarks.pairs import RESULTS, command, machine
-from benchmarks.processes import free_port
 from stretto.parallel.mesh import Mesh, build_mesh
 from stretto.parallel.pipeline.virtual import wake_on_time
 from stretto.spec.plan import PlanSpec
@@ -27,29 +29,35 @@ class Table:
 
     script: str
     """The benchmark's name."""
-    rows: Callable[[Mesh, argparse.Namespace], Iterable[Row]]
-    """Measures each row on all ranks together, when it is asked for."""
+    cases: Callable[[argparse.Namespace], Iterable[Any]]
+    """What makes the rows, one each; picklable."""
+    measure: Callable[[Any, Mesh, argparse.Namespace], Row]
+    """A row, on all ranks together."""
     line: Callable[[Row], str]
     """Shows one."""
 
 
 def play(table: Table, args: argparse.Namespace, *, keep: str) -> None:
     """Measure on ``args.ranks`` processes; ``keep``: the results' file, not written where ``args.only`` chose rows."""
-    given = (table, args, keep, free_port())
-    start_processes(_work, given, nprocs=args.ranks, start_method="spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        start_processes(_work, (table, args, keep, folder), nprocs=args.ranks, start_method="spawn")
 
 
-def _work(rank: int, table: Table, args: argparse.Namespace, keep: str, port: int) -> None:
+def _work(rank: int, table: Table, args: argparse.Namespace, keep: str, folder: str) -> None:
     torch.set_num_threads(1)
     wake_on_time()
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=args.ranks)
     rows = []
-    for row in table.rows(build_mesh(PlanSpec(pp=args.ranks), rank), args):
-        rows.append(row)
+    for number, case in enumerate(table.cases(args)):
+        # Each row has groups of its own, and none of the rows before: every group of gloo's has a thread that wakes a
+        # hundred times a second, so that those of some twenty rows on eight ranks would keep two cores busy.
+        store = (Path(folder) / str(number)).as_uri()
+        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=args.ranks)
+        rows.append(table.measure(case, build_mesh(PlanSpec(pp=args.ranks), rank), args))
+        dist.barrier()
+        gc.collect()
+        dist.destroy_process_group()
         if rank == 0:
-            print(table.line(row), flush=True)
+            print(table.line(rows[-1]), flush=True)
     if rank == 0 and not args.only:
         record = {"command": command(table.script), "machine": machine(), "turns": args.turns, "rows": rows}
         (RESULTS / keep).write_text(json.dumps(record, indent=1) + "\n")
-    dist.barrier()
-    dist.destroy_process_group()
