@@ -10,8 +10,12 @@ import pytest
 import torch
 
 from parallel.test_offloading import Fake
+from stretto.parallel.collectives import DONE
+from stretto.parallel.mesh import build_mesh
 from stretto.parallel.pipeline.transport import CONNECTIONS, CudaTransport, check_connections
+from stretto.parallel.pipeline.vocabulary import groups
 from stretto.spec.errors import ConfigError
+from stretto.spec.plan import PlanSpec
 
 CPU = torch.device("cpu")
 GROUP: Any = "route"
@@ -83,6 +87,21 @@ def test_routes_are_made_by_a_number_each() -> None:
         "on compute: receive float32[1] route 0 0",
         "compute waits",
     ]
+
+
+def test_ranks_of_vocabulary_passes_meet_each_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    met: list[tuple[int, bool]] = []
+
+    class Meeting:
+        def connect(self, group: str, peer: int, *, sending: bool) -> None:
+            met.append((peer, sending))
+
+    stands_for = {"make_group": GROUP, "all_reduce": DONE, "index_in": 1, "size_of": 3}
+    for name, found in stands_for.items():
+        monkeypatch.setattr(groups, name, lambda *_, found=found: found)
+    transport: Any = Meeting()
+    groups.make_groups(build_mesh(PlanSpec(), 0), CPU, transport)
+    assert met == 3 * [(0, False), (0, True), (2, True), (2, False)]
 
 
 @pytest.mark.parametrize(("routes", "given"), [(4, None), (4, "32"), (4, "6"), (40, "32"), (4, "many")])

@@ -54,7 +54,8 @@ def make_groups(mesh: Mesh, device: torch.device, transport: Transport) -> Group
         all_reduce(torch.zeros(1, device=device), group).wait()
     for group in (groups.outputs, groups.rows, groups.row_gradients):
         here, size = index_in(group), size_of(group)
-        for low, high in combinations(range(size), 2):
-            if group is not None and here in (low, high):
-                transport.connect(group, high if here == low else low, sending=here == low)
+        for ends in combinations(range(size), 2):
+            for source, target in (ends, ends[::-1]):  # each way is one of its own, which its first message would make
+                if group is not None and here in ends:
+                    transport.connect(group, target if here == source else source, sending=here == source)
     return groups
