@@ -107,9 +107,10 @@ def list_of_tiles(queries: Range, keys: Range, sight: Sight, device: torch.devic
     kind = relations(queries, keys, sight)
     partial, full = (_listed(kind == one, device) for one in (1, 2))
     first = sight.first
-    # Tensors, not numbers: other blocks of the same shape then need no other kernel.
-    q0, k0 = (torch.tensor(at, device=device) for at in (queries[0], keys[0]))
-    oldest = None if first is None else first[:, queries[0] : queries[1]].to(device)
+    # Tensors, not numbers: other blocks of the same shape then need no other kernel.  Filled there, and all copies
+    # without waiting: the host would stop until the device has done what it was given so far.
+    q0, k0 = (torch.full((), at, dtype=torch.int64, device=device) for at in (queries[0], keys[0]))
+    oldest = None if first is None else first[:, queries[0] : queries[1]].to(device, non_blocking=True)
     alike = sight.alike
 
     def rule(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -142,4 +143,5 @@ def _listed(chosen: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
     """How many tiles each tile of queries has, [B, 1, Q], and which, those first, [B, 1, Q, K], int32."""
     order = np.argsort(~chosen, axis=-1, kind="stable").astype(np.int32)
     number = chosen.sum(-1).astype(np.int32)
-    return torch.from_numpy(number).unsqueeze(1).to(device), torch.from_numpy(order).unsqueeze(1).to(device)
+    numbers, tiles = (torch.from_numpy(x).unsqueeze(1).to(device, non_blocking=True) for x in (number, order))
+    return numbers, tiles

@@ -67,7 +67,7 @@ class Exchange:
     def reads(self, device: torch.device) -> Tensor | None:
         """Which of this rank's key/value heads each of its query heads reads; None: evenly many each, in order."""
         found = uneven_reads(self.heads, self.kv_heads, len(self.members), self.index)
-        return None if found is None else torch.tensor(found, device=device)
+        return None if found is None else torch.tensor(found).to(device, non_blocking=True)
 
     def to_heads(self, x: Tensor, *, keys: bool) -> list[tuple[int, Transfer]]:
         """Give every other member its heads (dim -3) of this rank's tokens; get this rank's heads of theirs."""
