@@ -3,9 +3,9 @@
     python -m benchmarks.synthesize_grid [--truth DIR] [--time-budget 10] [--workers 2] [--only TEXT ...] [--redo]
 
 Cells: p in {4, 8, 16, 32}, m in {p, 2p, 4p}, memory limits from 1/3 to 2 x 1F1B's peak, six sets of costs, and the
-zero-bubble paper's profiled settings at their own p and m.  Every cell is held to the best of this project's
-families in the same memory (one replica of the weights, all stages visited), and with ``--truth`` to the best
-public generator in pipeline_generators.csv of DIR (bidirectional ones aside; exact searches apart).
+zero-bubble paper's profiled settings at their own p and m.  Every cell that isn't proven optimal is held to the best
+of this project's families in the same memory (one replica of the weights, all stages visited), and with ``--truth``
+all are to the best public generator in pipeline_generators.csv of DIR (bidirectional ones aside; exact searches apart).
 
 Each finished cell is a line of results/synthesize_grid.jsonl; a run goes on where the last one stopped (``--redo``:
 starts anew).  The table is written to docs/synthesize.md.
@@ -270,8 +270,9 @@ def page(done: dict[str, dict], others: dict[str, tuple[float, str, float | None
         "Written by `python -m benchmarks.synthesize_grid --truth DIR`. Makespans over the work of a rank, m(F+I+W):",
         "1 is a pipeline without bubbles. *bound*: no schedule of the space (loops and zigzags of 1 to 4 chunks, or",
         "the one placement named) in this memory is shorter. *families*: the best of this project's families in the",
-        "same memory and space. *public*: the best published generator, where its figure is known; *exact*: the best",
-        "makespan known from exact searches (over one placement; the best of them where the space is larger).",
+        "same memory and space; empty where `auto` is proven optimal and nothing was compared, `none` where no",
+        "family fits. *public*: the best published generator, where its figure is known; *exact*: the best makespan",
+        "known from exact searches (over one placement; the best of them where the space is larger).",
         "`slow-rank`: every chunk of rank p/2 takes 1.5 times as long. `vocabulary`: the last stage does 2.5 layers",
         f"more, of {LAYERS_PER_RANK} layers per rank. `profiled`: the zero-bubble paper's times at their own p and m.",
         f"Above {FEW_OPERATIONS} operations the families that search themselves ({', '.join(COSTED)}) are only part of",
@@ -297,6 +298,8 @@ def page(done: dict[str, dict], others: dict[str, tuple[float, str, float | None
         ]
         shown += [record["layout"], f"{figures[1]:.4f}", f"{record['gap']:.1%}", "yes" if record["proven"] else ""]
         shown += ["" if value is None else f"{value:.4f}" for value in rest]
+        if record["family_name"] == "none":
+            shown[-3] = "none"
         lines.append("| " + " | ".join(map(str, [*shown, f"{record['seconds']:.1f}"])) + " |")
     return "\n".join(lines) + "\n"
 
@@ -323,9 +326,7 @@ def summary(records: list[dict], others: dict[str, tuple[float, str, float | Non
                 f"- {name}: {len(chosen)} cells, median gap {statistics.median(gaps):.2%}, largest {max(gaps):.1%}, "
                 f"{sum(r['proven'] for r in chosen)} proven optimal"
             )
-    worse = [r for r in records if r["family"] is not None and r["makespan"] > r["family"] * (1 + 1e-9)]
-    better = [r for r in records if r["family"] is None or r["makespan"] < r["family"] * (1 - 1e-9)]
-    lines.append(f"- against the families: better in {len(better)}, worse in {len(worse)} of {len(records)} cells")
+    lines.append(_against_families(records))
     rows = [(r, others[_key(r)]) for r in records if _key(r) in others]
     for index, name in ((0, "public generators"), (2, "exact searches")):
         held = [(r, other[index]) for r, other in rows if other[index] not in (None, float("inf"))]
@@ -337,6 +338,20 @@ def summary(records: list[dict], others: dict[str, tuple[float, str, float | Non
                 f"- against {name}: better in {better_count}, worse in {len(worse_keys)} of {len(held)} cells{tail}"
             )
     return lines
+
+
+def _against_families(records: list[dict]) -> str:
+    """Cells proven optimal are never compared with a family, so they count on no side."""
+    compared = [r for r in records if r["family_name"] != "not needed"]
+    fitting = [r for r in compared if r["family"] is not None]
+    alone = len(compared) - len(fitting)
+    better = alone + sum(r["makespan"] < r["family"] * (1 - 1e-9) for r in fitting)
+    worse = sum(r["makespan"] > r["family"] * (1 + 1e-9) for r in fitting)
+    return (
+        f"- against the families: {len(compared)} cells compared, better in {better} (in {alone} of them no family "
+        f"fits), equal in {len(compared) - better - worse}, worse in {worse}; the other "
+        f"{len(records) - len(compared)} are proven optimal and were not compared"
+    )
 
 
 if __name__ == "__main__":
