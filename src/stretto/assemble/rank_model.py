@@ -19,6 +19,7 @@ from stretto.assemble.segments import make_segment
 from stretto.assemble.sequence import ContextFiller, SequenceCut, cuts_rows
 from stretto.assemble.shard import apply_rules, shardings_of_part
 from stretto.assemble.split import StageParts, holders_of_tied, owner_of, parts_of_stages, ranks_of_parts, rule_of
+from stretto.assemble.transfer import to_device
 from stretto.assemble.vocabulary import end_segment, split_vocabulary
 from stretto.parallel.flat import FlatUnit, ReduceQueue
 from stretto.parallel.master import Master
@@ -35,6 +36,7 @@ from stretto.spec.sharding import Sharding, TensorRule
 Reader = Callable[[Sharding], Tensor]
 """Reads a slice of a parameter from a file."""
 Held = list[tuple[nn.Parameter, Sharding]]
+HOST = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +74,8 @@ class RankModel:
     """How documents are placed on all ranks that read data; None: rows are cut over cp, or whole."""
     shard: Shard | None = None
     """Its part of embedding and head, where those are split over all pipeline ranks."""
+    device: torch.device = HOST
+    """Where parameters lie."""
 
     @property
     def masters(self) -> list[Master]:
@@ -84,10 +88,15 @@ class RankModel:
             unit.publish()
 
     def share(self, batches: Sequence[Batch]) -> Sequence[Batch]:
-        """This cp rank's tokens of whole rows, or its parts of the documents in all rows of the global batch."""
+        """This cp rank's tokens of whole rows, or its parts of the documents in all rows of the global batch.
+
+        Batches come from the host, are cut there and then go to the device, which is never asked what is in them.
+        """
         if self.documents is not None:
-            return self.documents(batches)
-        return batches if self.cut is None else [self.cut(batch) for batch in batches]
+            batches = self.documents(batches)
+        elif self.cut is not None:
+            batches = [self.cut(batch) for batch in batches]
+        return batches if self.device.type == "cpu" else [to_device(batch, self.device) for batch in batches]
 
     def context(self, batch: Batch, *, seed: int, step: int, training: bool) -> Any:
         """What the blocks share of a micro-batch, as this tp rank sees it."""
@@ -164,7 +173,15 @@ class Assembler:
         _drop_parts(self._stack, keep={s.name for stage in stages.values() for s in stage.segments})
         units = list({id(u): u for s in sorted(stages) for u in stages[s].units}.values())
         cut = SequenceCut.of(self._plan, self._mesh) if cuts_rows(self._plan) else None
-        model = RankModel(stack=self._stack, stages=stages, units=units, mesh=self._mesh, num_heads=num_heads, cut=cut)
+        model = RankModel(
+            stack=self._stack,
+            stages=stages,
+            units=units,
+            mesh=self._mesh,
+            num_heads=num_heads,
+            cut=cut,
+            device=device,
+        )
         if shard is not None:
             model.shard = shard
             model.units += shard.units

@@ -30,7 +30,6 @@ from stretto.trainer.recording import recorder_of
 from stretto.trainer.resume import resume_session, save_session
 from stretto.trainer.session import Session
 from stretto.trainer.step import StepResult
-from stretto.trainer.transfer import to_device
 
 if TYPE_CHECKING:
     from stretto.assemble.rank_model import Reader
@@ -115,7 +114,7 @@ class Loop:
         self._resume()
         if run.plan.compile != "none" and self._done < run.training.steps:
             with during(hooks.observer, "COMPILE"):
-                rehearse(self._session, self._batches(self._train, self._done + 1))
+                rehearse(self._session, self._train.step(self._done + 1))
         self._last: dict[str, Any] = {"step": self._done}
         self._stopped = False
         self._seconds: dict[int, float] = {}  # of steps that have no record yet
@@ -231,16 +230,11 @@ class Loop:
 
     def _now_and_next(self, step: int) -> tuple[list[Any], list[Any]]:
         """The micro-batches of a step, and where part of the next one is computed in it, those of that one."""
-        batches = self._early.pop(step, None) or self._batches(self._train, step)
+        batches = self._early.pop(step, None) or self._train.step(step)
         if self._session.filling is None or step >= self._run.training.steps:
             return batches, []
-        self._early = {step + 1: self._batches(self._train, step + 1)}
+        self._early = {step + 1: self._train.step(step + 1)}
         return batches, self._early[step + 1]
-
-    def _batches(self, loader: Loader, step: int) -> list[Any]:
-        batches = loader.step(step)
-        device = self._session.device
-        return batches if device.type == "cpu" else [to_device(batch, device) for batch in batches]
 
     def _record(self, step: int, result: StepResult, seconds: float) -> dict[str, Any]:
         run = self._run
@@ -285,7 +279,7 @@ class Loop:
         assert self._held_out is not None
         total, tokens = 0.0, 0
         for step in range(1, self._run.training.eval_steps + 1):
-            loss, count = self._session.evaluate(self._batches(self._held_out, step))
+            loss, count = self._session.evaluate(self._held_out.step(step))
             total, tokens = total + loss, tokens + count
         record = {"step": self._done, "loss": total / max(1, tokens), "tokens": tokens}
         if self._evals is not None:
