@@ -86,8 +86,10 @@ def test_factors_fade_with_distance_and_newer_ones_win() -> None:
     known = merged([old, other], [new])
     assert known == (other, new)
     machine = replace(MACHINE, refinements=known)
-    assert machine.factor("forward", 1.0) == 3.0 and machine.factor("forward", 1e9) == 1.0
-    assert 1.0 < machine.factor("forward", 200.0) < 3.0 and machine.factor("gaps", 2) == 0.0
+    assert machine.factor("forward", 100.4) == 3.0 and machine.factor("forward", 400.0) == 1.0
+    assert machine.factor("forward", 200.4) == pytest.approx(2.0, rel=1e-2) and machine.factor("gaps", 2) == 0.0
+    before = [machine.factor("forward", 100.4 / far) for far in (1.0, 2.0, 4.0, 100.0)]
+    assert before == pytest.approx([3.0, 2.0, 1.0, 1.0])
     near, far, none = (error(known, "forward", size, unrefined=0.12) for size in (400.0, 800.0, 1e6))
     assert near == 0.01 < far < none == 0.12
 

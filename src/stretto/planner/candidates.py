@@ -15,9 +15,10 @@ data ranks don't) aren't made; what is made passes ``spec.check``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from math import gcd
+from typing import Any
 
 from stretto.planner.groups import divides
 from stretto.planner.request import DEGREES, Request
@@ -93,11 +94,13 @@ def contexts(request: Request, core: PlanSpec) -> Iterator[PlanSpec]:
 
 def _attention_ways(request: Request, core: PlanSpec) -> Iterator[PlanSpec]:
     heads, given = request.model.num_heads // core.tp, request.pins.get("ulysses")
-    grouped = request.pins.get("context_groups", "static") != "static"
+    grouped, inner = request.pins.get("context_groups", "static") != "static", request.pins.get("inner_ring", 1)
     for way in request.values("context", capabilities.GROUPED_CONTEXT if grouped else capabilities.CONTEXT):
+        if inner > 1 and way not in ("ring", "mesh"):
+            continue
         if way == "mesh":
             for sharers in request.values("ulysses", divisors(core.cp)):
-                if 1 < sharers < core.cp and heads % sharers == 0:
+                if 1 < sharers < core.cp and heads % sharers == 0 and core.cp // sharers % inner == 0:
                     yield replace(core, context=way, ulysses=sharers)
         elif given in (None, 1) and (way != "ulysses" or heads % core.cp == 0):
             yield replace(core, context=way, ulysses=1)
@@ -191,7 +194,13 @@ def _context_degrees(request: Request, ranks: int, tp: int) -> list[int]:
         return [1]
     length, pinned = request.run.training.sequence_length, request.pins.get("cp")
     uneven = [pinned] if pinned is not None and length // tp >= 2 * pinned else []
-    return [cp for cp in divisors(ranks) if cp == 1 or cp in uneven or length % (2 * cp * tp) == 0]
+    seated = [cp for cp in divisors(ranks) if cp % fewest_seats(request.pins) == 0]
+    return [cp for cp in seated if cp == 1 or cp in uneven or length % (2 * cp * tp) == 0]
+
+
+def fewest_seats(pins: Mapping[str, Any]) -> int:
+    """What cp must be a multiple of where the ranks that share heads, or the inner level of a ring, are pinned."""
+    return max(1, pins.get("ulysses", 1)) * max(1, pins.get("inner_ring", 1))
 
 
 def _chosen(plan: PlanSpec) -> dict[str, object]:

@@ -162,7 +162,7 @@ def measured_step(work: Workload, machine: Machine) -> StepTime:
         raise UnsupportedError("The time of plan.offload on shared cores isn't estimated yet; estimate it without.")
     around = played(work, machine)
     whole, busiest = around.makespan if barrier(work) else around.span, around.busiest
-    whole *= machine.factor("waiting", plan.num_ranks)
+    whole *= machine.factor("waiting", plan.pp)
     busiest = min(busiest, whole)
     layers = work.num_microbatches * max(work.layers_of_rank(rank) for rank in range(plan.pp)) / work.num_replicas
     waited = 2 * layers * layer(work, machine).waits

@@ -11,7 +11,7 @@ from dataclasses import replace
 from math import prod
 from typing import Any
 
-from stretto.planner.candidates import divisors
+from stretto.planner.candidates import divisors, fewest_seats
 from stretto.planner.request import DEGREES, Request
 from stretto.spec import capabilities
 from stretto.spec.check import check
@@ -58,21 +58,27 @@ def check_pins(request: Request) -> None:
             "without it, and add it to plan.passes of what is found (plan.stages then has the layers behind the front "
             "only)."
         )
-    plan = replace(_plain_plan(pins), pp=1, tp=1, cp=1, dp_replicate=1, dp_shard=1, stages=None)
-    check(replace(request.run, plan=plan), data=False)
+    one = dict.fromkeys((*DEGREES, "ulysses", "inner_ring"), 1)  # how cp ranks sit is checked with them, below
+    check(replace(request.run, plan=replace(_plain_plan(pins), **one, stages=None)), data=False)
     for axis in DEGREES:
         degree = pins.get(axis, 1)
-        if degree >= 1 and devices % degree:
+        if degree < 1:
+            raise ConfigError(f"plan.{axis} = {degree} must be at least 1.")
+        if devices % degree:
             may = [str(choice) for choice in divisors(devices) if axis != "pp" or choice <= request.model.num_layers]
             raise ConfigError(f"plan.{axis} = {degree} can't divide {devices} devices; {axis} may be {', '.join(may)}.")
     product = prod(pins.get(axis, 1) for axis in DEGREES)
-    if product > 0 and devices % product:
+    if devices % product:
         written = " x ".join(f"{axis} {pins[axis]}" for axis in DEGREES if pins.get(axis, 1) > 1)
         raise ConfigError(
             f"{written} = {product} ranks can't divide {devices} devices; their product may be "
             f"{', '.join(map(str, divisors(devices)))}."
         )
     _check_states(pins, devices)
+    seats = fewest_seats(pins)
+    if "cp" not in pins and devices % seats:
+        written = " and ".join(f"plan.{key} = {pins[key]}" for key in ("ulysses", "inner_ring") if key in pins)
+        raise ConfigError(f"With {written} cp must be a multiple of {seats}, which can't divide {devices} devices.")
     check(replace(request.run, plan=_plain_plan(pins)), data=False)
 
 
@@ -104,6 +110,7 @@ def _plain_plan(pins: dict[str, Any]) -> PlanSpec:
         given["chunks"] = capabilities.SCHEDULES[given["schedule"]][0]
     if "stages" in given and "pp" not in given:
         given["pp"] = max(1, len(given["stages"]) // given.get("chunks", 1))
+    given.setdefault("cp", fewest_seats(pins))
     return PlanSpec(**given)
 
 

@@ -86,7 +86,11 @@ class Profile:
 
 def profile(plan: PlanSpec, microbatches: int) -> Profile:
     """The profile of a plan's schedule; ScheduleError for a family or shape that can't be.  Remembered."""
-    return _profile(schedule_key(plan), microbatches)
+    found = _profile(schedule_key(plan), microbatches)
+    stages = len(found.placement[0])
+    if stages != plan.num_stages:
+        raise ScheduleError(f"The schedule has {stages} stages, but the plan has {plan.num_stages}.")
+    return found
 
 
 def schedule_key(plan: PlanSpec) -> Key:

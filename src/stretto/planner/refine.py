@@ -128,7 +128,7 @@ def _sizes(work: Workload) -> dict[str, float]:
         "optimizer": updated_parameters(work),
         "step": ranks,
         "gaps": ranks,
-        "waiting": ranks,
+        "waiting": float(work.plan.pp),
     }
 
 

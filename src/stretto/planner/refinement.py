@@ -3,8 +3,8 @@
     seconds of a plan  =  figure of the machine  x  factor(kind, size)
 
     factor │        ·run B          between two runs' sizes the factor lies on the line between them in the logarithm
-           │    ╱       ╲           of the size; beyond them it is the nearest one's.  How much it is trusted fades:
-         1 │·run A        ·run C    ``REACH`` times as large or as small, nothing is known that wasn't before.
+           │    ╱       ╲           of the size; beyond them it fades with the distance from the nearest: ``REACH``
+         1 │·run A        ·run C    times as large or as small, nothing is known that wasn't before.
            └────────────────── size
 
 ``planner.refine`` finds them from a run's trace; ``planner.measured_step`` uses them.
@@ -29,7 +29,7 @@ KINDS: Mapping[str, str] = {
     "optimizer": "parameters",
     "step": "ranks",
     "gaps": "ranks",
-    "waiting": "ranks",
+    "waiting": "ranks of a pipeline",
 }
 """What a factor is on, and what its size counts: a stage's forward, the gradients of its inputs and of its weights,
 logits and loss, communication, the update, what a step takes besides, what lies between two operations of a rank (times
@@ -79,16 +79,18 @@ def factor(refinements: Iterable[Refinement], kind: str, size: float) -> float:
     """What the machine's figure of ``kind`` at ``size`` is multiplied by; 1 where no run said anything (gaps: 0).
 
     >>> known = [Refinement(kind="step", size=s, factor=f, error=0.1, source="") for s, f in ((2, 1.0), (8, 3.0))]
-    >>> factor(known, "step", 1), factor(known, "step", 4), factor(known, "optimizer", 4)
-    (1.0, 2.0, 1.0)
+    >>> factor(known, "step", 4), factor(known, "step", 16), factor(known, "step", 32), factor(known, "optimizer", 4)
+    (2.0, 2.0, 1.0, 1.0)
     """
     points = sorted((one.size, one.factor) for one in refinements if one.kind == kind)
+    unrefined = 0.0 if kind == "gaps" else 1.0
     if not points:
-        return 0.0 if kind == "gaps" else 1.0
+        return unrefined
     for (low, before), (high, after) in pairwise(points):
         if low <= size <= high:
             return before + (after - before) * log(size / low) / log(high / low)
-    return points[0][1] if size < points[0][0] else points[-1][1]
+    nearest, there = points[0] if size < points[0][0] else points[-1]
+    return there + (unrefined - there) * _away(size, nearest)
 
 
 def error(refinements: Iterable[Refinement], kind: str, size: float, *, unrefined: float) -> float:
@@ -96,9 +98,14 @@ def error(refinements: Iterable[Refinement], kind: str, size: float, *, unrefine
     near = [one for one in refinements if one.kind == kind]
     if not near or size <= 0:
         return unrefined
-    best = min(near, key=lambda one: abs(log(size / one.size)))
-    away = min(1.0, abs(log(size / best.size)) / log(REACH))
+    best = min(near, key=lambda one: _away(size, one.size))
+    away = _away(size, best.size)
     return min(unrefined, hypot(best.error, away * unrefined)) if away else best.error
+
+
+def _away(size: float, known: float) -> float:
+    """How far a size is from a known one: from 0, the same, to 1, where nothing of it tells."""
+    return min(1.0, abs(log(size / known)) / log(REACH)) if size > 0 else 1.0
 
 
 def merged(older: Iterable[Refinement], newer: Iterable[Refinement]) -> tuple[Refinement, ...]:
