@@ -8,7 +8,7 @@
 A checkpoint exists whole or not at all (it is written beside its place and renamed into it), is
 never overwritten in place, and is read only after its checksums have been verified.  Names and
 shapes are global, so that any plan reads what any other wrote (PyTorch's distributed checkpoint;
-ByteCheckpoint, NSDI 2025, R1).
+Universal Checkpointing; ByteCheckpoint, NSDI 2025).
 """
 
 from stretto.checkpoint.load import load

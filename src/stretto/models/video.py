@@ -4,7 +4,7 @@
                               each scaled, shifted and gated by the diffusion time (adaLN, DiT; Latte, Open-Sora)
 
 Neither attention needs the other's dim, so a rank may hold a part of either: of the frames while patches look at each
-other, of the patches while frames do.  ``switch`` is the opening that moves the cut (DSP, S6); alone it does nothing.
+other, of the patches while frames do.  ``switch`` is the opening that moves the cut (DSP); alone it does nothing.
 
 Shapes: B videos, F frames, P patches of a frame, C channels of a patch, D model width, K head size.
 """

@@ -1,4 +1,4 @@
-"""The shard unit: a unit whose parameters lie in one flat buffer (ZeRO D2; FSDP's flat parameter; AMSP D5).
+"""The shard unit: a unit whose parameters lie in one flat buffer (ZeRO; FSDP's flat parameter; AMSP).
 
     flat, compute type   │ q │ k │ v │ o │ gate ........ │ down │ norms │pad│   parameters are views of it
     kept, P = 2          ├───── ranks 0, 2 ──────┼───── ranks 1, 3 ─────────┤   what a rank keeps of it

@@ -1,4 +1,4 @@
-"""Tensor parallelism with sequence-parallel regions (Megatron-LM T1; Korthikanti et al. 2022, figure 5).
+"""Tensor parallelism with sequence-parallel regions (Megatron-LM; Korthikanti et al. 2022, figure 5).
 
 Between attention and feed-forward every rank holds a slice of the sequence.  A *region* gathers it,
 works on its share of heads or features, and scatters the sum back:

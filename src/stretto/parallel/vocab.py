@@ -1,4 +1,4 @@
-"""The vocabulary split over tp: embedding, head and cross-entropy without full logits (T1, section 3).
+"""The vocabulary split over tp: embedding, head and cross-entropy without full logits (Megatron-LM, section 3).
 
 Rank r holds rows [start, start + n) of the vocabulary.  The embedding looks up what it has and sums;
 the loss needs three small all-reduces per token: the maximum, the sum of exponentials, and the logit

@@ -1,7 +1,7 @@
 """What documents cost that are cut over groups of ranks: work, messages, and the way of activations to the host.
 
 A document's pairs grow with the square of its length, its activations with the length: so the longer it is, the more of
-its activations can be in the host's memory when nobody needs them, copied under its own attention (ByteScale S9).  It
+its activations can be in the host's memory when nobody needs them, copied under its own attention (ByteScale).  It
 then fits on fewer ranks.  Of a model's blocks the first ``away`` go, and the budget of a rank is what remains:
 
     forward    │F0│F1│F2│F3│F4│F5│            4 of 6 away: no more than 2 blocks' activations lie here at once, and

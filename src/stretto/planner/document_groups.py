@@ -1,4 +1,4 @@
-"""Which documents of a step are cut over how many ranks: groups of its own for each step (ByteScale S9, FlexSP S10).
+"""Which documents of a step are cut over how many ranks: groups of its own for each step (ByteScale, FlexSP).
 
 A static mesh cuts all documents over as many ranks as the longest needs, so short ones pay for messages that they
 don't need.  Here each document gets its own group: of sizes R, R/2, ..., 1, aligned, so that groups nest.

@@ -10,8 +10,8 @@ With N tokens over n seats, H query and G key/value heads of size K, and e bytes
 
 x: bytes of a sum, 4 for bfloat16, else e.  A double ring sends what a ring sends, but over the slow links only once
 a round.  A mesh of u ranks a seat sends what Ulysses over u sends, and what a ring with 1/u of the heads and u times
-the tokens sends.  What follows is exact for uneven shares too (S1, S2, S3, S4, S5 of the papers; tests hold the
-runtime to it).
+the tokens sends.  What follows is exact for uneven shares too (the ways are those of Ring Self-Attention,
+DeepSpeed-Ulysses, USP, LoongTrain and TokenRing; tests hold the runtime to it).
 
 Under a window or documents some seats see nothing of others.  Tokens go then only to those who see them:
 a ring takes them from one of these to the next and no further, and sends on what those still to come see.

@@ -1,4 +1,4 @@
-"""Bytes that one rank sends for a linear layer and micro-batch, for both ways to cut it over cp (S7, S8).
+"""Bytes that one rank sends for a linear layer and micro-batch, for both ways to cut it over cp (LASP, LASP-2).
 
 A state is BGKK numbers.  LASP hands it on once per hop, LASP-2 gives it to the n - 1 others; neither grows with the
 tokens.  A decay that depends on the data adds one number a head to what LASP-2 gathers (its papers' decays are

@@ -68,9 +68,9 @@ class PlanSpec:
     stages: tuple[int, ...] | None = None
     """Layers of each stage, in order, may be uneven; None: balanced, the ends lightest."""
     zero: Literal[1, 2, 3] = 1
-    """What dp_shard splits: 1 optimizer state, 2 also gradients, 3 also parameters (ZeRO, D2)."""
+    """What dp_shard splits: 1 optimizer state, 2 also gradients, 3 also parameters (ZeRO)."""
     shard_parameters: int | None = None
-    """Data ranks (those of cp count) that divide parameters between them (AMSP, D5); None: as ``zero`` says."""
+    """Data ranks (those of cp count) that divide parameters between them (AMSP); None: as ``zero`` says."""
     shard_gradients: int | None = None
     """Data ranks that divide gradients, a multiple of those that divide parameters; None: as ``zero`` says, or as many
     as divide parameters."""

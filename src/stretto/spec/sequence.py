@@ -4,8 +4,8 @@
     zigzag       │ 0 │ 1 │ 2 │ 3 │ 3 │ 2 │ 1 │ 0 │      rank i holds chunks i and 2n-1-i: all have the same
 
 Lengths that don't divide are cut unevenly, by at most one unit, so that no message carries padding.  The ranks
-form ``seats`` of a ring, at each of which the ``ulysses`` ranks that share heads sit together (USP, S3); the
-ring may have an inner level (double ring, S4).
+form ``seats`` of a ring, at each of which the ``ulysses`` ranks that share heads sit together (USP); the
+ring may have an inner level (LoongTrain's double ring).
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from enum import StrEnum
 
 
 class TensorRule(StrEnum):
-    """What tensor parallelism does to a module of a model (Megatron-LM, T1)."""
+    """What tensor parallelism does to a module of a model (Megatron-LM)."""
 
     REGION = "region"
     """The module's first input is gathered over the sequence before it runs."""

@@ -1,4 +1,4 @@
-"""Over how many data ranks parameters, gradients and optimizer states are divided, each for itself (AMSP, D5).
+"""Over how many data ranks parameters, gradients and optimizer states are divided, each for itself (AMSP).
 
     P = G = O = 1          every rank holds all
     P = G = 1, O = d       ZeRO-1        P = 1, G = O = d    ZeRO-2        P = G = O = d    ZeRO-3
@@ -6,7 +6,7 @@
     P = G = 8, O = d       parameters and gradients inside a node, where gathering them is cheap, the states of the
                            optimizer over all ranks (AMSP)
     P = 2, G = 8, O = d    three levels of links: two dies, a node, the network (Frontier's low-bandwidth
-                           partitioning, D6)
+                           partitioning)
 
 A group is consecutive data ranks (cp innermost, then dp_shard, dp_replicate), so that small ones lie inside a node:
 

@@ -1,4 +1,4 @@
-"""Tensor parallelism for a block that we didn't write, by rule (T6).
+"""Tensor parallelism for a block that we didn't write, by rule (Redco has such rules).
 
 A linear layer that widens the residual stream or makes heads is split by columns, one that comes
 back to it by rows, and the module that holds both is a region:

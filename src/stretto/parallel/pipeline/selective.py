@@ -1,4 +1,4 @@
-"""Selective offload: a long document's activations are on the host while nobody needs them, block by block (S9).
+"""Selective offload: a long document's activations are on the host while nobody needs them, block by block (ByteScale).
 
 Whether and how many blocks' is said by each micro-batch (``SequencePart.away``).  The first ones go, each as soon as it
 has computed, and come back in reverse; the budget is what the others take, two blocks' at least:

@@ -1,4 +1,4 @@
-"""Attention of documents that each have a group of ranks of their own, from step to step another (S9, S10).
+"""Attention of documents that each have a group of ranks of their own, anew for every step (ByteScale, FlexSP).
 
     rank 0   │ a, first part │ c      │        a micro-batch of a rank is one row of its parts of documents; everything
     rank 1   │ a, other part │ d │ e  │        but attention works token by token and sees no borders

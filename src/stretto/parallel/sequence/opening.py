@@ -2,8 +2,7 @@
 
     q k v of own tokens ─► [all-to-all at the seat] ─► ring between seats ─► [all-to-all back] ─► out of own tokens
 
-With one seat this is plain Ulysses, with one rank a seat a plain ring, else the 2D mesh of both (USP S3, LoongTrain
-S4).
+With one seat this is plain Ulysses, with one rank a seat a plain ring, else the 2D mesh of both (USP, LoongTrain).
 """
 
 from __future__ import annotations

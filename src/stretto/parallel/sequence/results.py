@@ -1,4 +1,4 @@
-"""Selective checkpoint++ (S4): where a block is recomputed, its attention is not.
+"""Selective checkpoint++ (LoongTrain): where a block is recomputed, its attention is not.
 
     forward     block without graph ── attention ──► (out, lse) kept        a block keeps its input and this
     backward    block again ────────── attention ◄── (out, lse)             no keys travel for it a second time

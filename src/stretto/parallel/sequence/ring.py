@@ -1,11 +1,11 @@
-"""Ring attention: keys and values travel, queries stay (S1; with log-sum-exp after Liu et al. 2023).
+"""Ring Self-Attention: keys and values travel, queries stay (with log-sum-exp after Liu et al. 2023).
 
     step 0       step 1       step 2              while a seat works on the keys that it has, the next ones come in
     seat 0  kv0  seat 0  kv3  seat 0  kv2  ...
     seat 1  kv1  seat 1  kv0  seat 1  kv3  ...
 
-Double ring (S4): seats of one node form an inner ring, and only once a round, under all of its steps, something crosses
-between nodes.  A plain ring is a double ring of one node.
+Double ring (LoongTrain): seats of one node form an inner ring, and only once a round, under all of its steps, something
+crosses between nodes.  A plain ring is a double ring of one node.
 
     round 0   kv of node A circulates in node A   │  meanwhile each seat sends its own kv to its peer in node B
     round 1   kv of node D circulates in node A   │  ...

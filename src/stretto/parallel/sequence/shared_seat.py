@@ -1,4 +1,4 @@
-"""A seat that several ranks share: Ulysses with its all-to-alls under attention (S2), and the 2D mesh (S3, S4).
+"""A seat that several ranks share: Ulysses with its all-to-alls under attention, and the 2D mesh (USP, LoongTrain).
 
 Of its own heads a rank has its own tokens from the start, and attention needs nothing else to begin with:
 

@@ -1,7 +1,7 @@
 """The states of linear layers over cp: each stretch of tokens makes  S' = through S + gain  of the state S before it.
 
-    all-gather (LASP-2, S8)     through and gain of every stretch to everybody at once; each chains them for itself
-    ring (LASP, S7)             S from the holder of one stretch to the holder of the next, in the order of the row
+    all-gather (LASP-2)     through and gain of every stretch to everybody at once; each chains them for itself
+    ring (LASP)             S from the holder of one stretch to the holder of the next, in the order of the row
 
 What travels has the size of states, whatever the length of the sequence.  Backward the gradient of states goes the
 other way through the same chain: gathered once (``through`` is kept, one [K, K] a stretch, or one number), or handed

@@ -1,4 +1,4 @@
-"""Moves the cut of a tensor with several sequence dims from one of them to another (DSP, S6): one all-to-all.
+"""Moves the cut of a tensor with several sequence dims from one of them to another (DSP): one all-to-all.
 
         patches ►                                  patches ►
     f  ┌──────────────┐                        f  ┌────┬────┬────┐

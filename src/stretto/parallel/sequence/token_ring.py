@@ -1,4 +1,4 @@
-"""TokenRing (S5): queries travel one way, partial outputs the other; keys and values stay.
+"""TokenRing: queries travel one way, partial outputs the other; keys and values stay.
 
     step s    seat i has the queries of seat i - s: it attends to its own keys, hands the queries on to seat i + 1
               and sends (out, lse) back to seat i - s, whose own partial result comes from seat i + s

@@ -1,10 +1,10 @@
-"""Ulysses (S2): between two all-to-alls a rank has all tokens of some heads instead of some tokens of all heads.
+"""DeepSpeed-Ulysses: between two all-to-alls a rank has all tokens of some heads instead of some tokens of all heads.
 
         tokens ►                                    tokens ►
     h  ┌────┬────┬────┐                         h  ┌──────────────┐
     ▼  │ r0 │ r1 │ r2 │    ── all-to-all ──►    ▼  │   rank 0     │
        │    │    │    │                            ├──────────────┤      any attention of whole rows,
-       │    │    │    │    ◄── all-to-all ──       │   rank 1     │      or a ring of such ranks (S3, S4)
+       │    │    │    │    ◄── all-to-all ──       │   rank 1     │      or a ring of such ranks (USP, LoongTrain)
        │    │    │    │                            ├──────────────┤
        └────┴────┴────┘                            │   rank 2     │
                                                    └──────────────┘
