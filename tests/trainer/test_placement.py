@@ -3,7 +3,7 @@
 import pytest
 
 from stretto.spec.errors import ConfigError
-from stretto.trainer.placement import find_membership, first_host
+from stretto.trainer.placement import device_number, find_membership, first_host
 from stretto.trainer.world import World
 
 TORCHRUN = {
@@ -67,3 +67,12 @@ def test_what_can_not_be_is_refused(change: dict[str, str | None], message: str)
 )
 def test_first_host_of_a_node_list(nodes: str, host: str) -> None:
     assert first_host(nodes) == host
+
+
+def test_a_device_for_each_rank_of_a_node() -> None:
+    torchrun = {"LOCAL_WORLD_SIZE": "4"}
+    assert [device_number(rank, 4, torchrun) for rank in range(4)] == [0, 1, 2, 3]
+    assert device_number(3, 1, {"SLURM_LOCALID": "3"}) == 0
+    for rank, devices, environment in ((1, 1, torchrun), (2, 2, {"SLURM_LOCALID": "2"}), (0, 0, {})):
+        with pytest.raises(ConfigError, match=f"rank number {rank} of its node .* shows it {devices} CUDA device"):
+            device_number(rank, devices, environment)

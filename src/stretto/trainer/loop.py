@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from stretto.planner.flops import mfu
 from stretto.resilience.phase import during
 from stretto.schedule.document import to_json
 from stretto.spec.contract import Observer, Silent, Stack
+from stretto.spec.errors import ConfigError
 from stretto.spec.run import RunSpec
 from stretto.trainer.compiling import rehearse
 from stretto.trainer.corpus import prepare_corpus
@@ -24,6 +26,7 @@ from stretto.trainer.fitting import find_checkpoint
 from stretto.trainer.host_memory import host_bytes
 from stretto.trainer.memory import ActivationMeter, passing_bytes, persistent_bytes
 from stretto.trainer.metrics import Board, MetricsFile, step_line
+from stretto.trainer.placement import device_number
 from stretto.trainer.prediction import FirstSteps
 from stretto.trainer.rate import learning_rate
 from stretto.trainer.recording import recorder_of
@@ -55,10 +58,12 @@ QUIET = Hooks(observer=Silent(), should_stop=lambda: False, say=lambda line: Non
 
 
 def device_of(run: RunSpec, local_rank: int) -> torch.device:
-    """The device of this process."""
-    if run.run.device == "cpu" or (run.run.device == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    return torch.device("cuda", local_rank)
+    """The device of this process; ConfigError where the run asks for one that isn't there."""
+    if run.run.device != "cpu" and torch.cuda.is_available():
+        return torch.device("cuda", device_number(local_rank, torch.cuda.device_count(), os.environ))
+    if run.run.device == "cuda":
+        raise ConfigError('run.device = "cuda", but torch finds no CUDA device here; set run.device = "cpu" or "auto".')
+    return torch.device("cpu")
 
 
 def weights_reader(run: RunSpec) -> Callable[[Stack], Reader] | None:

@@ -29,7 +29,7 @@ from stretto.resilience import (
 from stretto.resilience.lookout import GONE
 from stretto.spec.contract import Observer
 from stretto.spec.drill import faults_of
-from stretto.spec.errors import ConfigError, RankError
+from stretto.spec.errors import RankError
 from stretto.spec.run import RunSpec
 from stretto.trainer.placement import Membership
 from stretto.trainer.world import World
@@ -170,23 +170,22 @@ def _process_group(run: RunSpec, membership: Membership) -> Iterator[None]:
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 
-    world = membership.world
-    if run.run.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError('run.device = "cuda", but torch finds no CUDA device here; set run.device = "cpu" or "auto".')
-    device = None
-    if run.run.device != "cpu" and torch.cuda.is_available():
-        device = torch.device("cuda", world.local_rank)
+    from stretto.trainer.loop import device_of
+
+    world, device = membership.world, device_of(run, membership.world.local_rank)
+    on_cuda = device.type == "cuda"
+    if on_cuda:
         torch.cuda.set_device(device)
     os.environ.update(MASTER_ADDR=membership.address, MASTER_PORT=str(membership.port))
     joined = timedelta(seconds=_JOIN_SECONDS)
     store, _, _ = next(iter(rendezvous("env://", world.rank, world.world_size, timeout=joined)))
     dist.init_process_group(
-        "gloo" if device is None else "nccl",
+        "nccl" if on_cuda else "gloo",
         store=store,
         rank=world.rank,
         world_size=world.world_size,
         timeout=timedelta(seconds=_PATIENCE * run.run.hang_seconds + 60),
-        device_id=device,
+        device_id=device if on_cuda else None,
     )
     yield
     # Only after success: with a failed peer it may wait for messages that never come.

@@ -81,6 +81,25 @@ def _from_slurm(environment: Mapping[str, str]) -> tuple[World, str, int] | None
     return world, environment.get("MASTER_ADDR", first_host(nodes)), _number(environment, "MASTER_PORT", str(port))
 
 
+def device_number(local_rank: int, devices: int, environment: Mapping[str, str]) -> int:
+    """Number of this process's device among the ``devices`` that it sees; ConfigError where it has none.
+
+    srun can give each task a device of its own, which then is all that it sees; who starts several ranks and says so
+    (LOCAL_WORLD_SIZE) lets each see all.
+
+    >>> device_number(3, 8, {}), device_number(3, 1, {"SLURM_PROCID": "11"})
+    (3, 0)
+    """
+    if local_rank < devices:
+        return local_rank
+    if devices == 1 and "LOCAL_WORLD_SIZE" not in environment:
+        return 0
+    raise ConfigError(
+        f"This is rank number {local_rank} of its node (from 0), which shows it {devices} CUDA "
+        f'device{"" if devices == 1 else "s"}; start at most one rank for each device, or set run.device = "cpu".'
+    )
+
+
 def first_host(nodes: str) -> str:
     """The first host of a Slurm node list.
 
