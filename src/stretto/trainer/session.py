@@ -16,6 +16,7 @@ from stretto.assemble.rank_model import Assembler, Precision, RankModel, Reader
 from stretto.parallel.mesh import Mesh, build_mesh
 from stretto.parallel.offload.offloader import Offloader
 from stretto.parallel.pipeline.channel import Channel, PeerChannel
+from stretto.parallel.pipeline.device import device_for
 from stretto.parallel.pipeline.relay import Relay
 from stretto.parallel.pipeline.runtime import Runtime, Seat
 from stretto.parallel.pipeline.selective import SelectiveStage
@@ -156,7 +157,7 @@ class Session:
         optimizer = build_optimizer(model.masters, run.training)
         delayed = _delayed(run, model, optimizer, training)
         make = partial(Elastic, run=run) if run.plan.context_groups == "dynamic" else Runtime
-        seat = Seat(rank=pp, channel=channel, observer=observer, vocabulary=vocabulary)
+        seat = Seat(rank=pp, channel=channel, observer=observer, device=device_for(device), vocabulary=vocabulary)
         play = partial(make, model.stages, seat=seat)
         runtime = play(training)
         limit_host_memory(runtime, run)

@@ -2,15 +2,27 @@
 
     begin ──► the operation's kernels are launched ──► (the channel tends its messages) ──► end
 
-On a host that computes itself there is nothing to do in either; an accelerator goes on computing after ``end``, in
-the order of its stream; a virtual device (virtual.py) makes ``end`` wait.
+On a host that computes itself there is nothing to do in either; a virtual device (virtual.py) makes ``end`` wait.  An
+accelerator goes on computing after ``end``, in the order of its stream, and the host comes so far ahead of it:
+
+    host    F0 F1 F2 F3 F4 │ waits for F0 │ F5 │ waits for F1 │ ...            AHEAD = 4
+    device  │──── F0 ────││──── F1 ────││── ...
+
+Without that it would launch a whole step at once.  Then all messages of the step would have memory at the same time,
+since what another stream received comes back only when the arithmetic has passed it, and whoever watches or records
+the rank (resilience) would be told how far the host is, not the device.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
+
+import torch
 
 from stretto.schedule.op import Op
+
+AHEAD = 4
+"""Operations that an accelerator may have before it: enough that it never waits for the host."""
 
 
 class Device(Protocol):
@@ -31,3 +43,30 @@ class Present:
 
     def end(self, op: Op) -> None:
         """Nothing."""
+
+
+class Accelerator:
+    """A CUDA device, in the order of the stream that is current when an operation ends.
+
+    Args:
+        cuda: where events come from; tests give one that only remembers the calls.
+    """
+
+    def __init__(self, *, cuda: Any = torch.cuda) -> None:
+        self._marks = [cuda.Event(blocking=True) for _ in range(AHEAD)]
+        self._at = 0
+
+    def begin(self, op: Op) -> None:
+        """Nothing."""
+
+    def end(self, op: Op) -> None:
+        """Wait for the operation that was launched ``AHEAD`` before this one."""
+        mark = self._marks[self._at % AHEAD]
+        mark.synchronize()  # at once, where nothing was marked yet
+        mark.record()
+        self._at += 1
+
+
+def device_for(device: torch.device) -> Device:
+    """What an operation computes on whose tensors lie on ``device``."""
+    return Accelerator() if device.type == "cuda" else Present()
