@@ -1,11 +1,11 @@
 """Collectives that follow one another while the device computes something else.
 
-The sum of exponentials needs the maximum of all ranks first, and the gradient needs that sum: three collectives
-with arithmetic between them.  They run beside the operations of the schedule, so that a rank waits for the last of
+The gradient of S's input needs first what all ranks know of a token's logits: two collectives with arithmetic
+between them.  They run beside the operations of the schedule, so that a rank waits for the last of
 them where an arrow says so, and nowhere else:
 
     rank 0   S0 │ F5      │ B3      │ T0        on the host: a thread that waits
-                └─ max ─ sum ─ dx ──┘           on an accelerator: a stream, which waits by itself
+                └── scores ─── dx ──┘           on an accelerator: a stream, which waits by itself
 
 Every rank hands over its tasks in the same order, which the verifier has checked (verifier/vocabulary.py).
 """

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from stretto.parallel.collectives import Pending, all_reduce, reduce
+from stretto.parallel.collectives import Pending, gather_dim, reduce
 from stretto.parallel.pipeline.vocabulary.background import Background, Promise
 from stretto.parallel.pipeline.vocabulary.groups import Groups
 from stretto.parallel.pipeline.vocabulary.scores import Scores, loss_of
@@ -53,11 +53,13 @@ class GroupSums:
 def summed(scores: Scores, groups: Groups, target: int | None, *, here: int) -> tuple[Tensor, ...]:
     """Maximum [N], mass [N] and loss of a micro-batch over the whole vocabulary; on ``target`` also the gradient [N, D]
     of the input, unscaled.  Communicates, in the order in which all ranks call it."""
-    top = scores.top.clone()
-    all_reduce(top, groups.scores, maximum=True).wait()
-    sums = torch.stack([scores.mass * (scores.top - top).exp_(), scores.label])
-    all_reduce(sums, groups.scores).wait()
-    mass, label = sums
+    # Every rank combines what all know of each token, three numbers: one collective, where a maximum and then sums of
+    # what it has rescaled would be two, one waiting for the other.
+    tops, masses, labels = gather_dim(
+        torch.stack([scores.top, scores.mass, scores.label]).unsqueeze(1), 1, groups.scores
+    )
+    top, label = tops.amax(0), labels.sum(0)
+    mass = (masses * (tops - top).exp_()).sum(0)
     loss = loss_of(scores.valid, top, mass, label)
     if target is None:
         return top, mass, loss
