@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceGroup:
-    """Some of the nodes of mixed machines, equal among themselves; rates as in ``ClusterSpec``, all known."""
+    """Some of the nodes of mixed machines, equal among themselves; all rates are known."""
 
     name: str
     """Preset and number of devices, or a label."""
@@ -26,9 +26,9 @@ class DeviceGroup:
     network_bytes_per_second: float
     """Of a device to other nodes of its group, one direction."""
     module_devices: int = 0
-    """As ``ClusterSpec.module_devices``."""
+    """Neighbours in a node that are linked faster than the whole node; 0: none."""
     module_bytes_per_second: float = 0.0
-    """As ``ClusterSpec.module_bytes_per_second``."""
+    """Of a device to its neighbours of that module, one direction."""
 
     @property
     def devices(self) -> int:

@@ -61,7 +61,7 @@ class ModelSpec:
     rope_theta: float = 10000.0
     """Rotary base (llama family)."""
     rope_scaling: RopeScaling | None = None
-    """Llama-3 rotary scaling, None for plain rotary."""
+    """Llama-3 rotary scaling; None: plain rotary."""
     tied_embeddings: bool = False
     """Whether the head shares the embedding's weight."""
     qkv_bias: bool = False

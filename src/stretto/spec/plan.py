@@ -46,7 +46,7 @@ class PlanSpec:
     linear_context: str = "all-gather"
     """How the states of linear and delta layers travel over cp: ``all-gather`` (LASP-2) or ``ring`` (LASP)."""
     ep: int = 1
-    """Expert-parallel ranks."""
+    """Expert-parallel ranks; so far 1."""
     dp_replicate: int = 1
     """Data-parallel replicas that hold whole parameters."""
     dp_shard: int = 1

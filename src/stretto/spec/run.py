@@ -36,7 +36,7 @@ class RunSettings:
     refuse_unfit: bool = True
     """Refuse, before any process starts, a plan that the planner finds not to fit the devices' memory."""
     drill: str = ""
-    """A fault to suffer, such as ``freeze rank 1 step 2 at B``, to see how the run ends; see spec/drill.py."""
+    """A fault to suffer, such as ``freeze rank 1 step 2 at B``, to see how the run ends; see docs/hangs.md#drills."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
