@@ -174,6 +174,12 @@ def test_buffers_are_used_again_within_the_limit() -> None:
     assert (pool.peak_bytes, pool.refused) == (3 * GRAIN, 1)
 
 
+def test_pinned_buffers_are_as_large_as_what_is_taken_for_them() -> None:
+    sizes = [1, GRAIN, GRAIN + 1, 3 * GRAIN, 4 * GRAIN, 5 * GRAIN]
+    assert [HostPool(pinned=True).size_of(size) // GRAIN for size in sizes] == [1, 1, 2, 4, 4, 8]
+    assert [HostPool().size_of(size) // GRAIN for size in sizes] == [1, 1, 2, 3, 4, 5]
+
+
 def test_views_share_what_moves_and_what_others_hold_stays() -> None:
     weight, table = torch.randn(6, 6, requires_grad=True), torch.randn(4, 6)
     x = torch.randn(4, 6, requires_grad=True)

@@ -4,6 +4,9 @@ Activations of a step have the same sizes every time, and pinned memory is slow 
 when what it held has come back, for the next of its size:
 
     take 3 MB ──► new        give ──► kept        take 3 MB ──► the same one        take 9 MB ──► new, or None
+
+torch gives pinned memory in powers of two (unless PYTORCH_ALLOC_CONF says otherwise, pinned_max_round_threshold_mb),
+so a pinned buffer is as large as what is taken for it: the limit is of the host's memory, not of what is used of it.
 """
 
 from __future__ import annotations
@@ -47,7 +50,7 @@ class HostPool:
 
     def take(self, num_bytes: int) -> Tensor | None:
         """A buffer uint8 [at least num_bytes], or None where the limit leaves no room for it."""
-        size = -(-num_bytes // GRAIN) * GRAIN
+        size = self.size_of(num_bytes)
         if self._free.get(size):
             buffer = self._free[size].pop()
         elif self._has_room(size):
@@ -64,6 +67,11 @@ class HostPool:
         """Take a buffer back; nothing may read or write it any more."""
         self.used_bytes -= buffer.numel()
         self._free.setdefault(buffer.numel(), []).append(buffer)
+
+    def size_of(self, num_bytes: int) -> int:
+        """Bytes of the buffer for so many."""
+        grains = -(-num_bytes // GRAIN) * GRAIN
+        return 1 << (grains - 1).bit_length() if self.pinned else grains
 
     def _has_room(self, size: int) -> bool:
         """Whether one more buffer may be made; unused ones of other sizes make room for it."""
