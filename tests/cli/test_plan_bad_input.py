@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from stretto.cli.main import main
+from stretto.spec.check import check
+from stretto.spec.resolve import load_run
+from stretto.trainer.planned import planned
 
 ASKED = ["plan", "--model", "gpt2", "--cluster", "a100:2", "--seq-len", "128", "--global-batch", "4", "--top", "1"]
 ASKED += ["--pin", "pp=1", "tp=1", "cp=1"]
@@ -114,3 +117,78 @@ def test_a_pinned_cp_may_cut_rows_unevenly(capsys: pytest.CaptureFixture[str]) -
     asked = ["plan", "--model", "gpt2", "--cluster", "a100:2", "--seq-len", "129", "--global-batch", "4", "--top", "1"]
     assert main([*asked, "--pin", "cp=2", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["plans"][0]["plan"]["cp"] == 2
+
+
+TINY = ["plan", "--model", "tiny", "--cluster", "a100:8", "--seq-len", "64", "--global-batch", "8", "--top", "1"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--pin", "pp=0"], "plan.pp = 0 must be at least 1"),
+        (["--pin", "tp=0"], "plan.tp = 0 must be at least 1"),
+        (["--why-not", "pp=2", "--objective", "nope"], "--objective = 'nope' is none of 'time', 'cost', 'memory'"),
+        (["--why-not", "pp=2", "--thorough"], "leave out --thorough"),
+        (["--why-not", "pp=2", "--critical-batch", "9"], "leave out --critical-batch"),
+        (["--objective", "cost", "--price", "inf"], "A price of inf for a device and hour must be a finite number"),
+        (["--dtype", ""], "training.dtype = '' is none of"),
+        (["--model", ""], "There is no model preset ''"),
+        (["--cluster", "machines/a.json"], "a cluster file ends in .toml"),
+        (["--pin", "context=mesh", "ulysses=3", "cp=8"], "plan.ulysses = 3 can't divide plan.cp = 8 ranks evenly"),
+        (
+            ["--pin", "inner_ring=3"],
+            "cp must be a multiple of 3, which can't divide 8 devices",
+        ),
+        (["--pin", "options={waves=2}"], "say which by plan.schedule"),
+        (["--pin", "schedule=1f1b", "options={waves=2}"], "Schedule 1f1b has no option 'waves'"),
+        (
+            ["--pin", "schedule=hanayo", "options={waves=3}"],
+            "plan.chunks=6 makes 6 pipeline stages",
+        ),
+        (["--pin", "memory_limit=0.01"], "above the memory limit of 0.01"),
+        (["--pin", 'passes=["nope"]'], "There is no pass 'nope'"),
+        (["--pin", "pp=2", "schedule_file=no.json"], "The schedule file 'no.json' doesn't exist"),
+    ],
+)
+def test_pins_that_cannot_be(more: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TINY, *more]) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.err.count("\n") == 1 and not printed.out
+
+
+@pytest.mark.parametrize(
+    ("pins", "told"),
+    [
+        (["cp=8", "context=mesh", "ulysses=4"], {"cp": 8, "context": "mesh", "ulysses": 4}),
+        (["context=mesh", "ulysses=4"], {"context": "mesh", "ulysses": 4}),
+        (["cp=8", "inner_ring=4"], {"cp": 8, "inner_ring": 4}),
+        (["inner_ring=2"], {"inner_ring": 2}),
+        (["cp=8", "context=mesh", "ulysses=2", "inner_ring=2", "context_inner=ring"], {"context_inner": "ring"}),
+        (["schedule=hanayo", "options={waves=2}"], {"schedule": "hanayo", "chunks": 4}),
+        (["chunks=3"], {"chunks": 3}),
+        (["pp=4", "memory_limit=2", "dp_shard=1", "tp=2", "micro_batch_size=1"], {"memory_limit": 2.0}),
+    ],
+)
+def test_pins_are_kept_in_plans_that_run(pins: list[str], told: dict[str, object], tmp_path: Path) -> None:
+    out = tmp_path / "run.toml"
+    assert main([*TINY, "--pin", *pins, "--out", str(out)]) == 0
+    run = load_run(out)
+    check(run)
+    assert {key: getattr(run.plan, key) for key in told} == told
+    planned(run)  # the schedule, with its options and within its memory limit
+
+
+def test_a_schedule_file_is_for_its_own_shape(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "schedule.json"
+    assert main(["simulate", "--schedule", "1f1b", "--pp", "2", "--microbatches", "2", "--export", str(path)]) == 0
+    capsys.readouterr()
+    for pins, devices, batch, message in (
+        (["pp=4"], "8", "8", "is for 2 ranks, but plan.pp = 4; take pp = 2"),
+        ([], "7", "8", "is for 2 ranks, which can't divide 7 devices"),
+        ([], "8", "9", "is for 2 micro-batches, which can't divide training.global_batch_size = 9"),
+    ):
+        shape = ["--cluster", f"a100:{devices}", "--global-batch", batch]
+        assert main([*TINY, *shape, "--pin", f"schedule_file={path}", *pins]) == 2
+        assert message in capsys.readouterr().err
+    assert main([*TINY, "--pin", f"schedule_file={path}", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["plans"][0]["plan"]["pp"] == 2

@@ -116,8 +116,6 @@ def _mix(options: argparse.Namespace) -> Mix | None:
     """The lengths that are asked for, read before the search, which may take minutes."""
     if options.lengths is None:
         return None
-    if options.why_not is not None:
-        raise ConfigError("--why-not explains plans of whole rows; leave out --lengths.")
     from stretto.planner.document_mix import mix_of
 
     return mix_of(options.lengths)
@@ -161,17 +159,23 @@ def _write(options: argparse.Namespace, found: Answer, mixed: tuple[Proposal, ..
 
 
 def _check_outputs(options: argparse.Namespace) -> None:
-    """Raise ConfigError where a file that is asked for can't be written, before any work is done."""
+    """Raise ConfigError for what would be passed over, or a file that can't be written, before any work is done."""
+    if options.why_not is not None:
+        for name in ("out", "html", "thorough", "critical_batch", "lengths"):
+            if getattr(options, name):
+                raise ConfigError(f"--why-not explains one plan and does nothing else; leave out --{_flag(name)}.")
     for name in ("out", "html"):
         path = getattr(options, name)
         if path is None:
             continue
-        if options.why_not is not None:
-            raise ConfigError(f"--why-not explains and writes nothing; leave out --{name}.")
         if path.is_dir() or not path.parent.is_dir():
             raise ConfigError(f"--{name} {path} can't be written; name a file in a folder that exists.")
     if options.out is not None and options.html is not None and options.out.resolve() == options.html.resolve():
         raise ConfigError(f"--out and --html both name {options.out}; name two files.")
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")
 
 
 def _critical_batch(request: Request, options: argparse.Namespace) -> str | None:
@@ -205,8 +209,8 @@ def _request(options: argparse.Namespace) -> Request:
         run = replace(run, cluster=replace(run.cluster, calibration=str(options.calibration)))
     if options.price is not None:
         price, source = options.price, "--price"
-    if price is not None and not price > 0:
-        raise ConfigError(f"A price of {price:g} for a device and hour must be above 0.")
+    if price is not None and not 0 < price < float("inf"):
+        raise ConfigError(f"A price of {price:g} for a device and hour must be a finite number above 0.")
     return Request(run=run, pins=pins, objective=options.objective, price=price, price_source=source)
 
 
@@ -233,7 +237,7 @@ def _of_file(options: argparse.Namespace) -> tuple[Any, dict[str, Any], Price]:
 def _of_options(options: argparse.Namespace) -> tuple[Any, dict[str, Any], Price]:
     from stretto.spec.resolve import resolve_open
 
-    missing = [f"--{name.replace('_', '-')}" for name in NEEDED if getattr(options, name) is None]
+    missing = [f"--{_flag(name)}" for name in NEEDED if getattr(options, name) is None]
     if missing:
         raise ConfigError(f"Without a run file plan also needs {', '.join(missing)}.")
     run, pins, _ = resolve_open("", "--set", options.overrides)
@@ -243,7 +247,7 @@ def _of_options(options: argparse.Namespace) -> tuple[Any, dict[str, Any], Price
         run.training,
         sequence_length=options.seq_len,
         global_batch_size=options.global_batch,
-        dtype=options.dtype or ("float32" if cpu else "bfloat16"),
+        dtype=("float32" if cpu else "bfloat16") if options.dtype is None else options.dtype,
     )
     data = run.data if run.data.path or run.data.sources else replace(run.data, path="stdlib")
     model = _model(options.model, options.overrides)
@@ -254,20 +258,21 @@ def _model(name: str, overrides: list[str]) -> Any:
     """A preset or a directory, and what --set writes over it."""
     from stretto.spec.presets_model import MODELS
 
-    directory = name not in MODELS and (os.sep in name or Path(name).is_dir())
+    directory = name not in MODELS and (os.sep in name or (name != "" and Path(name).is_dir()))
     return _section("model", "path" if directory else "name", name, overrides).model
 
 
 def _cluster(name: str, overrides: list[str]) -> tuple[Any, Price]:
     """A preset with what --set writes over it, or a file and its price."""
     if not name.endswith(".toml"):
+        if os.sep in name or Path(name).is_file():
+            raise ConfigError(f"--cluster {name}: a cluster file ends in .toml; presets are named as a100:8.")
         return _section("cluster", "name", name, overrides).cluster, UNKNOWN
     from stretto.planner.cluster_file import read_cluster
 
     if not Path(name).is_file():
-        raise ConfigError(
-            f"The cluster file {name} doesn't exist; write one, or name a preset and a number, as a100:8."
-        )
+        fact = "is a folder" if Path(name).is_dir() else "doesn't exist"
+        raise ConfigError(f"The cluster file {name} {fact}; write one, or name a preset and a number, as a100:8.")
     written = [word for word in overrides if word.startswith("cluster.")]
     if written:
         raise ConfigError(f"--set {written[0]} says what the cluster file {name} should; write it there.")

@@ -83,7 +83,7 @@ class Round:
         """Whether a core has anything to look at; without a pipeline there is only the closed form."""
         if self.kind == "pinned":
             return True
-        return not core.offload if self.kind == "closed" else core.pp > 1 or core.offload
+        return not core.offload if self.kind == "closed" else core.pp > 1 or core.offload or core.chunks > 1
 
     def pays(self, plan: PlanSpec, request: Request) -> bool:
         """Whether the schedule of ``plan`` belongs to this round and can be paid."""
@@ -104,7 +104,7 @@ class Round:
             even = request.model.num_layers % (plan.pp * plan.chunks) == 0
             price = plan.pp * plan.chunks * (SEARCHED_PRICE if plan.schedule in SEARCHED else 1)
             price *= PASSES_PRICE if plan.passes else 1
-            few = plan.chunks in CHUNKS or (even and plan.chunks <= FEW_CHUNKS)
+            few = plan.chunks in CHUNKS or (even and plan.chunks <= FEW_CHUNKS) or "chunks" in request.pins
             usual = effort.thorough or (few and (not plan.offload or plan.schedule in OFFLOADED))
             effort.known[shape] = usual and price <= min(effort.left, DEAREST * (THOROUGH if effort.thorough else 1))
             if effort.known[shape]:

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from itertools import islice
 from typing import Any
 
+from stretto.planner.candidates import cores, meshes, orders
 from stretto.planner.estimate import Estimate
 from stretto.planner.groups import divides
 from stretto.planner.memory import RankMemory
 from stretto.planner.pins import check_pins
-from stretto.planner.request import CHOSEN, Objective, Request
+from stretto.planner.profile import refused, schedule_key
+from stretto.planner.request import OBJECTIVES, Objective, Request
 from stretto.planner.search import search
+from stretto.spec.check_values import one_of
 from stretto.spec.errors import StrettoError
 from stretto.spec.plan import PlanSpec
 from stretto.spec.states import SHARD_KEYS
@@ -23,6 +27,8 @@ from stretto.spec.units import format_bytes, format_seconds
 
 WORTH_SAYING = 0.003
 """Share of a step below which a difference isn't named."""
+FEW = 32
+"""Schedules that are asked why nothing can be had."""
 
 
 def parts(estimate: Estimate) -> dict[str, float]:
@@ -112,14 +118,16 @@ def why_not(request: Request, pins: Mapping[str, Any], best: Estimate | None = N
     if against:
         kept = ", ".join(f"{name}={request.pins[name]}" for name in against)
         return f"{asked} contradicts what is pinned: {kept}. Leave that pin out to compare."
+    one_of("--objective", request.objective, OBJECTIVES)
     try:
         check_pins(pinned)
     except StrettoError as error:
         return f"{asked} can't be: {error}"
     found = search(pinned, top=1).plans
     if found:
-        if best is None:
-            best = search(request, top=1).plans[0]
+        best = best or next(iter(search(request, top=1).plans), None)
+        if best is None:  # the search without these pins left such plans out to save time
+            return f"{asked} can be, as {described(found[0].plan)}; nothing that fits was found without them."
         if found[0].plan == best.plan:
             return f"{asked} is the best plan: {described(best.plan)}."
         why = compared(best, found[0], request.objective)
@@ -128,7 +136,7 @@ def why_not(request: Request, pins: Mapping[str, Any], best: Estimate | None = N
             f"{format_bytes(found[0].peak_bytes)}). {described(best.plan)} is {why}."
         )
     least = search(replace(pinned, objective="memory"), top=1, any_size=True).plans
-    if not least:
+    if not least or least[0].fits:
         return f"{asked} can't be: {undivided(pinned)}"
     return f"{asked} doesn't fit. {too_large(least[0])}"
 
@@ -154,8 +162,14 @@ def undivided(request: Request) -> str:
             f"pp={request.pins['pp']} puts a pipeline rank on two groups of {cluster.name!r}, "
             f"whose devices aren't equal; pp may be {', '.join(may)}."
         )
-    pinned = ", ".join(f"{name}={request.pins[name]}" for name in CHOSEN if name in request.pins)
+    pins = {name: list(value) if isinstance(value, tuple) else value for name, value in request.pins.items()}
+    pinned = ", ".join(f"{name}={value}" for name, value in pins.items())
+    if why := _disordered(request):
+        return f"No schedule of {devices} devices can be had with {pinned}: {why}"
     near = _batches(request)
+    if pinned and f" {batch} " in f" {near} ":  # the degrees divide it, so it isn't the batch
+        left = "one of them" if len(pins) > 1 else "it"
+        return f"No plan for {devices} devices and {batch} sequences can have {pinned}; leave {left} out."
     return (
         f"No plan divides a global batch of {batch} sequences over {devices} devices"
         f"{f' with {pinned}' if pinned else ''}: what pp, tp and cp leave of the devices must divide the batch; take "
@@ -163,9 +177,15 @@ def undivided(request: Request) -> str:
     )
 
 
-def _batches(request: Request) -> str:
-    from stretto.planner.candidates import meshes
+def _disordered(request: Request) -> str:
+    """What a schedule has against what is pinned of its order; empty where nothing was met."""
+    if not any(request.pins.get(key) for key in ("memory_limit", "options", "passes", "schedule_file")):
+        return ""
+    found = (order for core in cores(request, request.devices) for order in orders(request, core))
+    return next(filter(None, (refused(schedule_key(one), request.microbatches(one)) for one in islice(found, FEW))), "")
 
+
+def _batches(request: Request) -> str:
     devices, batch = request.devices, request.run.training.global_batch_size
     layers = request.model.num_layers
     data = {devices // (pp * tp * cp) for pp, tp, cp in meshes(request, devices) if pp <= layers}

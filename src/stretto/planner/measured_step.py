@@ -23,7 +23,7 @@ from stretto.planner.barrier import barrier
 from stretto.planner.contention import Contended, contended
 from stretto.planner.linear_layers import gates, mean, measured_seconds, of_stages
 from stretto.planner.machine import Machine, rest_elements
-from stretto.planner.profile import Key, schedule_key, scheduled
+from stretto.planner.profile import Key, check_shape, schedule_key, scheduled
 from stretto.schedule.op import Kind
 from stretto.spec.errors import UnsupportedError
 from stretto.spec.front import fills
@@ -355,7 +355,10 @@ def message_bytes(work: Workload) -> float:
 def schedule_of(work: Workload) -> Schedule:
     """The order of a step, without messages; remembered."""
     key = schedule_key(work.plan)
-    return _built((*key[:4], work.passes, *key[5:]), work.num_microbatches)
+    found = _built((*key[:4], work.passes, *key[5:]), work.num_microbatches)
+    if work.plan.schedule_file is not None:
+        check_shape("stages", found.num_stages, work.plan.num_stages)
+    return found
 
 
 @lru_cache(maxsize=256)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from math import prod
+from pathlib import Path
 from typing import Any
 
 from stretto.planner.candidates import divisors, fewest_seats
@@ -58,6 +59,10 @@ def check_pins(request: Request) -> None:
             "without it, and add it to plan.passes of what is found (plan.stages then has the layers behind the front "
             "only)."
         )
+    if pins.get("options") and not any(key in pins for key in ("schedule", "schedule_file")):
+        raise ConfigError(
+            "plan.options is read by one family of schedules; say which by plan.schedule, or leave it out."
+        )
     one = dict.fromkeys((*DEGREES, "ulysses", "inner_ring"), 1)  # how cp ranks sit is checked with them, below
     check(replace(request.run, plan=replace(_plain_plan(pins), **one, stages=None)), data=False)
     for axis in DEGREES:
@@ -80,6 +85,27 @@ def check_pins(request: Request) -> None:
         written = " and ".join(f"plan.{key} = {pins[key]}" for key in ("ulysses", "inner_ring") if key in pins)
         raise ConfigError(f"With {written} cp must be a multiple of {seats}, which can't divide {devices} devices.")
     check(replace(request.run, plan=_plain_plan(pins)), data=False)
+    if "schedule_file" in pins:
+        _check_file(request, pins)
+
+
+def _check_file(request: Request, pins: dict[str, Any]) -> None:
+    """ConfigError where a schedule file isn't for the devices or the batch; ScheduleError where it can't be read."""
+    from stretto.schedule.document import load
+
+    path, batch = pins["schedule_file"], request.run.training.global_batch_size
+    found = load(Path(path).expanduser())
+    ranks, microbatches = found.num_ranks, found.num_microbatches
+    told = f"plan.schedule_file = {path!r} is for"
+    if pins.get("pp", ranks) != ranks:
+        raise ConfigError(f"{told} {ranks} ranks, but plan.pp = {pins['pp']}; take pp = {ranks}, or another file.")
+    if request.devices % ranks:
+        raise ConfigError(f"{told} {ranks} ranks, which can't divide {request.devices} devices; take another file.")
+    if batch % microbatches:
+        raise ConfigError(
+            f"{told} {microbatches} micro-batches, which can't divide training.global_batch_size = {batch}; "
+            f"take a multiple of {microbatches}, or another file."
+        )
 
 
 def _check_states(pins: dict[str, Any], devices: int) -> None:
@@ -108,6 +134,9 @@ def _plain_plan(pins: dict[str, Any]) -> PlanSpec:
             given["schedule"] = fitting[0]
     elif "chunks" not in given and given["schedule"] in capabilities.SCHEDULES:
         given["chunks"] = capabilities.SCHEDULES[given["schedule"]][0]
+    if given.get("schedule") == "hanayo" and "chunks" not in pins:
+        waves = given.get("options", {}).get("waves")
+        given["chunks"] = 2 * waves if type(waves) is int and waves > 0 else given["chunks"]
     if "stages" in given and "pp" not in given:
         given["pp"] = max(1, len(given["stages"]) // given.get("chunks", 1))
     given.setdefault("cp", fewest_seats(pins))

@@ -13,6 +13,7 @@ from stretto.planner.pins import check_pins
 from stretto.planner.request import OBJECTIVES, Request
 from stretto.planner.search import Counts, key_of, search
 from stretto.planner.synthesized import with_synthesized
+from stretto.spec.check import check
 from stretto.spec.check_values import one_of
 from stretto.spec.errors import ConfigError
 from stretto.spec.plan import PlanSpec
@@ -81,6 +82,8 @@ def answer(request: Request, *, top: int = 5, thorough: bool = False, folder: Pa
         plans = tuple(sorted(plans, key=lambda plan: key_of(request, plan.work, plan.seconds, plan.peak_bytes)))
     runnable = [plan for plan in plans if request.runs(plan.plan)]
     if not runnable:
+        for plan in plans:  # say what the checks have against the best
+            check(replace(request.run, plan=plan.plan), data=False)
         raise ConfigError(_nothing(request))
     return Answer(request=request, plans=tuple(runnable), counts=found.counts, seen=found.seen)
 
@@ -93,7 +96,7 @@ def fill_in(run: RunSpec, pins: Mapping[str, Any]) -> PlanSpec:
 def _nothing(request: Request) -> str:
     """Why there is no plan."""
     least = search(replace(request, objective="memory"), top=1, any_size=True).plans
-    if not least:
+    if not least or least[0].fits:
         return undivided(request)
     devices = request.devices
     return (

@@ -20,6 +20,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from stretto.schedule.op import Kind
+from stretto.spec.errors import ScheduleError, StrettoError
 from stretto.spec.front import FILL
 
 if TYPE_CHECKING:
@@ -87,10 +88,14 @@ class Profile:
 def profile(plan: PlanSpec, microbatches: int) -> Profile:
     """The profile of a plan's schedule; ScheduleError for a family or shape that can't be.  Remembered."""
     found = _profile(schedule_key(plan), microbatches)
-    stages = len(found.placement[0])
-    if stages != plan.num_stages:
-        raise ScheduleError(f"The schedule has {stages} stages, but the plan has {plan.num_stages}.")
+    check_shape("stages", len(found.placement[0]), plan.num_stages)
     return found
+
+
+def check_shape(what: str, there: int, asked: int) -> None:
+    """ScheduleError where a schedule has another number of something than the plan."""
+    if there != asked:
+        raise ScheduleError(f"The schedule has {there} {what}, but the plan has {asked}.")
 
 
 def schedule_key(plan: PlanSpec) -> Key:
@@ -193,7 +198,7 @@ def _simulated(key: Key, microbatches: int) -> _Counts:
 def scheduled(key: Key, microbatches: int) -> Schedule:
     """The schedule that the runtime would play, without messages and sharding."""
     from stretto.schedule.document import load
-    from stretto.schedule.families import FAMILIES, build
+    from stretto.schedule.families import FAMILIES, build, check_peak
     from stretto.schedule.passes import change
     from stretto.schedule.passes.hand_over import ahead
     from stretto.schedule.simulate import Costs
@@ -209,6 +214,8 @@ def scheduled(key: Key, microbatches: int) -> Schedule:
         from pathlib import Path
 
         schedule = load(Path(file).expanduser())
+        check_shape("micro-batches", schedule.num_microbatches, microbatches)
+        check_shape("ranks", schedule.num_ranks, ranks)
     else:
         known = FAMILIES.get(family)
         free = known is not None and known.chunk_counts == ()
@@ -217,13 +224,26 @@ def scheduled(key: Key, microbatches: int) -> Schedule:
             family, ranks=ranks, microbatches=microbatches, chunks=None if free else chunks, options=options,
             memory_limit=bounded, costs=costs,
         )  # fmt: skip
+        check_shape("stages", schedule.num_stages, ranks * chunks)
     for text in passes:
         name, settings = read_named(text, "plan.passes")
         if name == FILL:
             schedule, costs = ahead(schedule, costs=costs, **{key: settings[key] for key in settings if key != "units"})
         else:
             schedule, costs = change(schedule, name, options=settings, costs=costs)
+    if limit is not None and (passes or file is not None):
+        check_peak(schedule, costs, limit)
     return schedule
+
+
+@lru_cache(maxsize=512)
+def refused(key: Key, microbatches: int) -> str:
+    """Why the schedule can't be built in full length, with its options and within its memory limit; empty: it can."""
+    try:
+        scheduled(key, microbatches)
+    except StrettoError as error:
+        return str(error)
+    return ""
 
 
 def _probes(schedule: Schedule) -> list[Costs]:

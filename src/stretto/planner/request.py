@@ -17,6 +17,7 @@ from stretto.planner.calibration import Calibration
 from stretto.planner.calibration_file import calibration_of
 from stretto.planner.memory import Margin
 from stretto.planner.own_stack import own_stack
+from stretto.planner.profile import refused, schedule_key
 from stretto.planner.stack import KernelStack
 from stretto.planner.workload import Workload
 from stretto.spec.check import check
@@ -120,7 +121,13 @@ class Request:
     def restricted(self) -> bool:
         """Whether what is pinned goes with some schedules and degrees only, so that each plan is checked for itself."""
         pins = self.pins
-        return pins.get("context_groups", "static") != "static" or pins.get("asynchronous", "none") != "none"
+        grouped = pins.get("context_groups", "static") != "static"
+        return grouped or pins.get("asynchronous", "none") != "none" or self.ordered
+
+    @property
+    def ordered(self) -> bool:
+        """Whether what is pinned of the schedule is for the schedule itself to refuse: closed forms don't build it."""
+        return any(self.pins.get(key) for key in ("memory_limit", "options"))
 
     def runs(self, plan: PlanSpec) -> bool:
         """Whether the checks that come before a launch pass; what they refuse isn't proposed."""
@@ -128,7 +135,11 @@ class Request:
             check(replace(self.run, plan=plan), data=False)
         except StrettoError:
             return False
-        return True
+        return not self.ordered or not refused(schedule_key(plan), self.microbatches(plan))
+
+    def microbatches(self, plan: PlanSpec) -> int:
+        """Micro-batches of a step of a plan, per pipeline."""
+        return self.run.training.global_batch_size // (plan.dp * plan.micro_batch_size)
 
     @property
     def devices(self) -> int:

@@ -182,7 +182,7 @@ def build(
         arguments |= {"costs": costs, "memory_limit": memory_limit}
     schedule = family.builder(ranks=ranks, microbatches=microbatches, **arguments)
     if memory_limit is not None and not family.costed:
-        _check_peak(schedule, costs, memory_limit)
+        check_peak(schedule, costs, memory_limit)
     return schedule
 
 
@@ -226,7 +226,7 @@ def _chunks(name: str, family: Family, chunks: int | None) -> int:
     )
 
 
-def _check_peak(schedule: Schedule, costs: Costs, memory_limit: float) -> None:
+def check_peak(schedule: Schedule, costs: Costs, memory_limit: float) -> None:
     """Raise ScheduleError where a rank keeps more than the limit."""
     from stretto.schedule.simulate.memory import peak_activation
 
