@@ -1,6 +1,8 @@
-"""Run every benchmark, then write its figures into docs/benchmarks.md.
+"""Run one_rank, replicate, shard, tensor and pipeline, then write their figures into docs/benchmarks.md.
 
-OMP_NUM_THREADS=1 python -m benchmarks
+    OMP_NUM_THREADS=1 python -m benchmarks
+
+All other benchmarks are started one by one: docs/benchmarks.md says how.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
     python -m benchmarks.planner_h100 --truth DIR [--rows]
 
+DIR holds mosaic_mpt_fsdp_h100_a100.csv, llm-foundry's throughput table; torchtitan's runs stand here (``TITAN``).
+
 What is the same on both machines (the code, its kernels, what is assumed of it) cancels: the share that matrix products
 reach on an H100 is the one at which its runs of at most 2,048 tokens come out as far off as the same models' runs on
 A100s.  Longer sequences aren't asked: the Triton kernel of these runs gets slower with them on either machine.
@@ -117,7 +119,7 @@ def by_model(runs: Sequence[Run], calibration: Calibration) -> dict[tuple[int, i
 def main() -> None:
     """Fit, then print both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--truth", type=Path, required=True, help="folder with the published figures")
+    parser.add_argument("--truth", type=Path, required=True, help="folder with mosaic_mpt_fsdp_h100_a100.csv")
     parser.add_argument("--rows", action="store_true", help="print every run")
     options = parser.parse_args()
     ours, other = mosaic(options.truth, "h100"), mosaic(options.truth, "a100")

@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     top = argparse.ArgumentParser(
         prog="stretto",
-        description="Train transformers through any mix of pipeline, tensor and data parallelism.",
+        description="Train transformers through any mix of pipeline, tensor, context and data parallelism.",
         epilog="example:\n  stretto train examples/tiny.toml --set plan.dp_replicate=2",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

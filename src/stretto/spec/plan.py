@@ -52,7 +52,7 @@ class PlanSpec:
     dp_shard: int = 1
     """Data-parallel ranks that share states between them as ``zero`` says."""
     schedule: str = "1f1b"
-    """Pipeline schedule family, as ``stretto simulate --help`` lists them."""
+    """Pipeline schedule family of ``stretto simulate --list``, any but ``forward-only``; ``auto`` searches for one."""
     chunks: int = 1
     """Stages per pipeline rank and replica of the model; a family may ask for a certain number."""
     options: Mapping[str, Option] = field(default_factory=dict, hash=False)
