@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ranks import Ranks
 from stretto.parallel.mesh import build_mesh
-from stretto.parallel.pipeline.channel import Message, PeerChannel, routes_of
+from stretto.parallel.pipeline import channel as channels
+from stretto.parallel.pipeline.channel import AHEAD, Message, PeerChannel, routes_of
 from stretto.parallel.pipeline.delivery import arrivals
-from stretto.parallel.pipeline.header import header_of, shapes_in
+from stretto.parallel.pipeline.header import HEADER, header_of, shapes_in
 from stretto.parallel.pipeline.segment import tensors_of
 from stretto.schedule.families import build
 from stretto.schedule.op import Kind
@@ -97,6 +98,40 @@ def test_receives_come_in_the_order_of_the_schedule(ranks: Ranks) -> None:
     _, (wrong, early, values) = ranks.run(order_on_rank, 2)
     assert "is not the next from its source" in wrong and "were not received" in early
     assert values == [0.0, 1.0]
+
+
+class Arriving:
+    """A transport on which everything has arrived; it remembers what was asked for."""
+
+    def __init__(self) -> None:
+        self.posted = 0
+
+    def receive(self, group: None, peer: int, layout: Any, tag: int) -> Any:
+        if layout is HEADER:
+            return (), [header_of(torch.zeros(3), 0, torch.device("cpu"))]
+        self.posted += 1
+        return (), [torch.zeros(3)]
+
+    def wait(self, started: Any) -> None:
+        """It is there."""
+
+
+@pytest.mark.parametrize(("device", "ahead"), [("cpu", AHEAD), ("cuda", 0)])
+def test_on_cuda_no_receive_is_posted_before_it_is_due(
+    device: str, ahead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport: Any = Arriving()
+    monkeypatch.setattr(channels, "transport_for", lambda device, routes: transport)
+    channel = PeerChannel(build_mesh(PlanSpec(), 0), torch.device(device), [ALONE])
+    channel._inlets = {("F", 0): channels._Inlet(None, 0)}  # type: ignore[arg-type]
+    messages = [Message("F", 0, m, 0) for m in range(COUNT)]
+    channel.begin_step(messages, [(3,)] * COUNT)
+    for at, message in enumerate(messages):
+        channel.tend()
+        assert transport.posted == (0 if at == 0 else min(at + ahead, COUNT))  # of the first the shape isn't known
+        assert isinstance(channel.receive(message), Tensor)
+        assert transport.posted >= at + 1
+    assert transport.posted == COUNT
 
 
 def mixed_on_rank(rank: int, world: int) -> bool:

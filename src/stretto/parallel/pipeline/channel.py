@@ -8,7 +8,8 @@ of one step may differ.
     sender    SEND_F ── send, tensor kept until it is gone ────────────┐
     receiver  receive posted up to AHEAD messages early ... RECV_F waits ◄┘
 
-Whatever is not needed at once waits for ``tend``, which runs while the device computes.
+Whatever is not needed at once waits for ``tend``, which runs while the device computes.  On CUDA no receive is posted
+before RECV_F or RECV_B, to which the host comes ahead of the device anyway (transport.py).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from stretto.schedule.schedule import Schedule
 
 AHEAD = 3
-"""Receives posted before they are needed, per source and direction."""
+"""Receives posted before they are needed, per source and direction, where the host computes."""
 
 Direction = Literal["F", "B"]
 
@@ -145,7 +146,7 @@ class PeerChannel:
     def __init__(self, mesh: Mesh, device: torch.device, schedules: Sequence[Schedule]) -> None:
         here = mesh.index("pp")
         routes = {route for schedule in schedules for route in routes_of(schedule)}
-        self._device = device
+        self._device, self._ahead = device, 0 if device.type == "cuda" else AHEAD
         self._transport = transport_for(device, routes=sum(here in ends for _, *ends in routes))
         self._boundaries = max(schedule.num_stages for schedule in schedules)
         self._outlets: dict[tuple[Direction, int], _Outlet] = {}
@@ -224,6 +225,7 @@ class PeerChannel:
                 header = self._transport.receive(inlet.group, inlet.source, HEADER, tag)
                 self._transport.wait(header)
                 self._shapes[key] = shapes_in(header[1][0])
+            self._post(inlet)
             self.tend()
         inlet.at += 1
         started = inlet.posted.popleft()
@@ -233,7 +235,7 @@ class PeerChannel:
     def tend(self) -> None:
         """Post the next receives of every source, as far as their shapes are known; let go what has arrived."""
         for inlet in self._inlets.values():
-            while len(inlet.posted) < AHEAD and self._post(inlet):
+            while len(inlet.posted) < self._ahead and self._post(inlet):
                 pass
         for outlet in self._outlets.values():
             outlet.let_go()

@@ -11,11 +11,16 @@ The tensors of a message are one batch, so that they are one kernel, and both en
 communicator is made with the first batch of its route, which stops the host until the other end is there too: so
 all are made before the first step, in an order that is the same everywhere.
 
-Receives posted ahead need streams that don't hold each other up.  The driver puts streams on so many queues to the
-device as CUDA_DEVICE_MAX_CONNECTIONS says; on a queue that it shares with the arithmetic, the second receive of a route
-waits for the first, and the arithmetic behind it too, on which the first may depend:
+A receive is posted when the host comes to it, which is ahead of the device, and no sooner (channel.py): by then all
+that this rank does for its message has been launched.  A device doesn't promise to run what is launched later beside a
+receive that waits; where memory goes back to the driver, or a kernel is used for the first time, the host may stop
+until everything launched so far is over.
 
-    one queue   receive 0 (runs)   receive 1 (waits for 0)   F1 (behind it; receive 0 is the gradient of what F1 makes)
+Streams must not hold each other up either.  The driver puts them on so many queues to the device as
+CUDA_DEVICE_MAX_CONNECTIONS says, and what waits at the head of a queue holds up all behind it, whichever stream it is
+of:
+
+    one queue   send 0 (runs)   send 1 (waits for 0)   receive 0 (behind it; its sender receives only afterwards)
 """
 
 from __future__ import annotations
