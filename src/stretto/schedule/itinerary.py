@@ -93,10 +93,13 @@ class Outputs:
         order: micro-batches in the order of S.
         sources: rank that makes each one's output.
         here: this rank.
+        ahead: outputs that it may be receiving before it needs them.
     """
 
-    def __init__(self, order: Sequence[int], sources: Mapping[int, int], *, here: int) -> None:
-        self._order, self._sources, self._here = order, sources, here
+    def __init__(
+        self, order: Sequence[int], sources: Mapping[int, int], *, here: int, ahead: int = OUTPUTS_AHEAD
+    ) -> None:
+        self._order, self._sources, self._here, self._ahead = order, sources, here, ahead
         self._place = {m: at for at, m in enumerate(order)}
         self._at = self._taken = 0
         self._given: set[int] = set()
@@ -121,7 +124,7 @@ class Outputs:
     def _started(self) -> list[int]:
         """All that comes before an output of this rank, and some more."""
         found = []
-        while self._at < len(self._order) and self._at <= max(self._own, self._taken + OUTPUTS_AHEAD - 1):
+        while self._at < len(self._order) and self._at <= max(self._own, self._taken + self._ahead - 1):
             microbatch = self._order[self._at]
             if self._sources[microbatch] == self._here and microbatch not in self._given:
                 break

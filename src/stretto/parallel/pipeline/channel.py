@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from stretto.schedule.schedule import Schedule
 
 AHEAD = 3
-"""Receives posted before they are needed, per source and direction, where the host computes."""
+"""Receives posted before they are needed, per source and direction, where that may be."""
 
 Direction = Literal["F", "B"]
 
@@ -146,8 +146,9 @@ class PeerChannel:
     def __init__(self, mesh: Mesh, device: torch.device, schedules: Sequence[Schedule]) -> None:
         here = mesh.index("pp")
         routes = {route for schedule in schedules for route in routes_of(schedule)}
-        self._device, self._ahead = device, 0 if device.type == "cuda" else AHEAD
+        self._device = device
         self._transport = transport_for(device, routes=sum(here in ends for _, *ends in routes))
+        self._ahead = AHEAD if self._transport.early else 0
         self._boundaries = max(schedule.num_stages for schedule in schedules)
         self._outlets: dict[tuple[Direction, int], _Outlet] = {}
         self._inlets: dict[tuple[Direction, int], _Inlet] = {}

@@ -11,7 +11,7 @@ The tensors of a message are one batch, so that they are one kernel, and both en
 communicator is made with the first batch of its route, which stops the host until the other end is there too: so
 all are made before the first step, in an order that is the same everywhere.
 
-A receive is posted when the host comes to it, which is ahead of the device, and no sooner (channel.py): by then all
+A receive is posted when the host comes to it, which is ahead of the device, and no sooner (``early``): by then all
 that this rank does for its message has been launched.  A device doesn't promise to run what is launched later beside a
 receive that waits; where memory goes back to the driver, or a kernel is used for the first time, the host may stop
 until everything launched so far is over.
@@ -52,6 +52,9 @@ Layout = Sequence[tuple[tuple[int, ...], torch.dtype]]
 class Transport(Protocol):
     """Starts messages on a route, whose group holds its two ends; ``tag`` and some behind it are the message's own."""
 
+    early: bool
+    """Whether a receive may be posted before this rank has begun all that the message depends on."""
+
     def connect(self, group: ProcessGroup, peer: int, *, sending: bool) -> None:
         """Meet the other end of a route; called on all ranks in the same order."""
 
@@ -87,6 +90,8 @@ def check_connections(routes: int, environment: Mapping[str, str]) -> None:
 class HostTransport:
     """Gloo, or any other backend that computes where the host does."""
 
+    early = True
+
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
@@ -115,6 +120,8 @@ class CudaTransport:
         device: of the tensors.
         cuda: where streams come from, ``p2p``: what sends; tests give some that only remember the calls.
     """
+
+    early = False
 
     def __init__(self, device: torch.device, *, cuda: Any = torch.cuda, p2p: Any = dist) -> None:
         self._device, self._cuda, self._p2p = device, cuda, p2p

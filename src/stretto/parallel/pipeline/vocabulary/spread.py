@@ -3,6 +3,7 @@
 rank 3   3F0 ── give ──┐                 A message to each rank, not a broadcast: that would make a rank wait
 rank 0   ... post ◄────┤ ... take ─ 0S0  until all others have come as far, which no arrow says.  Messages are
 rank 1   ... post ◄────┘ ... take ─ 1S0  started in the order of S, which all ranks share, receives ahead
+                                         where they may be (transport.py)
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from stretto.schedule.itinerary import Outputs
+from stretto.schedule.itinerary import OUTPUTS_AHEAD, Outputs
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -44,7 +45,8 @@ class Spread:
         self._transport, self._group, self._order = transport, group, order
         self._sources, self._here = sources, here
         self._peers = [rank for rank in range(num_ranks) if rank != here]
-        self._outputs = Outputs(order, sources, here=here)
+        self._ahead = OUTPUTS_AHEAD if transport.early else 0
+        self._outputs = self._unmoved()
         self._layout: Callable[[int], Layout] | None = None
         self._begun: list[int] = []
         """Outputs of this step that are sent or received."""
@@ -54,10 +56,13 @@ class Spread:
 
     def begin_step(self, layout: Callable[[int], Layout]) -> None:
         """``layout`` gives shape and type of a micro-batch's output."""
-        self._outputs = Outputs(self._order, self._sources, here=self._here)
+        self._outputs = self._unmoved()
         self._layout = layout
         self._begun.clear()
         self._start(self._outputs.begin())
+
+    def _unmoved(self) -> Outputs:
+        return Outputs(self._order, self._sources, here=self._here, ahead=self._ahead)
 
     def give(self, microbatch: int, y: Tensor) -> None:
         """This rank made an output; it must not be changed."""
