@@ -62,6 +62,13 @@ def test_set_writes_over_presets(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ("groups = []", "groups is empty; write [[groups]]"),
         ('[[groups]]\nname = "a100:2"\n[[groups]]\nname = "h100:2"', "on two groups of 'mixed'"),
         ('name = "a100:8"\nnum_nodes = "two"', "cluster.num_nodes must be a whole number, not 'two'"),
+        ('cluster = "a100:8"', "cluster must be a section; write [cluster]"),
+        ('name = "a100:8"\n[cluster]\nname = "h100:8"', "name beside [cluster] would not be read"),
+        ('name = "a100:8"\nlink_bytes_per_second = -5', "cluster.link_bytes_per_second = -5.0 must not be negative"),
+        (
+            'name = "a100:8"\nprice_per_device_hour = inf',
+            "A price of inf for a device and hour must be a finite number",
+        ),
     ],
 )
 def test_cluster_files_that_say_nothing(
@@ -192,3 +199,35 @@ def test_a_schedule_file_is_for_its_own_shape(tmp_path: Path, capsys: pytest.Cap
         assert message in capsys.readouterr().err
     assert main([*TINY, "--pin", f"schedule_file={path}", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["plans"][0]["plan"]["pp"] == 2
+
+
+def test_a_price_beside_the_section_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "machines.toml"
+    path.write_text('price_per_device_hour = 2\n[cluster]\nname = "a100:2"\n')
+    assert main([*ASKED, "--cluster", str(path), "--objective", "cost", "--json"]) == 0
+    best = json.loads(capsys.readouterr().out)["plans"][0]
+    assert best["cost"] == pytest.approx(2 * best["device_hours"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[shares]\nmatmul = nan", "shares.matmul must be a finite number above 0, not nan"),
+        ("[shares]\nmatmul = inf", "shares.matmul must be a finite number above 0, not inf"),
+        ("[shares]\nflow_splits = 2.5", "shares.flow_splits must be a whole number above 0, not 2.5"),
+        ("share = 3", "unknown key share; did you mean 'shares'?"),
+    ],
+)
+def test_calibration_files_that_cannot_be(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "calibration.toml"
+    path.write_text(f'format = "stretto.calibration/1"\n{text}\n')
+    assert main([*ASKED, "--calibration", str(path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_large_batch_is_planned_in_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a batch with many divisors only sizes of micro-batches that some device could hold are tried."""
+    assert main([*TINY, "--global-batch", str(2**40), "--pin", "pp=1", "tp=1", "cp=1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["plans"][0]["plan"]["micro_batch_size"] <= 4096

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from stretto.spec.check import check
+from stretto.spec.cluster import DeviceGroup
+from stretto.spec.data import SourceSpec
 from stretto.spec.errors import ConfigError, UnsupportedError
 from stretto.spec.model import ModelSpec
 from stretto.spec.presets_cluster import cluster_preset
@@ -17,6 +19,16 @@ from stretto.spec.resolve import resolve_text
 from stretto.spec.run import RunSpec
 from stretto.spec.stages import balanced, stages_of
 
+GROUP = DeviceGroup(
+    name="four",
+    num_nodes=1,
+    devices_per_node=4,
+    memory_bytes=8e10,
+    peak_flops_bfloat16=3e14,
+    memory_bytes_per_second=2e12,
+    link_bytes_per_second=3e11,
+    network_bytes_per_second=2.5e10,
+)
 TWELVE = {"model.hidden_size": 96, "model.num_heads": 12, "model.num_kv_heads": 12, "model.intermediate_size": 192}
 
 
@@ -145,6 +157,29 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"run.silent_seconds": 0.0}, "run.silent_seconds = 0.0 must be above 0."),
     ({"checkpoint.every": -1}, "checkpoint.every = -1 must not be negative."),
     ({"checkpoint.resume": "no/such/checkpoint"}, "checkpoint.resume = 'no/such/checkpoint' doesn't exist"),
+    # nothing that is empty, and no number beyond what can be
+    ({"data.path": ""}, "The path of a corpus is empty"),
+    ({"data.tokenizer": ""}, "The tokenizer '' doesn't exist"),
+    ({"model.weights": ""}, "model.weights = '' is no folder"),
+    ({"data.path": None, "data.sources": (SourceSpec(path="stdlib", weight=float("nan")),)}, "weight = nan must be a"),
+    ({"training.global_batch_size": 2**41}, "is too large; it may be up to 1,099,511,627,776 sequences."),
+    ({"plan.dp_replicate": 10**14}, "plan.dp_replicate = 100000000000000 is more than can be"),
+    # machines
+    ({"cluster.num_nodes": 0}, "cluster.num_nodes = 0 must be positive."),
+    ({"cluster.link_bytes_per_second": -1.0}, "cluster.link_bytes_per_second = -1.0 must not be negative"),
+    ({"cluster.peak_flops_bfloat16": float("inf")}, "cluster.peak_flops_bfloat16 = inf must be a finite number."),
+    ({"cluster.module_devices": -2}, "cluster.module_devices = -2 must not be negative"),
+    ({"cluster.module_devices": 2}, "cluster.module_bytes_per_second doesn't say how fast"),
+    ({"cluster.num_nodes": 10**12}, "has 1000000000000 devices; there may be up to 16,777,216."),
+    ({"cluster.groups": (GROUP,)}, "cluster.groups have 4 devices together, but cluster.num_nodes x"),
+    (
+        {"cluster.groups": (dataclasses.replace(GROUP, memory_bytes=float("nan")),)},
+        "cluster.groups[0].memory_bytes = nan must be a finite number.",
+    ),
+    (
+        {"cluster.groups": (dataclasses.replace(GROUP, link_bytes_per_second=-1.0),)},
+        "cluster.groups[0].link_bytes_per_second = -1.0 must not be negative",
+    ),
 ]
 
 

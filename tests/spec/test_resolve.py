@@ -168,3 +168,9 @@ def test_auto_as_an_override() -> None:
     for override in ("plan=auto", "plan.pp=auto"):
         with pytest.raises(UnsupportedError, match="needs the planner"):
             resolve_text("", "r", [override])
+
+
+def test_a_misspelt_key_beside_auto_is_named() -> None:
+    for misspelt in ("tpp = 3", 'tpp = "auto"'):
+        with pytest.raises(ConfigError, match=r"unknown key plan\.tpp; did you mean 'plan\.tp'\?"):
+            resolve_text(f'[plan]\npp = "auto"\n{misspelt}')

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,8 @@ from stretto.spec.errors import ConfigError, nearest
 
 FORMAT = "stretto.calibration/1"
 """First key of a file."""
+KEYS = ("format", "machine", "refined", "shares")
+"""What a file may hold."""
 
 
 def write_calibration(machine: Machine, path: Path, *, shares: Mapping[str, Any] | None = None) -> None:
@@ -67,6 +70,9 @@ def written(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"The calibration file {path} can't be read: {error}.") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise ConfigError(f'{path} isn\'t a calibration file: its format must be "{FORMAT}".')
+    for key in data:
+        if key not in KEYS:
+            raise ConfigError(f"{path}: unknown key {key}{nearest(key, KEYS) or '; keys: ' + ', '.join(KEYS)}")
     found = _shares(data.get("shares", {}), path)
     if "machine" in data:
         found["machine"] = _machine(data, path)
@@ -102,6 +108,8 @@ def _shares(given: Any, path: Path) -> dict[str, Any]:
     for key, value in given.items():
         if key not in known:
             raise ConfigError(f"{path}: unknown key shares.{key}{nearest(key, known) or '; keys: ' + ', '.join(known)}")
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-            raise ConfigError(f"{path}: shares.{key} must be a number above 0.")
+        kind, what = (int, "whole") if key == "flow_splits" else ((int, float), "finite")
+        least = 0 if key == "overlap" else math.ulp(0.0)  # nothing may be hidden, but every rate is above 0
+        if isinstance(value, bool) or not isinstance(value, kind) or not least <= value < math.inf:
+            raise ConfigError(f"{path}: shares.{key} must be a {what} number above 0, not {value!r}.")
     return dict(given)

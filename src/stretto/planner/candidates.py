@@ -34,6 +34,8 @@ FIRST = ("1f1b", "interleaved", "zb-h1", "dualpipe-v", "hanayo", "bitpipe", "zb-
 """Schedules in the order in which they are tried, the others after them; where time for trying ends, these were."""
 CUT_VOCABULARY = ("1f1b", "interleaved")
 """Schedules that are also tried with the vocabulary cut over the pipeline."""
+LARGEST_MICRO = 4096
+"""Sequences of a micro-batch that are tried."""
 UNPROPOSED = ("skip-pipe", "auto")
 """Schedules that aren't tried for every plan: one leaves out parts of the model, the other searches for long."""
 
@@ -59,7 +61,8 @@ def cores(request: Request, ranks: int) -> Iterator[PlanSpec]:
         data = ranks // (pp * tp * cp)
         if batch % data or pp > model.num_layers:
             continue
-        for micro in request.values("micro_batch_size", divisors(batch // data)):
+        most = max(LARGEST_MICRO, request.pins.get("micro_batch_size", 1))
+        for micro in request.values("micro_batch_size", (n for n in divisors(batch // data) if n <= most)):
             for recompute in request.values("recompute", capabilities.RECOMPUTE):
                 for offload in request.values("offload", (False, True) if capabilities.OFFLOAD else (False,)):
                     yield request.plan(

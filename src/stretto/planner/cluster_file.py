@@ -48,7 +48,14 @@ def read_cluster(path: Path) -> ClusterFile:
     raw = toml.parse(toml.read(path), str(path))
     if not raw:
         raise ConfigError(f'{path} is empty; write at least name = "a100:8", or the keys of [cluster].')
-    table: dict[str, Any] = dict(raw.get("cluster", raw))
+    if not isinstance(raw.get("cluster", {}), dict):
+        raise ConfigError(
+            f"{path}: cluster must be a section; write [cluster] and the keys under it, or the keys alone."
+        )
+    outside = [key for key in raw if not isinstance(raw[key], dict) and key not in ("groups", *EXTRA)]
+    if "cluster" in raw and outside:
+        raise ConfigError(f"{path}: {', '.join(outside)} beside [cluster] would not be read; write it under [cluster].")
+    table: dict[str, Any] = {**{key: raw[key] for key in EXTRA if key in raw}, **raw.get("cluster", raw)}
     groups = table.pop("groups", raw.get("groups", []))
     if not groups and ("groups" in raw or "groups" in raw.get("cluster", {})):
         raise ConfigError(f"{path}: groups is empty; write [[groups]] and the keys of one group under each.")

@@ -39,9 +39,10 @@ def split_auto(raw: dict[str, Any]) -> tuple[dict[str, Any], bool]:
         return {**raw, "plan": {}}, True
     if not isinstance(plan, Mapping):
         return raw, False
-    written = {key: value for key, value in plan.items() if value != AUTO or key in OWN_MEANING}
-    known = all(key in keys_of(PlanSpec) for key in plan)  # a misspelt key is refused later, by its name
-    if len(written) == len(plan) or not known:
+    left = [key for key in keys_of(PlanSpec) if key not in OWN_MEANING]
+    # A misspelt key stays, to be refused later by its name.
+    written = {key: value for key, value in plan.items() if value != AUTO or key not in left}
+    if len(written) == len(plan):
         return raw, False
     return {**raw, "plan": written}, True
 

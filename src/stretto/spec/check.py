@@ -12,6 +12,7 @@ from pathlib import Path
 
 from stretto.spec import capabilities
 from stretto.spec.check_asynchronous import check_asynchronous
+from stretto.spec.check_cluster import MOST, check_cluster
 from stretto.spec.check_context import check_context
 from stretto.spec.check_states import check_states
 from stretto.spec.check_values import check_data, check_model, check_settings, check_training, one_of
@@ -51,7 +52,7 @@ def check(run: RunSpec, *, world_size: int | None = None, data: bool = True) -> 
     _batch(run)
     if data:
         check_data(run)
-    _cluster(run)
+    check_cluster(run)
     if world_size is not None:
         check_world(run, world_size)
 
@@ -85,6 +86,8 @@ def _degrees(plan: PlanSpec) -> None:
         value = getattr(plan, axis)
         if value < 1:
             raise ConfigError(f"plan.{axis} = {value} must be at least 1.")
+        if value > MOST and axis != "micro_batch_size":
+            raise ConfigError(f"plan.{axis} = {value} is more than can be; it may be up to {MOST:,}.")
     for axis in capabilities.LATER_AXES:
         if getattr(plan, axis) > 1:
             what = {"ep": "expert"}[axis]
@@ -194,20 +197,6 @@ def _batch(run: RunSpec) -> None:
 def _batch_fits(run: RunSpec, dp_replicate: int) -> bool:
     unit = dp_replicate * run.plan.dp_shard * run.plan.micro_batch_size
     return dp_replicate > 0 and run.training.global_batch_size % unit == 0
-
-
-def _cluster(run: RunSpec) -> None:
-    cluster = run.cluster
-    for key in ("num_nodes", "devices_per_node", "memory_bytes"):
-        if getattr(cluster, key) <= 0:
-            raise ConfigError(f"cluster.{key} = {getattr(cluster, key)} must be positive.")
-    devices = cluster.num_nodes * cluster.devices_per_node
-    # Processes on a CPU may be as many as one likes; devices are counted.
-    if cluster.name.partition(":")[0] != "local-cpu" and run.plan.num_ranks > devices:
-        raise ConfigError(
-            f"The plan needs {run.plan.num_ranks} ranks, but cluster {cluster.name!r} has {devices} devices; "
-            f"take smaller degrees, or a larger cluster, for example by cluster.num_nodes."
-        )
 
 
 def _count(number: int, one: str, several: str) -> str:

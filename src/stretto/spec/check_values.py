@@ -17,6 +17,9 @@ from stretto.spec.run import RunSpec
 from stretto.spec.traced_steps import traced_steps
 from stretto.spec.training import TrainingSpec
 
+LARGEST_BATCH = 2**40
+"""Sequences of a step."""
+
 
 def one_of(key: str, value: Any, choices: Collection[Any]) -> None:
     """ConfigError with the nearest choice where ``value`` is none of ``choices``."""
@@ -87,7 +90,7 @@ def check_model(model: ModelSpec) -> None:
     if model.sliding_window is not None and model.sliding_window < 1:
         raise ConfigError(f"model.sliding_window = {model.sliding_window} must be at least 1, or be left out.")
     _gpt2(model) if model.family == "gpt2" else _llama(model)
-    if model.weights != "random" and not Path(model.weights).is_dir():
+    if model.weights != "random" and not (model.weights and Path(model.weights).is_dir()):
         raise ConfigError(
             f'model.weights = {model.weights!r} is no folder; write "random" or a Hugging Face directory '
             "with safetensors."
@@ -97,6 +100,11 @@ def check_model(model: ModelSpec) -> None:
 def check_training(training: TrainingSpec) -> None:
     """Steps, sizes, rates and the learning-rate schedule."""
     _positive("training", training, ("steps", "global_batch_size", "sequence_length", "eval_steps", "eps"))
+    if training.global_batch_size > LARGEST_BATCH:
+        raise ConfigError(
+            f"training.global_batch_size = {training.global_batch_size} is too large; it may be up to "
+            f"{LARGEST_BATCH:,} sequences."
+        )
     one_of("training.dtype", training.dtype, capabilities.DTYPES)
     one_of("training.schedule", training.schedule, capabilities.RATE_SCHEDULES)
     zero_or_more = ("learning_rate", "min_learning_rate", "warmup_steps", "decay_steps", "weight_decay", "clip_norm")
@@ -132,6 +140,10 @@ def check_data(run: RunSpec) -> None:
     if data.path is not None and data.sources:
         raise ConfigError("data.path and data.sources are both written; a corpus is one or the other.")
     for path in _paths(data):
+        if not path:
+            raise ConfigError(
+                f'The path of a corpus is empty; name a file or folder, or "{capabilities.EMBEDDED_CORPUS}".'
+            )
         if path != capabilities.EMBEDDED_CORPUS and not Path(path).expanduser().exists():
             raise ConfigError(
                 f"The corpus {path!r} doesn't exist (paths are relative to the working directory, {Path.cwd()}); "
@@ -156,7 +168,7 @@ def _tokenizer(run: RunSpec) -> None:
                 f"The bytes tokenizer has {capabilities.BYTES_VOCABULARY} ids (256 bytes and end of text), but "
                 f"model.vocab_size = {run.model.vocab_size}; set at least {capabilities.BYTES_VOCABULARY}."
             )
-    elif not Path(name).expanduser().exists():
+    elif not name or not Path(name).expanduser().exists():
         near = nearest(name, [capabilities.BYTES_TOKENIZER])
         raise ConfigError(
             f'The tokenizer {name!r} doesn\'t exist; write "{capabilities.BYTES_TOKENIZER}" or a Hugging Face '
@@ -222,6 +234,9 @@ def _finite(section: str, spec: Any) -> None:
         value = getattr(spec, field.name)
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{section}.{field.name} = {value} must be a finite number.")
+        for place, part in enumerate(value) if isinstance(value, tuple) else [(None, value)]:
+            if dataclasses.is_dataclass(part):
+                _finite(f"{section}.{field.name}" + ("" if place is None else f"[{place}]"), part)
 
 
 def _positive(section: str, spec: Any, keys: Iterable[str]) -> None:
