@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from stretto.parallel.process_groups import is_gloo
+
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup, Work
 
@@ -115,7 +117,7 @@ def reduce_scatter(flat: Tensor, shard: Tensor, group: ProcessGroup | None) -> P
     if group is None:
         shard.copy_(flat)
         return DONE
-    if dist.get_backend(group) == "gloo":
+    if is_gloo(group):
         received = torch.empty_like(flat)
         work = dist.all_to_all_single(received.view(-1), flat.view(-1), group=group, async_op=True)
         return Sum(work, received, shard.view(-1), flat)
@@ -137,7 +139,7 @@ def gather_dim(x: Tensor, dim: int, group: ProcessGroup | None) -> Tensor:
         return x
     ranks = dist.get_world_size(group)
     x = x.contiguous()
-    if dist.get_backend(group) == "gloo":
+    if is_gloo(group):
         parts = _exchange([x] * (ranks - 1), group)
         parts.insert(dist.get_rank(group), x)
         return torch.cat(parts, dim)
@@ -151,7 +153,7 @@ def reduce_scatter_dim(x: Tensor, dim: int, group: ProcessGroup | None) -> Tenso
     if group is None:
         return x
     ranks = dist.get_world_size(group)
-    if dist.get_backend(group) == "gloo":
+    if is_gloo(group):
         parts = list(x.chunk(ranks, dim))
         mine = parts.pop(dist.get_rank(group))
         first, *more = _exchange(parts, group)

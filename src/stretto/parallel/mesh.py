@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch.distributed as dist
 
+from stretto.parallel.process_groups import new_group
 from stretto.spec.states import of_plan
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def _make_groups(members: Sequence[Sequence[int]], rank: int) -> ProcessGroup | 
         return None
     mine = None
     for ranks in members:
-        group = dist.new_group(list(ranks))
+        group = new_group(ranks)
         if rank in ranks:
             mine = group
     return mine

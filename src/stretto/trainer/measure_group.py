@@ -22,6 +22,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from stretto.parallel import collectives
+from stretto.parallel.process_groups import new_group
 from stretto.planner.machine import COLLECTIVES, Curve
 
 SIZES = (64, 4096, 65_536, 524_288, 4_194_304)
@@ -92,7 +93,7 @@ def _group_of(rank: int, world: int, size: int) -> Any:
     """This rank's group of neighbours; all ranks make all groups."""
     if size == world:
         return dist.group.WORLD
-    groups = [dist.new_group(list(range(start, start + size))) for start in range(0, world, size)]
+    groups = [new_group(range(start, start + size)) for start in range(0, world, size)]
     return groups[rank // size]
 
 

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
-import torch.distributed as dist
 
 from stretto.parallel.pipeline.header import HEADER, MAX_TENSORS, Shapes, header_of, shapes_in
 from stretto.parallel.pipeline.segment import Value, tensors_of
 from stretto.parallel.pipeline.transport import Transport, transport_for
+from stretto.parallel.process_groups import Lane, new_group
 from stretto.schedule.op import Kind
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class PeerChannel:
         for direction, source, target in sorted(routes):
             for column in mesh.columns:
                 ends = sorted((column[source], column[target]))
-                group = dist.new_group(ends)
+                group = new_group(ends, Lane.MESSAGES)
                 if mesh.rank not in ends:
                     continue
                 sending = here == source
@@ -198,9 +198,10 @@ class PeerChannel:
         start = self._transport.send
         key = self._key(message, sending=True)
         if key not in self._shapes:
-            header = header_of(value, message.boundary, self._device)
+            header = header_of(value, message.boundary)
             self._shapes[key] = shapes_in(header)
-            sending.append(start(outlet.group, outlet.target, [header], self._tag(message, MAX_TENSORS)))
+            there = header.to(self._device, non_blocking=True)  # what it says was read before: this host needn't wait
+            sending.append(start(outlet.group, outlet.target, [there], self._tag(message, MAX_TENSORS)))
         tensors = [tensor.detach().contiguous() for tensor in tensors_of(value)]
         sending.append(start(outlet.group, outlet.target, tensors, self._tag(message, 0)))
         outlet.sending.append(sending)

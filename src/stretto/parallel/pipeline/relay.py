@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from stretto.parallel.collectives import Pending
+from stretto.parallel.process_groups import new_group
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -32,7 +33,7 @@ class Relay:
         self._place, self._last = mesh.index("pp"), mesh.size("pp") - 1
         self._group: ProcessGroup | None = None
         for column in mesh.columns:
-            group = dist.new_group(column)
+            group = new_group(column)
             if mesh.rank in column:
                 self._group, self._column = group, column
 
