@@ -1,7 +1,7 @@
 """Worker processes that multi-rank tests share.
 
-Importing torch takes seconds, so processes are started once per session and each test runs a
-function on the first ``world`` of them, inside a fresh gloo group:
+Importing torch takes seconds, so processes are forked from one that has done so, once per session, and each test
+runs a function on the first ``world`` of them, inside a fresh gloo group:
 
     def total(rank: int, world: int, x: float) -> float:
         t = torch.tensor(x * rank); dist.all_reduce(t); return t.item()
@@ -60,7 +60,8 @@ class Ranks:
 
     def __init__(self, limit: int = 8) -> None:
         self.limit = limit
-        self._context = multiprocessing.get_context("spawn")
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["stretto.trainer.session"])
         self._workers: list[tuple[Any, multiprocessing.connection.Connection]] = []
 
     def run(self, function: Callable[..., Any], world: int, *args: Any, timeout: float = 120) -> list[Any]:
