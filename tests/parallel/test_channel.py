@@ -108,7 +108,7 @@ class Arriving:
 
     def receive(self, group: None, peer: int, layout: Any, tag: int) -> Any:
         if layout is HEADER:
-            return (), [header_of(torch.zeros(3), 0, torch.device("cpu"))]
+            return (), [header_of(torch.zeros(3), 0)]
         self.posted += 1
         return (), [torch.zeros(3)]
 
@@ -217,14 +217,14 @@ def test_a_receive_proves_what_its_sender_had_received() -> None:
 )
 def test_what_cannot_travel_is_refused_in_a_sentence(value: Any) -> None:
     with pytest.raises(UnsupportedError, match=r"stage 3 passes on .* at most 6 tensors of at most 6 dims"):
-        header_of(value, 3, torch.device("cpu"))
+        header_of(value, 3)
 
 
 def test_a_header_says_what_follows() -> None:
     value = value_of(1, 4)
-    shapes = shapes_in(header_of(value, 0, torch.device("cpu")))
+    shapes = shapes_in(header_of(value, 0))
     assert shapes.tensors == tuple((tuple(t.shape), t.dtype) for t in value) and not shapes.single
-    assert shapes_in(header_of(value[0], 0, torch.device("cpu"))).single
+    assert shapes_in(header_of(value[0], 0)).single
 
 
 def test_routes_are_those_of_the_sends() -> None:

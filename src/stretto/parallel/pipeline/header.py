@@ -33,8 +33,8 @@ class Shapes:
         return tensors[0] if self.single else tuple(tensors)
 
 
-def header_of(value: Value, stage: int, device: torch.device) -> Tensor:
-    """The header of ``value``, the output of ``stage``.  Raises UnsupportedError for what can't travel."""
+def header_of(value: Value, stage: int) -> Tensor:
+    """The header of ``value``, the output of ``stage``, on the host.  Raises UnsupportedError for what can't travel."""
     tensors = tensors_of(value)
     if len(tensors) > MAX_TENSORS or any(t.ndim > MAX_DIMS or t.dtype not in DTYPES for t in tensors):
         found = ", ".join(f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for t in tensors)
@@ -48,7 +48,7 @@ def header_of(value: Value, stage: int, device: torch.device) -> Tensor:
     for row, t in zip(header[1:], tensors, strict=False):
         row[0], row[1] = DTYPES.index(t.dtype), t.ndim
         row[2 : 2 + t.ndim] = torch.tensor(t.shape)
-    return header.to(device)
+    return header
 
 
 def shapes_in(header: Tensor) -> Shapes:
