@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
 import torch.distributed as dist
 
 from ranks import Ranks
-from stretto.parallel.mesh import AXES, GROUPED, STATE_AXES, build_mesh, make_holders
+from stretto.parallel import mesh as meshes
+from stretto.parallel.mesh import AXES, GROUPED, STATE_AXES, build_mesh, make_group, make_holders
 from stretto.spec.plan import PlanSpec
 from stretto.spec.states import of_plan
 
@@ -102,3 +104,18 @@ def test_one_rank_needs_no_process_group() -> None:
     mesh = build_mesh(PlanSpec(), 0)
     assert all(mesh.group(*axes) is None for axes in GROUPED)
     assert mesh.size(*AXES) == 1 and mesh.dp_index == 0
+
+
+def test_all_groups_have_the_limit_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[timedelta] = []
+
+    def make(ranks: tuple[int, ...], *, limit: timedelta) -> str:
+        limits.append(limit)
+        return "group"
+
+    monkeypatch.setattr(meshes, "new_group", make)
+    limit = timedelta(seconds=7)
+    mesh = build_mesh(PlanSpec(pp=2, tp=2), 0, limit=limit)
+    before = len(limits)
+    assert make_group(mesh, "pp") == make_holders(mesh, (0, 1)).group == "group"
+    assert len(limits) == before + 2 + 2 and set(limits) == {limit}

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,6 +57,8 @@ class Mesh:
     """Global rank."""
     groups: dict[tuple[str, ...], ProcessGroup | None] = field(repr=False)
     """Process group of the ranks that differ from this one only along the given axes."""
+    limit: timedelta | None = None
+    """How long ranks of a group may wait for each other; None: as long as torch lets them."""
 
     def size(self, *axes: str) -> int:
         """Number of ranks along ``axes`` together."""
@@ -108,8 +111,11 @@ SHARING = (("parameters",), ("gradients",), ("optimizer",), SHARDS)
 """Of these, the ones that have one group where they are the same ranks: all that uses them has one order."""
 
 
-def build_mesh(plan: PlanSpec, rank: int) -> Mesh:
-    """Make the mesh of ``plan`` and all its groups; collective over the world if there is one."""
+def build_mesh(plan: PlanSpec, rank: int, *, limit: timedelta | None = None) -> Mesh:
+    """Make the mesh of ``plan`` and all its groups; collective over the world if there is one.
+
+    ``limit``: see Mesh.
+    """
     sizes = {axis: int(getattr(plan, axis)) for axis in AXES} | _state_sizes(plan)
     coordinates: dict[str, int] = {}
     for order in (AXES, STATE_AXES):
@@ -120,12 +126,12 @@ def build_mesh(plan: PlanSpec, rank: int) -> Mesh:
     for axes in GROUPED:
         members = _members(sizes, axes)
         if axes not in SHARING:
-            groups[axes] = _make_groups(members, rank)
+            groups[axes] = _make_groups(members, rank, limit)
             continue
         if members not in made:
-            made[members] = _make_groups(members, rank)
+            made[members] = _make_groups(members, rank, limit)
         groups[axes] = made[members]
-    return Mesh(sizes=sizes, coordinates=coordinates, rank=rank, groups=groups)
+    return Mesh(sizes=sizes, coordinates=coordinates, rank=rank, groups=groups, limit=limit)
 
 
 def _state_sizes(plan: PlanSpec) -> dict[str, int]:
@@ -154,12 +160,12 @@ def make_holders(mesh: Mesh, ranks: tuple[int, ...]) -> Holders:
     """Make the groups of pipeline ranks that hold the same parameters; collective over the world."""
     grid = np.arange(mesh.size(*AXES)).reshape(mesh.size("pp"), mesh.size("copies"), -1)
     members = grid[list(ranks)].reshape(len(ranks) * mesh.size("copies"), -1).T
-    return Holders(ranks=ranks, group=_make_groups(members.tolist(), mesh.rank))
+    return Holders(ranks=ranks, group=_make_groups(members.tolist(), mesh.rank, mesh.limit))
 
 
 def make_group(mesh: Mesh, *axes: str) -> ProcessGroup | None:
     """Make one more group along ``axes``, for an order of its own; collective over the world."""
-    return _make_groups(_members(mesh.sizes, axes), mesh.rank)
+    return _make_groups(_members(mesh.sizes, axes), mesh.rank, mesh.limit)
 
 
 def _members(sizes: Mapping[str, int], axes: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
@@ -172,13 +178,13 @@ def _members(sizes: Mapping[str, int], axes: tuple[str, ...]) -> tuple[tuple[int
     return tuple(tuple(ranks) for ranks in found.tolist())
 
 
-def _make_groups(members: Sequence[Sequence[int]], rank: int) -> ProcessGroup | None:
+def _make_groups(members: Sequence[Sequence[int]], rank: int, limit: timedelta | None) -> ProcessGroup | None:
     """Make the groups in the same order on every rank; return the one that holds ``rank``; None where it's alone."""
     if len(members[0]) == 1:
         return None
     mine = None
     for ranks in members:
-        group = new_group(ranks)
+        group = new_group(ranks, limit=limit)
         if rank in ranks:
             mine = group
     return mine

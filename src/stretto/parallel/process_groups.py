@@ -34,10 +34,13 @@ GLOO = ("gloo", *Lane)
 """Backends that are gloo."""
 
 
-def new_group(ranks: Sequence[int], lane: Lane = Lane.COLLECTIVES) -> ProcessGroup:
-    """Make a group of ``ranks``; collective over the world."""
+def new_group(ranks: Sequence[int], lane: Lane = Lane.COLLECTIVES, *, limit: timedelta | None = None) -> ProcessGroup:
+    """Make a group of ``ranks``; collective over the world.
+
+    ``limit``: how long its members may wait for each other; None: torch's own, which isn't that of the world's group.
+    """
     shared = dist.get_backend() in GLOO and dist.is_gloo_available()
-    return dist.new_group(list(ranks), backend=_registered(lane) if shared else None)
+    return dist.new_group(list(ranks), timeout=limit, backend=_registered(lane) if shared else None)
 
 
 def is_gloo(group: ProcessGroup | None) -> bool:

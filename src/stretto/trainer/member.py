@@ -32,7 +32,7 @@ from stretto.spec.drill import faults_of
 from stretto.spec.errors import RankError
 from stretto.spec.run import RunSpec
 from stretto.trainer.placement import Membership
-from stretto.trainer.world import World
+from stretto.trainer.world import World, collective_limit
 
 if TYPE_CHECKING:
     from stretto.trainer.loop import Hooks
@@ -42,8 +42,6 @@ STOPPED = 128 + int(signal.SIGTERM)
 CONNECTIONS = ("CUDA_DEVICE_MAX_CONNECTIONS", "32")
 """What each rank's environment has unless it says otherwise, before the driver starts (pipeline/transport.py)."""
 _JOIN_SECONDS = 600.0
-_PATIENCE = 10
-"""Collectives may wait this many times ``hang_seconds``: the watchdog, which knows why, is to be first."""
 
 
 class Train(Protocol):
@@ -184,7 +182,7 @@ def _process_group(run: RunSpec, membership: Membership) -> Iterator[None]:
         store=store,
         rank=world.rank,
         world_size=world.world_size,
-        timeout=timedelta(seconds=_PATIENCE * run.run.hang_seconds + 60),
+        timeout=collective_limit(run),
         device_id=device if on_cuda else None,
     )
     yield

@@ -41,6 +41,7 @@ from stretto.trainer.recording import Metered
 from stretto.trainer.schedules import schedules_of
 from stretto.trainer.step import StepResult, TrainStep
 from stretto.trainer.structure import make_stack
+from stretto.trainer.world import collective_limit
 
 
 def _assembled(
@@ -145,7 +146,7 @@ class Session:
         """
         device = device or torch.device("cpu")
         observer = observer or Silent()
-        mesh = build_mesh(run.plan, rank)
+        mesh = build_mesh(run.plan, rank, limit=collective_limit(run))
         training, evaluation = schedules_of(run)
         stack = stack or make_stack(run)
         trained = trained_parts(stack)

@@ -155,7 +155,7 @@ class PeerChannel:
         for direction, source, target in sorted(routes):
             for column in mesh.columns:
                 ends = sorted((column[source], column[target]))
-                group = new_group(ends, Lane.MESSAGES)
+                group = new_group(ends, Lane.MESSAGES, limit=mesh.limit)
                 if mesh.rank not in ends:
                     continue
                 sending = here == source

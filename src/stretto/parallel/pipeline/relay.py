@@ -33,7 +33,7 @@ class Relay:
         self._place, self._last = mesh.index("pp"), mesh.size("pp") - 1
         self._group: ProcessGroup | None = None
         for column in mesh.columns:
-            group = new_group(column)
+            group = new_group(column, limit=mesh.limit)
             if mesh.rank in column:
                 self._group, self._column = group, column
 
