@@ -76,6 +76,7 @@ def test_what_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         ([str(run), "--refine", "c.toml", "--step", "3"], "--refine makes none"),
         ([str(run), "--calibrate"], "reads no run"),
         ([str(run), "--processes", "2"], "--processes is for --calibrate"),
+        ([str(run), "--trace", str(tmp_path / "a"), "--html", str(tmp_path / "a")], "--trace writes that file already"),
     ):
         assert main(["diagnose", *arguments]) == 2
         assert said in capsys.readouterr().err
@@ -86,3 +87,39 @@ def test_as_a_function(run: Path) -> None:
     assert found.played.step == 3 and found.ratio > 1
     with pytest.raises(stretto.ConfigError, match="There is no run"):
         stretto.diagnose(run / "deeper")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"world_size": 0}, "rank-0 is no trace of a rank"),
+        ({"world_size": "2"}, "rank-0 is no trace of a rank"),
+        ({"world_size": 10**9}, "lacks rank 2 of 1000000000"),
+        ({"epoch": None}, "rank-0 is no trace of a rank"),
+        ({"pipeline": [0]}, "rank-0 is no trace of a rank"),
+    ],
+)
+def test_a_first_line_that_cannot_be(
+    run: Path, changes: dict[str, object], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run / "trace" / "rank-0"
+    line, _, rest = path.read_bytes().partition(b"\n")
+    path.write_bytes(json.dumps(json.loads(line) | changes).encode() + b"\n" + rest)
+    assert main(["diagnose", str(run)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_operations_that_cannot_be(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = run / "trace" / "rank-1"
+    line, _, rest = path.read_bytes().partition(b"\n")
+    path.write_bytes(line + b"\n" + rest[:32] + bytes([120]) + rest[33:])  # the kind of the first operation
+    assert main(["diagnose", str(run)]) == 2
+    assert "operation 0 is nothing that is known where 1f1b has 1RECV_F0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", ['{"seconds": "x", "ranks": [1], "sentence": "s"}', '{"seconds": 2.0}', "[]", '{"se'])
+def test_stalls_half_written_are_passed_over(run: Path, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "stalls.jsonl").write_text('{"seconds": 1.5, "ranks": [1], "sentence": "rank 0 waited"}\n' + line)
+    assert main(["diagnose", str(run), "--json"]) == 0
+    stalls = json.loads(capsys.readouterr().out)["stalls"]
+    assert stalls == [{"seconds": 1.5, "ranks": [1], "sentence": "rank 0 waited"}]

@@ -43,7 +43,23 @@ def test_greedy_takes_the_likeliest():
     assert Sampler(Sampling(temperature=0))(LOGITS.float()) == 0
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}])
+def test_next_to_no_temperature_takes_the_likeliest():
+    assert Sampler(Sampling(temperature=1e-320))(LOGITS.float()) == 0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"top_k": 0},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"seed": -1},
+        {"seed": 2**64},
+    ],
+)
 def test_values_out_of_range(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         Sampling(**wrong)

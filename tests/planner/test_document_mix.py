@@ -67,6 +67,7 @@ def test_a_mix_is_drawn_or_read(tmp_path: Path) -> None:
         ("lognormal:median=0", "median above 0"),
         ("lognormal:median=inf", "median above 0"),
         ("lognormal:sigma=1000", "sigma 0 to 10"),
+        ("lognormal:median=3,median=4", "gives median twice"),
         (str(tmp_path / "none"), "can't be read"),
         (str(Path(__file__)), "whole numbers"),
     ):
@@ -125,3 +126,16 @@ def test_the_command_says_and_writes_it(tmp_path: Path, capsys: pytest.CaptureFi
     (figures,) = json.loads(capsys.readouterr().out)["documents"]
     assert figures["context_groups"] == "dynamic" and figures["dynamic_step_s"] < figures["static_step_s"]
     assert 'context_groups = "dynamic"' in out.read_text()
+
+
+def test_what_is_pinned_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_of("h100:16", cp=8, dp_shard=2, context="mesh", ulysses=4, recompute="full")
+    assert grouped(run, {"context": "mesh"}) == [] and grouped(run, {"context_groups": "static"}) == []
+    assert [plan.offload for plan in grouped(run, {"offload": False})] == [False]
+    assert grouped(run, {"context_tokens": 9000})[0].context_tokens == 9000
+    asked = ["--model", "tiny", "--cluster", "a100:8", "--seq-len", "64", "--global-batch", "8", "--top", "1"]
+    mix = ["--lengths", "lognormal:median=12,sigma=1,min=2,max=64"]
+    assert main(["plan", *asked, *mix, "--pin", "cp=8", "context=ulysses"]) == 0
+    assert "it can't have dynamic groups" in capsys.readouterr().out
+    assert main(["plan", *asked, *mix, "--pin", "cp=8"]) == 0
+    assert 'proposed: plan 1, context = "ring", context_groups = "dynamic"' in capsys.readouterr().out

@@ -100,11 +100,14 @@ def _check_read(options: argparse.Namespace) -> None:
 
 def _check_outputs(options: argparse.Namespace) -> None:
     """Raise ConfigError where a file that is asked for can't be written, before any work is done."""
-    for name in OUTPUTS:
+    for at, name in enumerate(OUTPUTS):
         path: Path | None = getattr(options, name)
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
             what = "is a folder" if path.is_dir() else f"can't be written: there is no folder {path.parent}"
             raise ConfigError(f"--{name.replace('_', '-')} {path} {what}; name a file in a folder that exists.")
+        for other in OUTPUTS[:at]:
+            if path is not None and path == getattr(options, other):
+                raise ConfigError(f"--{name} {path}: --{other.replace('_', '-')} writes that file already.")
 
 
 def _files(options: argparse.Namespace, found: Diagnosis) -> dict[Path, str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -81,7 +81,7 @@ def _asked(options: argparse.Namespace, costs: Costs) -> tuple[Schedule, Result 
     missing = [name for name in ("--pp", "--microbatches") if shape[name] is None]
     if missing:
         raise ConfigError(f"--schedule {options.schedule} also needs {' and '.join(missing)}.")
-    chosen = dict(_pair(text, "--option") for text in options.option) | search
+    chosen = _pairs(options.option, "--option") | search
     family = FAMILIES.get(options.schedule)
     later = bool(options.passes) and family is not None and not family.costed  # passes may bring memory down
     return _built(options.schedule, chosen, options, costs, limit=None if later else options.memory_limit)
@@ -113,7 +113,10 @@ def _built(
 
     chosen = dict(chosen)
     chunks = chosen.pop("chunks", options.chunks if _takes(name, options) else None)
-    _check_size(options.pp * (chunks or 1), options.microbatches)
+    if chunks is not None and type(chunks) is not int:
+        raise ConfigError(f"Schedule {name} can't have chunks={chunks}; it is a whole number of at least 1.")
+    waves = chosen.get("waves")  # each goes down the ranks and up again
+    _check_size(options.pp * (2 * waves if type(waves) is int else chunks or 1), options.microbatches)
     if name == "auto":
         result = _searched(chosen, chunks, options, costs)
         return result.schedule, result
@@ -194,7 +197,17 @@ def check_limit(figures: Figures, limit: float | None) -> None:
 def _named(text: str, flag: str) -> tuple[str, dict[str, Any]]:
     """``NAME[:KEY=VALUE,...]`` in its parts."""
     name, _, settings = text.partition(":")
-    return name, dict(_pair(item, flag) for item in settings.split(",") if item)
+    return name, _pairs([item for item in settings.split(",") if item], flag)
+
+
+def _pairs(texts: Iterable[str], flag: str) -> dict[str, Any]:
+    """Each ``KEY=VALUE`` once."""
+    found: dict[str, Any] = {}
+    for name, value in (_pair(text, flag) for text in texts):
+        if name in found:
+            raise ConfigError(f"{flag} {name} is given twice.")
+        found[name] = value
+    return found
 
 
 def _pair(text: str, flag: str) -> tuple[str, Any]:

@@ -9,6 +9,7 @@ Shapes: V vocabulary.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,10 @@ from stretto.spec.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+COLDEST = 1e-30
+"""Temperature below which logits over it overflow, and only the likeliest token has any probability anyway."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,12 +40,14 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a value out of range."""
-        if self.temperature < 0:
-            raise ConfigError(f"temperature {self.temperature} is negative; it may be 0 (greedy) or more.")
+        if not 0 <= self.temperature < math.inf:
+            raise ConfigError(f"temperature {self.temperature} can't be; it may be 0 (greedy) or any number above.")
         if self.top_k is not None and self.top_k < 1:
             raise ConfigError(f"top_k {self.top_k} leaves no token; it may be 1 or more.")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p {self.top_p} is no probability to reach; it may be above 0 and at most 1.")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed {self.seed} can't be; it may be at least 0 and below 2^63.")
 
 
 class Sampler:
@@ -52,7 +59,7 @@ class Sampler:
 
     def __call__(self, logits_V: Tensor) -> int:
         """Return the next token."""
-        if self.sampling.temperature == 0:
+        if self.sampling.temperature < COLDEST:
             return int(logits_V.argmax())
         probabilities = distribution(logits_V.detach().cpu().double(), self.sampling)
         return int(torch.multinomial(probabilities, 1, generator=self.generator))

@@ -74,6 +74,8 @@ def mix_of(text: str) -> Mix:
     given: dict[str, float] = {}
     for part in filter(None, rest.split(",")):
         key, _, value = part.partition("=")
+        if key in given:
+            raise ConfigError(f"--lengths {text} gives {key} twice; write each once.")
         try:
             given[key] = keys[key](value)
         except (KeyError, ValueError):

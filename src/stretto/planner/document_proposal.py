@@ -9,7 +9,7 @@ here is what the run will do.  Everything else of the step (filling, gradients, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +29,8 @@ FILLED = 0.97
 """Of the rows' tokens, what packing leaves no gaps in."""
 WORTH = 1.02
 """Gain above which groups are proposed."""
+REPLACED = ("context", "ulysses", "inner_ring", "context_inner", "context_groups", "offload")
+"""Keys of a plan that groups need otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,11 +62,12 @@ class Proposal:
 
 def propose(answer: Answer, mix: Mix) -> tuple[Proposal, ...]:
     """What documents of ``mix`` make of each plan of an answer, the fastest first."""
-    found = [_of_plan(answer.run(i), one, mix, i + 1) for i, one in enumerate(answer.plans)]
+    pins = answer.request.pins
+    found = [_of_plan(answer.run(i), one, mix, i + 1, pins) for i, one in enumerate(answer.plans)]
     return tuple(sorted(found, key=lambda proposal: proposal.seconds))
 
 
-def _of_plan(run: RunSpec, estimate: Estimate, mix: Mix, number: int) -> Proposal:
+def _of_plan(run: RunSpec, estimate: Estimate, mix: Mix, number: int, pins: Mapping[str, Any]) -> Proposal:
     row, rows = run.training.sequence_length, run.training.global_batch_size
     drawn = [mix.draw(int(FILLED * row * rows), seed=seed, longest=row) for seed in range(STEPS)]
     work = estimate.time.work
@@ -75,7 +78,7 @@ def _of_plan(run: RunSpec, estimate: Estimate, mix: Mix, number: int) -> Proposa
 
     best: tuple[float, PlanSpec, Compared] | None = None
     static = None
-    for plan in (run.plan, *grouped(run)):
+    for plan in (run.plan, *grouped(run, pins)):
         one = replace(run, plan=plan)
         costs = costs_of(one)
         if static is None:
@@ -107,10 +110,10 @@ def _way(plan: PlanSpec) -> str:
     return plan.context if plan.context in ("token-ring", "all-gather") else "ring"
 
 
-def grouped(run: RunSpec) -> list[PlanSpec]:
-    """The plan with dynamic groups, and with documents' activations on the host, where the checks let it."""
-    plan = run.plan
-    tokens = plan.micro_batch_size * -(-run.training.sequence_length // plan.cp)
+def grouped(run: RunSpec, pins: Mapping[str, Any] | None = None) -> list[PlanSpec]:
+    """The plan with dynamic groups, and with documents' activations on the host, where checks and pins let it."""
+    plan, pins = run.plan, pins or {}
+    tokens = pins.get("context_tokens", plan.micro_batch_size * -(-run.training.sequence_length // plan.cp))
     one = replace(
         plan,
         context_groups="dynamic",
@@ -122,6 +125,8 @@ def grouped(run: RunSpec) -> list[PlanSpec]:
     )
     found = []
     for candidate in (one, replace(one, offload=True)) if not plan.offload else (one,):
+        if any(getattr(candidate, key) != pins[key] for key in REPLACED if key in pins):
+            continue
         try:
             check(replace(run, plan=candidate), data=False)
         except StrettoError:
@@ -145,7 +150,8 @@ def described(proposals: Sequence[Proposal]) -> list[str]:
     first = proposals[0]
     if first.plan.context_groups == "dynamic":
         tokens = "" if first.plan.context_tokens is None else f", context_tokens = {first.plan.context_tokens}"
-        lines.append(f'proposed: plan {first.number}, context_groups = "dynamic"{tokens}')
+        way = f'context = "{first.plan.context}", ' if first.plan.cp > 1 else ""
+        lines.append(f'proposed: plan {first.number}, {way}context_groups = "dynamic"{tokens}')
     else:
         lines.append(f"proposed: plan {first.number} as it is")
     return lines
@@ -158,6 +164,7 @@ def as_data(proposals: Sequence[Proposal]) -> list[dict[str, Any]]:
             "plan": one.number,
             "static_step_s": one.static_seconds,
             **({} if one.dynamic_seconds is None else {"dynamic_step_s": one.dynamic_seconds}),
+            "context": one.plan.context,
             "context_groups": one.plan.context_groups,
             **({} if one.plan.context_tokens is None else {"context_tokens": one.plan.context_tokens}),
             "offload": one.plan.offload,

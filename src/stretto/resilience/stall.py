@@ -50,8 +50,9 @@ class Stalls:
 def read_stalls(folder: Path) -> list[Stall]:
     """The stalls of a run, longest first; none where nothing was written."""
     found = []
-    with contextlib.suppress(OSError, ValueError, TypeError):
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # a line half-written, and all after it
         for line in (folder / FILE).read_text().splitlines():
             record = json.loads(line)
-            found.append(Stall(**{**record, "ranks": tuple(record["ranks"])}))
+            ranks = tuple(int(rank) for rank in record["ranks"])
+            found.append(Stall(seconds=float(record["seconds"]), ranks=ranks, sentence=str(record["sentence"])))
     return sorted(found, key=lambda stall: -stall.seconds)

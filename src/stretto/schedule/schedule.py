@@ -162,6 +162,7 @@ class Schedule:
         import numpy as np
 
         paths, peer = rest.get("paths"), rest.get("peer")
+        voice = rest["voice"] if "voice" in rest else (0,) * num_microbatches
         starts = np.asarray(offsets)
         schedule = cls(
             name=name,
@@ -169,7 +170,7 @@ class Schedule:
             num_stages=num_stages,
             num_microbatches=num_microbatches,
             placement=tuple(tuple(replica) for replica in placement),
-            voice=tuple(rest.get("voice", (0,) * num_microbatches)),
+            voice=tuple(voice),
             kind=kind,  # type: ignore[arg-type]  # __post_init__ makes columns
             stage=stage,  # type: ignore[arg-type]
             microbatch=microbatch,  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from stretto.schedule.flow import flows
+from stretto.schedule.measured.medians import LEAST
 from stretto.schedule.measured.overlay import Cause, Difference, Overlay
 from stretto.schedule.op import COMPUTE, text
 from stretto.schedule.simulate import Attribution, Costs, run
@@ -76,7 +77,7 @@ def stragglers(trace: Trace, pipeline: int) -> Iterator[str]:
     worst: dict[int, tuple[float, str]] = {}
     for kind, stage in sorted(set(zip(schedule.kind[works].tolist(), schedule.stage[works].tolist(), strict=True))):
         rows = np.flatnonzero((schedule.kind == kind) & (schedule.stage == stage))
-        typical = float(np.median(taken[:, rows]))
+        typical = max(float(np.median(taken[:, rows])), LEAST)
         step, column = np.unravel_index(int(taken[:, rows].argmax()), (len(steps), len(rows)))
         row, seconds = rows[column], float(taken[step, rows[column]])
         rank = int(steps[0].ranks()[row])

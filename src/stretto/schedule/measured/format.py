@@ -24,7 +24,7 @@ import functools
 import json
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,6 +158,10 @@ def _source(line: bytes, path: Path) -> Source:
         about: dict[str, Any] = json.loads(line)
         found = about.pop("format")
         source = Source(**about)
+        kinds = {"int": int, "str": str}  # annotations are text
+        whole = all(type(getattr(source, field.name)) is kinds[str(field.type)] for field in fields(source))
+        if not whole or not 0 <= source.rank < source.world_size:
+            raise ValueError
     except (ValueError, TypeError, KeyError, AttributeError):
         raise ConfigError(f"{path} is no trace of a rank: its first line doesn't say whose.") from None
     if found != FORMAT:

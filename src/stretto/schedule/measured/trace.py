@@ -118,7 +118,8 @@ class Trace:
             return
         pairs = zip([*found, *[None] * len(expected)], expected, strict=False)
         at = next(index for index, (mine, due) in enumerate(pairs) if mine != due)
-        was = text(*found[at]) if at < len(found) else "nothing"
+        known = at < len(found) and 0 <= found[at][0] < len(Kind)
+        was = text(*found[at]) if known else "nothing that is known" if at < len(found) else "nothing"
         raise ConfigError(
             f"The trace of rank {rank} is not of the schedule beside it: operation {at} is {was} where "
             f"{self.schedule.name} has {text(*expected[at])}; record the run again."
@@ -137,9 +138,9 @@ def load(run: Path) -> Trace:
     except ScheduleError as error:
         raise ConfigError(f"The schedule that the run in {run} played is unknown: {error} {_again(run)}") from None
     size = read(path_of(folder, 0)).source.world_size
-    missing = [rank for rank in range(size) if not path_of(folder, rank).is_file()]
-    if missing:
-        raise ConfigError(f"The trace in {folder} lacks rank {missing[0]} of {size}; it was moved in part, or the "
+    missing = next((rank for rank in range(size) if not path_of(folder, rank).is_file()), None)
+    if missing is not None:
+        raise ConfigError(f"The trace in {folder} lacks rank {missing} of {size}; it was moved in part, or the "
                           f"rank wrote to another disk. Put all files together.")  # fmt: skip
     ranks = tuple(read(path_of(folder, rank)) for rank in range(size))
     common = sorted(set.intersection(*(set(rank.steps) for rank in ranks)))

@@ -25,7 +25,7 @@ def chosen_stages(schedule: Schedule, stages: Stages | None) -> frozenset[int]:
     """
     if stages is None:
         return frozenset(filter(schedule.has_backward, range(schedule.num_stages)))
-    found = frozenset(_read(stages))
+    found = frozenset(_read(stages, schedule.num_stages))
     for stage in sorted(found):
         if not 0 <= stage < schedule.num_stages:
             raise ScheduleError(f"There is no stage {stage} to choose; stages are 0 to {schedule.num_stages - 1}.")
@@ -34,18 +34,21 @@ def chosen_stages(schedule: Schedule, stages: Stages | None) -> frozenset[int]:
     return found
 
 
-def _read(stages: Stages) -> Iterator[int]:
-    """The numbers of a choice."""
+def _read(stages: Stages, count: int) -> Iterator[int]:
+    """The numbers of a choice; of a range that goes beyond ``count`` stages no more than the first too many."""
+    wrong = ScheduleError(f"stages={stages!r} is no choice of stages; write 2, 0-3 or 0-1+6.")
     if isinstance(stages, str):
         for part in stages.split("+"):
             first, dash, last = (piece.strip() for piece in part.partition("-"))
             if not first.isdecimal() or not (last or first).isdecimal() or bool(dash) != bool(last):
-                raise ScheduleError(f"stages={stages!r} is no choice of stages; write 2, 0-3 or 0-1+6.")
-            yield from range(int(first), int(last or first) + 1)
+                raise wrong
+            if int(last or first) < int(first):
+                raise wrong
+            yield from range(int(first), min(int(last or first), max(int(first), count)) + 1)
     else:
-        for stage in [stages] if isinstance(stages, int) else stages:
+        for stage in stages if isinstance(stages, Sequence) else [stages]:
             if type(stage) is not int:
-                raise ScheduleError(f"stages={stages!r} is no choice of stages; write 2, 0-3 or 0-1+6.")
+                raise wrong
             yield stage
 
 

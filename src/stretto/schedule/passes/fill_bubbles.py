@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 Frozen = str | Sequence[float] | Sequence[Sequence[float]]
 """Times of one unit's frozen layers: those of one encoder (``0.5+0.5``), or of several that don't depend on each
 other (``0.5+0.5/1``)."""
+MOST = 100_000
+"""Units that the batch of an encoder is cut into."""
 WHERE = ("bubbles", "front")
 """Where frozen work goes; in front of the pipeline only to compare."""
 TOLERANCE = 1e-9
@@ -56,8 +58,8 @@ def fill_bubbles(
     vocabulary passes (the units would need them) or an optimizer step (nothing comes after it).
     """
     encoders = _encoders(frozen)
-    if type(units) is not int or units < 0:
-        raise ScheduleError(f"Bubbles can't be filled with {units!r} units; give a number of at least 1.")
+    if type(units) is not int or not 0 <= units <= MOST:
+        raise ScheduleError(f"Bubbles can't be filled with {units!r} units; give a number from 1 to {MOST}.")
     if where not in WHERE:
         raise ScheduleError(f"Frozen work can't go {where!r}; it goes to {' or '.join(WHERE)}.")
     if (schedule.kind == Kind.S).any():

@@ -36,6 +36,8 @@ GRADIENTS = frozenset({Kind.B, Kind.W})
 """What adds to their gradients."""
 RESHARD = ("turn", "each", "never")
 """When parameters are let go: as the rank turns to another stage, after each operation, after the last one."""
+MOST = 4096
+"""Blocks of a stage."""
 REDUCE = ("last", "each")
 """When gradients are reduced: after the stage's last B or W, after each."""
 
@@ -57,6 +59,8 @@ def sharding(
     Raises ScheduleError for an option that can't be and for a schedule that is sharded already.
     """
     _check(schedule, reshard=reshard, prefetch=prefetch, reduce=reduce)
+    if type(optimizer) is not bool:
+        raise ScheduleError(f"Sharding can't have optimizer={optimizer!r}; it is true or false.")
     bare = without_messages(schedule)
     counts = _blocks(bare, blocks)
     sharded = []
@@ -86,11 +90,12 @@ def _check(schedule: Schedule, *, reshard: str, prefetch: int, reduce: str) -> N
 
 def _blocks(schedule: Schedule, blocks: int | Sequence[int]) -> list[int]:
     """Number of blocks of each stage."""
-    counts = [blocks] * schedule.num_stages if isinstance(blocks, int) else list(blocks)
-    if len(counts) != schedule.num_stages or any(type(count) is not int or count < 1 for count in counts):
+    counts = list(blocks) if isinstance(blocks, Sequence) else [blocks] * schedule.num_stages
+    fitting = all(type(count) is int and 1 <= count <= MOST for count in counts)
+    if len(counts) != schedule.num_stages or not fitting:
         raise ScheduleError(
-            f"Sharding can't have blocks={blocks!r}; give one number of at least 1, or one for each of the "
-            f"{schedule.num_stages} stages."
+            f"Sharding can't have blocks={blocks!r}; give one number of at least 1 (up to {MOST}), or one for each of "
+            f"the {schedule.num_stages} stages."
         )
     return counts
 

@@ -37,22 +37,25 @@ def two_stage_backward(
     schedule: Schedule,
     *,
     when: str = "idle",
-    behind: int | str = 1,
+    behind: int | str | None = None,
     limit: float | str | None = None,
     costs: Costs | None = None,
 ) -> Schedule:
     """W of every backward moves later, all else keeps its order; under ``costs`` no F or I starts later for it.
 
-    ``behind`` is by how many I of its rank a W comes later, where ``when`` is late.  ``limit`` is the memory of a rank,
-    in micro-batches over a rank's whole share of the layers; where it makes a W come before an F, that F waits for it.
-    Raises ScheduleError for options that can't be, and for a limit that the schedule doesn't keep with W at once.
+    ``behind`` is by how many I of its rank a W comes later, where ``when`` is late (1 if left out).  ``limit`` is the
+    memory of a rank, in micro-batches over a rank's whole share of the layers; where it makes a W come before an F,
+    that F waits for it.  Raises ScheduleError for options that can't be, and for a limit that the schedule doesn't keep
+    with W at once.
     """
     from stretto.schedule.simulate.clock import run
     from stretto.schedule.simulate.costs import Costs
 
-    least, most = _least(behind), _limit(limit)
+    least, most = _least(1 if behind is None else behind), _limit(limit)
     if when not in WHEN:
         raise ScheduleError(f"W can't come {when!r}; when is one of {', '.join(WHEN)}.")
+    if behind is not None and when != "late":
+        raise ScheduleError(f"behind={behind} says how late W comes where when=late, not where when={when}.")
     costs = costs or Costs()
     bare = split_backward(without_messages(schedule))
     if most < float("inf"):
@@ -79,7 +82,7 @@ def _limit(limit: float | str | None) -> float:
     """``limit`` as a number."""
     try:
         value = float("inf") if limit is None else float(limit)
-    except ValueError:
+    except (TypeError, ValueError):
         value = 0.0
     if not value > 0:
         raise ScheduleError(f"2bp can't keep a limit of {limit!r}; a rank that computes needs memory above 0.")

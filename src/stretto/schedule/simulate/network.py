@@ -70,8 +70,10 @@ class Network:
         for item in filter(None, (part.strip() for part in text.split(","))):
             name, equals, value = (part.strip() for part in item.partition("="))
             if name not in names or not equals:
-                close = nearest(name, names) or "."
+                close = (name not in names and nearest(name, names)) or "."
                 raise ScheduleError(f"{item!r} says nothing of a network{close} Write {'=..., '.join(names)}=....")
+            if name in values:
+                raise ScheduleError(f"{name} of a network is given twice.")
             try:
                 values[name] = value if name == "manner" else int(value) if name == "in_flight" else float(value)
             except ValueError:
