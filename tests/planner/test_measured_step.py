@@ -160,7 +160,7 @@ def test_files_come_back_and_bad_ones_are_refused(tmp_path: Path) -> None:
         "format must be": json.dumps({**data, "format": "x"}),
         "measure again": json.dumps({**data, "machine": {**data["machine"], "products": [1.0]}}),
         "unknown key shares.matmull; did you mean": json.dumps({**data, "shares": {"matmull": 0.5}}),
-        "must be a number above 0": json.dumps({**data, "shares": {"matmul": 0}}),
+        "must be a finite number above 0": json.dumps({**data, "shares": {"matmul": 0}}),
     }
     for message, text in bad.items():
         path = tmp_path / "bad.json"
