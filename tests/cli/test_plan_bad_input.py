@@ -155,6 +155,13 @@ TINY = ["plan", "--model", "tiny", "--cluster", "a100:8", "--seq-len", "64", "--
         (["--pin", "memory_limit=0.01"], "above the memory limit of 0.01"),
         (["--pin", 'passes=["nope"]'], "There is no pass 'nope'"),
         (["--pin", "pp=2", "schedule_file=no.json"], "The schedule file 'no.json' doesn't exist"),
+        (["--pin", "pp=2", "--set", "plan.pp=4"], "--pin pp and --set plan.pp say the same thing"),
+        (["--set", "training.global_batch_size=4"], "--global-batch and --set training.global_batch_size say the same"),
+        (["--set", "cluster.name=h100:8"], "--cluster and --set cluster.name say the same"),
+        (
+            ["--pin", "pp=2", "tp=1", "cp=1", "dp_replicate=1", "dp_shard=2"],
+            "pp 2 x dp_shard 2 = 4 ranks leave 4 of 8 devices without work",
+        ),
     ],
 )
 def test_pins_that_cannot_be(more: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -231,3 +238,8 @@ def test_a_large_batch_is_planned_in_seconds(capsys: pytest.CaptureFixture[str])
     """Of a batch with many divisors only sizes of micro-batches that some device could hold are tried."""
     assert main([*TINY, "--global-batch", str(2**40), "--pin", "pp=1", "tp=1", "cp=1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["plans"][0]["plan"]["micro_batch_size"] <= 4096
+
+
+def test_set_says_the_dtype(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TINY, "--set", "training.dtype=float32"]) == 0
+    assert "sequences a step, float32, on a100:8" in capsys.readouterr().out

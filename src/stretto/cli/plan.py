@@ -38,6 +38,15 @@ UNKNOWN: Price = (None, "")
 """No price is said."""
 NEEDED = ("model", "cluster", "seq_len", "global_batch")
 """Options that stand for a run file."""
+SAME = {
+    "model": ("model.name", "model.path"),
+    "cluster": ("cluster.name",),
+    "seq_len": ("training.sequence_length",),
+    "global_batch": ("training.global_batch_size",),
+    "dtype": ("training.dtype",),
+    "calibration": ("cluster.calibration",),
+}
+"""Options, and the keys of --set that say the same."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -203,8 +212,10 @@ def _request(options: argparse.Namespace) -> Request:
     from stretto.planner.pins import read_pins
     from stretto.planner.request import Request
 
+    pinned = read_pins(options.pin)
+    _check_once(options, pinned)
     run, pins, (price, source) = _of_file(options) if options.run_file is not None else _of_options(options)
-    pins = {**pins, **read_pins(options.pin)}
+    pins = {**pins, **pinned}
     if options.calibration is not None:
         run = replace(run, cluster=replace(run.cluster, calibration=str(options.calibration)))
     if options.price is not None:
@@ -212,6 +223,17 @@ def _request(options: argparse.Namespace) -> Request:
     if price is not None and not 0 < price < float("inf"):
         raise ConfigError(f"A price of {price:g} for a device and hour must be a finite number above 0.")
     return Request(run=run, pins=pins, objective=options.objective, price=price, price_source=source)
+
+
+def _check_once(options: argparse.Namespace, pinned: dict[str, Any]) -> None:
+    """Raise ConfigError for what --set and another option both say, of which one would be passed over."""
+    written = {word.partition("=")[0].strip() for word in options.overrides}
+    said = {f"--{_flag(name)}": keys for name, keys in SAME.items() if getattr(options, name) is not None}
+    said |= {f"--pin {key}": (f"plan.{key}",) for key in pinned}
+    for flag, keys in said.items():
+        for key in keys:
+            if key in written:
+                raise ConfigError(f"{flag} and --set {key} say the same thing; leave one of them out.")
 
 
 def _of_file(options: argparse.Namespace) -> tuple[Any, dict[str, Any], Price]:
@@ -243,11 +265,11 @@ def _of_options(options: argparse.Namespace) -> tuple[Any, dict[str, Any], Price
     run, pins, _ = resolve_open("", "--set", options.overrides)
     cluster, price = _cluster(options.cluster, options.overrides)
     cpu = cluster.name.partition(":")[0] == "local-cpu"
+    dtype = ("float32" if cpu else "bfloat16") if options.dtype is None else options.dtype
+    if any(word.partition("=")[0].strip() == "training.dtype" for word in options.overrides):
+        dtype = run.training.dtype
     training = replace(
-        run.training,
-        sequence_length=options.seq_len,
-        global_batch_size=options.global_batch,
-        dtype=("float32" if cpu else "bfloat16") if options.dtype is None else options.dtype,
+        run.training, sequence_length=options.seq_len, global_batch_size=options.global_batch, dtype=dtype
     )
     data = run.data if run.data.path or run.data.sources else replace(run.data, path="stdlib")
     model = _model(options.model, options.overrides)

@@ -162,8 +162,9 @@ def undivided(request: Request) -> str:
             f"pp={request.pins['pp']} puts a pipeline rank on two groups of {cluster.name!r}, "
             f"whose devices aren't equal; pp may be {', '.join(may)}."
         )
-    pins = {name: list(value) if isinstance(value, tuple) else value for name, value in request.pins.items()}
-    pinned = ", ".join(f"{name}={value}" for name, value in pins.items())
+    usual = PlanSpec()
+    pins = {name: value for name, value in request.pins.items() if value != getattr(usual, name)} or request.pins
+    pinned = ", ".join(f"{name}={list(one) if isinstance(one, tuple) else one}" for name, one in pins.items())
     if why := _disordered(request):
         return f"No schedule of {devices} devices can be had with {pinned}: {why}"
     near = _batches(request)

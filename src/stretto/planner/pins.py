@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from stretto.planner.candidates import divisors, fewest_seats
+from stretto.planner.candidates import divisors, fewest_seats, worlds
 from stretto.planner.request import DEGREES, Request
 from stretto.spec import capabilities
 from stretto.spec.check import check
@@ -73,17 +73,22 @@ def check_pins(request: Request) -> None:
             may = [str(choice) for choice in divisors(devices) if axis != "pp" or choice <= request.model.num_layers]
             raise ConfigError(f"plan.{axis} = {degree} can't divide {devices} devices; {axis} may be {', '.join(may)}.")
     product = prod(pins.get(axis, 1) for axis in DEGREES)
+    written = " x ".join(f"{axis} {pins[axis]}" for axis in DEGREES if pins.get(axis, 1) > 1)
     if devices % product:
-        written = " x ".join(f"{axis} {pins[axis]}" for axis in DEGREES if pins.get(axis, 1) > 1)
         raise ConfigError(
             f"{written} = {product} ranks can't divide {devices} devices; their product may be "
             f"{', '.join(map(str, divisors(devices)))}."
         )
+    if all(axis in pins for axis in DEGREES) and product not in worlds(request):
+        raise ConfigError(
+            f"{written or 'every degree 1'} = {product} ranks leave {devices - product} of {devices} devices without "
+            f"work; leave a degree open, for example dp_shard, or take {product} devices."
+        )
     _check_states(pins, devices)
     seats = fewest_seats(pins)
     if "cp" not in pins and devices % seats:
-        written = " and ".join(f"plan.{key} = {pins[key]}" for key in ("ulysses", "inner_ring") if key in pins)
-        raise ConfigError(f"With {written} cp must be a multiple of {seats}, which can't divide {devices} devices.")
+        told = " and ".join(f"plan.{key} = {pins[key]}" for key in ("ulysses", "inner_ring") if key in pins)
+        raise ConfigError(f"With {told} cp must be a multiple of {seats}, which can't divide {devices} devices.")
     check(replace(request.run, plan=_plain_plan(pins)), data=False)
     if "schedule_file" in pins:
         _check_file(request, pins)
