@@ -13,7 +13,7 @@ from typing import Any
 
 from stretto.planner.candidates import cores, meshes, orders
 from stretto.planner.estimate import Estimate
-from stretto.planner.groups import divides
+from stretto.planner.groups import divides, of_ranks
 from stretto.planner.memory import RankMemory
 from stretto.planner.pins import check_pins
 from stretto.planner.profile import refused, schedule_key
@@ -179,11 +179,17 @@ def undivided(request: Request) -> str:
 
 
 def _disordered(request: Request) -> str:
-    """What a schedule has against what is pinned of its order; empty where nothing was met."""
-    if not any(request.pins.get(key) for key in ("memory_limit", "options", "passes", "schedule_file")):
-        return ""
+    """What a schedule has against what is pinned of its order, or machines against it; empty where nothing was met."""
+    told = any(request.pins.get(key) for key in ("memory_limit", "options", "passes", "schedule_file"))
     found = (order for core in cores(request, request.devices) for order in orders(request, core))
-    return next(filter(None, (refused(schedule_key(one), request.microbatches(one)) for one in islice(found, FEW))), "")
+    for one in islice(found, FEW):
+        try:
+            of_ranks(one, request.cluster)
+        except StrettoError as error:
+            return str(error)
+        if told and (why := refused(schedule_key(one), request.microbatches(one))):
+            return why
+    return ""
 
 
 def _batches(request: Request) -> str:
