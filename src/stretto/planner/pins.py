@@ -22,6 +22,7 @@ from stretto.spec.front import FILL, fills
 from stretto.spec.overrides import value_of
 from stretto.spec.plan import PlanSpec
 from stretto.spec.states import SHARD_KEYS, StateSharding
+from stretto.spec.written import read_named
 
 
 def read_pins(words: Iterable[str], place: str = "--pin") -> dict[str, Any]:
@@ -90,8 +91,23 @@ def check_pins(request: Request) -> None:
         told = " and ".join(f"plan.{key} = {pins[key]}" for key in ("ulysses", "inner_ring") if key in pins)
         raise ConfigError(f"With {told} cp must be a multiple of {seats}, which can't divide {devices} devices.")
     check(replace(request.run, plan=_plain_plan(pins)), data=False)
+    _check_order(pins)
     if "schedule_file" in pins:
         _check_file(request, pins)
+
+
+def _check_order(pins: dict[str, Any]) -> None:
+    """ScheduleError for passes, and options of families and passes, that there aren't."""
+    from stretto.schedule.families import FAMILIES, build
+    from stretto.schedule.passes import PASSES, change
+
+    for text in pins.get("passes", ()):
+        name, settings = read_named(text, "plan.passes")
+        if name not in PASSES or not settings.keys() <= set(PASSES[name].options):
+            change(build("1f1b", ranks=1, microbatches=1), name, options=settings)
+    family, options = pins.get("schedule"), pins.get("options", {})
+    if family is not None and not options.keys() <= set(FAMILIES[family].options):
+        build(family, ranks=2, microbatches=2, options=options)
 
 
 def _check_file(request: Request, pins: dict[str, Any]) -> None:
