@@ -152,6 +152,11 @@ TINY = ["plan", "--model", "tiny", "--cluster", "a100:8", "--seq-len", "64", "--
             ["--pin", "schedule=hanayo", "options={waves=3}"],
             "plan.chunks=6 makes 6 pipeline stages",
         ),
+        (["--pin", "stages=[1,1,2]", "pp=2"], "names 3 stages, but plan.pp=2 has 2"),
+        (
+            ["--pin", "stages=[1,1,2]", "schedule=1f1b"],
+            "can have stages=[1, 1, 2], schedule=1f1b; leave one of them out",
+        ),
         (["--pin", "memory_limit=0.01"], "above the memory limit of 0.01"),
         (["--pin", 'passes=["nope"]'], "There is no pass 'nope'"),
         (["--pin", "pp=2", "schedule_file=no.json"], "The schedule file 'no.json' doesn't exist"),
@@ -180,6 +185,11 @@ def test_pins_that_cannot_be(more: list[str], message: str, capsys: pytest.Captu
         (["cp=8", "context=mesh", "ulysses=2", "inner_ring=2", "context_inner=ring"], {"context_inner": "ring"}),
         (["schedule=hanayo", "options={waves=2}"], {"schedule": "hanayo", "chunks": 4}),
         (["chunks=3"], {"chunks": 3}),
+        (["stages=[1,3]"], {"stages": (1, 3)}),
+        (["stages=[3,1]", "pp=2"], {"stages": (3, 1), "pp": 2}),
+        (["stages=[1,1,2]"], {"stages": (1, 1, 2), "pp": 1, "chunks": 3}),
+        (["stages=[3,1]", "schedule=v-half"], {"stages": (3, 1), "chunks": 2}),
+        (["stages=[1,3]", "context_groups=dynamic"], {"stages": (1, 3), "pp": 2}),
         (["pp=4", "memory_limit=2", "dp_shard=1", "tp=2", "micro_batch_size=1"], {"memory_limit": 2.0}),
     ],
 )
@@ -199,6 +209,7 @@ def test_a_schedule_file_is_for_its_own_shape(tmp_path: Path, capsys: pytest.Cap
     for pins, devices, batch, message in (
         (["pp=4"], "8", "8", "is for 2 ranks, but plan.pp = 4; take pp = 2"),
         ([], "7", "8", "is for 2 ranks, which can't divide 7 devices"),
+        (["stages=[1,1,2]"], "8", "8", "is for 2 stages, but the plan has 3"),
         ([], "8", "9", "is for 2 micro-batches, which can't divide training.global_batch_size = 9"),
     ):
         shape = ["--cluster", f"a100:{devices}", "--global-batch", batch]

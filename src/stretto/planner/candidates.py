@@ -67,15 +67,29 @@ def cores(request: Request, ranks: int) -> Iterator[PlanSpec]:
                 for offload in request.values("offload", (False, True) if capabilities.OFFLOAD else (False,)):
                     yield request.plan(
                         pp=pp, tp=tp, cp=cp, dp_replicate=1, dp_shard=data,
-                        micro_batch_size=micro, recompute=recompute, offload=offload,
+                        micro_batch_size=micro, recompute=recompute, offload=offload, **chunks_of(request, pp),
                     )  # fmt: skip
+
+
+def chunks_of(request: Request, pp: int) -> dict[str, int]:
+    """Chunks that pinned stages leave for ``pp`` ranks; empty where they aren't pinned, or are for a schedule file."""
+    staged = _staged(request)
+    return {"chunks": staged // pp} if staged else {}
+
+
+def _staged(request: Request) -> int:
+    """Number of stages that are pinned; 0 where none are, or a schedule file says how many a rank holds."""
+    return 0 if "schedule_file" in request.pins else len(request.pins.get("stages") or ())
 
 
 def meshes(request: Request, ranks: int) -> Iterator[tuple[int, int, int]]:
     """Degrees pp, tp and cp that divide ``ranks`` and what they cut."""
     model, length = request.model, request.run.training.sequence_length
     split = gcd(model.num_heads, model.kv_heads, model.intermediate_size, length)
+    staged = _staged(request)
     for pp in request.values("pp", divisors(ranks)):
+        if staged and staged % pp:
+            continue
         for tp in request.values("tp", divisors(gcd(split, ranks // pp))):
             if request.cluster.groups and not divides(request.cluster, pp):
                 continue
@@ -168,13 +182,16 @@ def orders(request: Request, plan: PlanSpec) -> Iterator[PlanSpec]:
     pinned = request.pins.get("schedule")
     if pinned in UNPROPOSED:
         families = [pinned]
-    elif plan.pp == 1 and pinned is None and request.pins.get("chunks", 1) == 1:
+    elif plan.pp == 1 and pinned is None and plan.chunks == 1:
         families = ["1f1b"]
     for family in request.values("schedule", families):
         most = layers // plan.pp
         few = [count for count in capabilities.SCHEDULES[family] if count <= most]
         kept = [count for count in few if count <= FEW_CHUNKS or layers % (plan.pp * count) == 0]
-        for chunks in request.values("chunks", few if "chunks" in request.pins else kept):
+        pinned_chunks = chunks_of(request, plan.pp).get("chunks")
+        for chunks in request.values("chunks", few if pinned_chunks or "chunks" in request.pins else kept):
+            if pinned_chunks not in (None, chunks):
+                continue
             order = request.plan(**{**_chosen(plan), "schedule": family, "chunks": chunks})
             yield order
             if family in CUT_VOCABULARY and plan.pp > 1 and not plan.offload and "passes" not in request.pins:
@@ -208,5 +225,5 @@ def fewest_seats(pins: Mapping[str, Any]) -> int:
 
 def _chosen(plan: PlanSpec) -> dict[str, object]:
     ways = ("context", "ulysses", "context_layout", "linear_context")
-    keys = (*DEGREES, *ways, "micro_batch_size", "recompute", "offload", "zero", *SHARD_KEYS)
+    keys = (*DEGREES, *ways, "chunks", "micro_batch_size", "recompute", "offload", "zero", *SHARD_KEYS)
     return {key: getattr(plan, key) for key in keys}

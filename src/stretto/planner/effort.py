@@ -104,7 +104,8 @@ class Round:
             even = request.model.num_layers % (plan.pp * plan.chunks) == 0
             price = plan.pp * plan.chunks * (SEARCHED_PRICE if plan.schedule in SEARCHED else 1)
             price *= PASSES_PRICE if plan.passes else 1
-            few = plan.chunks in CHUNKS or (even and plan.chunks <= FEW_CHUNKS) or "chunks" in request.pins
+            pinned = "chunks" in request.pins or "stages" in request.pins
+            few = pinned or plan.chunks in CHUNKS or (even and plan.chunks <= FEW_CHUNKS)
             usual = effort.thorough or (few and (not plan.offload or plan.schedule in OFFLOADED))
             effort.known[shape] = usual and price <= min(effort.left, DEAREST * (THOROUGH if effort.thorough else 1))
             if effort.known[shape]:

@@ -29,6 +29,8 @@ WORTH_SAYING = 0.003
 """Share of a step below which a difference isn't named."""
 FEW = 32
 """Schedules that are asked why nothing can be had."""
+MANY = 8
+"""Pins of which only the unusual are named."""
 
 
 def parts(estimate: Estimate) -> dict[str, float]:
@@ -162,8 +164,9 @@ def undivided(request: Request) -> str:
             f"pp={request.pins['pp']} puts a pipeline rank on two groups of {cluster.name!r}, "
             f"whose devices aren't equal; pp may be {', '.join(may)}."
         )
-    usual = PlanSpec()
-    pins = {name: value for name, value in request.pins.items() if value != getattr(usual, name)} or request.pins
+    usual, pins = PlanSpec(), request.pins
+    if len(pins) > MANY:  # a plan that is written out: what is usual isn't the cause
+        pins = {name: value for name, value in pins.items() if value != getattr(usual, name)} or pins
     pinned = ", ".join(f"{name}={list(one) if isinstance(one, tuple) else one}" for name, one in pins.items())
     if why := _disordered(request):
         return f"No schedule of {devices} devices can be had with {pinned}: {why}"

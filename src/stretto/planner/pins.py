@@ -65,7 +65,8 @@ def check_pins(request: Request) -> None:
             "plan.options is read by one family of schedules; say which by plan.schedule, or leave it out."
         )
     one = dict.fromkeys((*DEGREES, "ulysses", "inner_ring"), 1)  # how cp ranks sit is checked with them, below
-    check(replace(request.run, plan=replace(_plain_plan(pins), **one, stages=None)), data=False)
+    alone = _plain_plan({key: value for key, value in pins.items() if key != "stages"})
+    check(replace(request.run, plan=replace(alone, **one)), data=False)
     for axis in DEGREES:
         degree = pins.get(axis, 1)
         if degree < 1:
@@ -90,7 +91,7 @@ def check_pins(request: Request) -> None:
     if "cp" not in pins and devices % seats:
         told = " and ".join(f"plan.{key} = {pins[key]}" for key in ("ulysses", "inner_ring") if key in pins)
         raise ConfigError(f"With {told} cp must be a multiple of {seats}, which can't divide {devices} devices.")
-    check(replace(request.run, plan=_plain_plan(pins)), data=False)
+    check(replace(request.run, plan=_plain_plan(pins, devices)), data=False)
     _check_order(pins)
     if "schedule_file" in pins:
         _check_file(request, pins)
@@ -122,6 +123,12 @@ def _check_file(request: Request, pins: dict[str, Any]) -> None:
         raise ConfigError(f"{told} {ranks} ranks, but plan.pp = {pins['pp']}; take pp = {ranks}, or another file.")
     if request.devices % ranks:
         raise ConfigError(f"{told} {ranks} ranks, which can't divide {request.devices} devices; take another file.")
+    stages = len(pins.get("stages") or ()) or pins.get("chunks", found.num_stages // ranks) * ranks
+    if stages != found.num_stages:
+        raise ConfigError(
+            f"{told} {found.num_stages} stages, but the plan has {stages}; write plan.stages, the layers of each of "
+            f"{found.num_stages} stages, or take another file."
+        )
     if batch % microbatches:
         raise ConfigError(
             f"{told} {microbatches} micro-batches, which can't divide training.global_batch_size = {batch}; "
@@ -145,23 +152,35 @@ def _check_states(pins: dict[str, Any], devices: int) -> None:
     StateSharding(parameters=parameters, gradients=gradients, optimizer=pins.get("shard_optimizer", gradients))
 
 
-def _plain_plan(pins: dict[str, Any]) -> PlanSpec:
-    """The pins with what they need besides: a schedule that can have the chunks, stages' own number of ranks."""
+def _plain_plan(pins: dict[str, Any], devices: int = 1) -> PlanSpec:
+    """The pins with what they need besides: a schedule that can have the chunks, ranks and chunks for the stages."""
     given = {key: value for key, value in pins.items() if key not in SHARD_KEYS}  # checked for themselves
+    if "stages" in given and "schedule_file" not in given:
+        given |= _holders(given, devices)
     chunks = given.get("chunks", 1)
     if "schedule" not in given:
         fitting = [name for name, counts in capabilities.SCHEDULES.items() if chunks in counts]
-        if fitting and chunks > 1:
+        if fitting and chunks > 1 and "schedule_file" not in given:
             given["schedule"] = fitting[0]
     elif "chunks" not in given and given["schedule"] in capabilities.SCHEDULES:
         given["chunks"] = capabilities.SCHEDULES[given["schedule"]][0]
     if given.get("schedule") == "hanayo" and "chunks" not in pins:
         waves = given.get("options", {}).get("waves")
         given["chunks"] = 2 * waves if type(waves) is int and waves > 0 else given["chunks"]
-    if "stages" in given and "pp" not in given:
-        given["pp"] = max(1, len(given["stages"]) // given.get("chunks", 1))
     given.setdefault("cp", fewest_seats(pins))
     return PlanSpec(**given)
+
+
+def _holders(given: dict[str, Any], devices: int) -> dict[str, int]:
+    """Ranks and chunks that can hold the stages, as many ranks as there can be; where none can, one rank a stage."""
+    count = len(given["stages"])
+    counts = capabilities.SCHEDULES.get(given.get("schedule", ""), capabilities.ANY)
+    each = [given["pp"]] if "pp" in given else [pp for pp in reversed(divisors(count)) if devices % pp == 0]
+    for pp in each:
+        for chunks in [given["chunks"]] if "chunks" in given else counts:
+            if pp * chunks == count:
+                return {"pp": pp, "chunks": chunks}
+    return {"pp": given.get("pp", max(1, count // given.get("chunks", counts[0])))}
 
 
 def _split(words: Iterable[str]) -> list[str]:
