@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import stretto
 from stretto.cli.main import main
 from stretto.spec.check import check
 from stretto.spec.resolve import load_run
@@ -254,3 +256,17 @@ def test_a_large_batch_is_planned_in_seconds(capsys: pytest.CaptureFixture[str])
 def test_set_says_the_dtype(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*TINY, "--set", "training.dtype=float32"]) == 0
     assert "sequences a step, float32, on a100:8" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"pins": {"pp": "2"}}, "plan.pp must be a whole number, not '2'"),
+        ({"pins": {"pq": 2}}, "unknown key plan.pq"),
+        ({"pins": {"stages": 2}}, "plan.stages must be a list of whole numbers"),
+        ({"objective": "cost", "price": -3.0}, "A price of -3 for a device and hour"),
+    ],
+)
+def test_the_function_checks_what_it_is_given(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(stretto.ConfigError, match=message):
+        stretto.plan(DEMO, **asked)

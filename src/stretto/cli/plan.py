@@ -220,8 +220,6 @@ def _request(options: argparse.Namespace) -> Request:
         run = replace(run, cluster=replace(run.cluster, calibration=str(options.calibration)))
     if options.price is not None:
         price, source = options.price, "--price"
-    if price is not None and not 0 < price < float("inf"):
-        raise ConfigError(f"A price of {price:g} for a device and hour must be a finite number above 0.")
     return Request(run=run, pins=pins, objective=options.objective, price=price, price_source=source)
 
 

@@ -47,6 +47,7 @@ def plan(
     estimate, ``answer.run()`` a RunSpec to train, ``answer.reasons`` why each beats the next.  Raises ConfigError where
     nothing fits or the pins can't be.
     """
+    from stretto.planner.pins import accept_pins
     from stretto.planner.plan import answer
     from stretto.planner.request import Request
     from stretto.spec import toml
@@ -55,7 +56,7 @@ def plan(
     written: Mapping[str, Any] = {}
     if not isinstance(run, RunSpec):
         run, written, _ = resolve_open(toml.read(run), str(run))
-    request = Request(run=run, pins={**written, **(pins or {})}, objective=objective, price=price)
+    request = Request(run=run, pins={**written, **accept_pins(pins or {})}, objective=objective, price=price)
     return answer(request, top=top)
 
 

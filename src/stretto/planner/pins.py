@@ -6,7 +6,7 @@ that ``spec.check`` refuses.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -31,24 +31,29 @@ def read_pins(words: Iterable[str], place: str = "--pin") -> dict[str, Any]:
     >>> read_pins(["pp=8,tp=4", "schedule=zb-h1"])
     {'pp': 8, 'tp': 4, 'schedule': 'zb-h1'}
     """
-    pins: dict[str, Any] = {}
-    known = keys_of(PlanSpec)
+    found: dict[str, Any] = {}
     for word in _split(words):
         name, equals, text = word.partition("=")
         name = name.strip().removeprefix("plan.")
         if not equals:
             raise ConfigError(f"{place} {word}: write KEY=VALUE, for example {place} pp=8.")
+        if name in found:
+            raise ConfigError(f"{place}: {name} is pinned twice.")
+        found[name] = value_of(text.strip())
+    return accept_pins(found, place)
+
+
+def accept_pins(pins: Mapping[str, Any], place: str = "pins") -> dict[str, Any]:
+    """Pins with values of the plan's types, without those that are ``auto``; ConfigError for others, or no such key."""
+    accepted, known = {}, keys_of(PlanSpec)
+    for name, value in pins.items():
         if name not in known:
             raise ConfigError(
                 f"{place}: unknown key plan.{name}{nearest(name, known) or '; keys: ' + ', '.join(known)}"
             )
-        if name in pins:
-            raise ConfigError(f"{place}: {name} is pinned twice.")
-        value = value_of(text.strip())
-        if value == "auto":
-            continue
-        pins[name] = accept(value, known[name], key=f"plan.{name}", place=place)
-    return pins
+        if value != "auto":
+            accepted[name] = accept(value, known[name], key=f"plan.{name}", place=place)
+    return accepted
 
 
 def check_pins(request: Request) -> None:

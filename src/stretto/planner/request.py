@@ -22,7 +22,7 @@ from stretto.planner.stack import KernelStack
 from stretto.planner.workload import Workload
 from stretto.spec.check import check
 from stretto.spec.cluster import ClusterSpec
-from stretto.spec.errors import StrettoError
+from stretto.spec.errors import ConfigError, StrettoError
 from stretto.spec.model import ModelSpec
 from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSpec
@@ -78,7 +78,9 @@ class Request:
     """What was measured of the machines; None: what ``cluster.calibration`` names, else the published figures."""
 
     def __post_init__(self) -> None:
-        """Read the cluster's own calibration; ConfigError where its file can't be."""
+        """Read the cluster's own calibration; ConfigError where its file can't be, or the price."""
+        if self.price is not None and not 0 < self.price < float("inf"):
+            raise ConfigError(f"A price of {self.price:g} for a device and hour must be a finite number above 0.")
         if self.calibration is None:
             object.__setattr__(self, "calibration", calibration_of(self.run.cluster))
 

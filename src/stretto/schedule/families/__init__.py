@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from stretto.schedule.families.auto import OPTIONS as AUTO_OPTIONS
 from stretto.schedule.families.auto import auto
@@ -168,6 +168,8 @@ def build(
 
     family = _family(name)
     for value, what in ((ranks, "ranks"), (microbatches, "micro-batches"), (chunks, "chunks")):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, SupportsIndex)):
+            raise ScheduleError(f"Schedule {name} can't have {value!r} {what}; their number is whole.")
         if value is not None and value < 1:
             raise ScheduleError(f"Schedule {name} can't have {value} {what}; it needs at least 1.")
     arguments = _options(name, family, options or {})
