@@ -52,6 +52,8 @@ class Kept:
 
 def gates(model: ModelSpec) -> int:
     """Columns of the weights of decays and writes of a layer, on average."""
+    if len(set(model.attention)) == 1:
+        return model.kv_heads * GATES[model.attention[0]]
     number = sum(GATES[model.attention_of(layer)] for layer in range(model.num_layers))
     return round(model.kv_heads * number / model.num_layers)
 
