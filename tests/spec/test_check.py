@@ -116,6 +116,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "hidden_size = 64 can't be divided among 7 heads; take 2 or 4 or 8",
     ),
     ({"model.num_kv_heads": 3}, "8 heads can't share 3 key/value heads evenly; model.num_kv_heads may be 1, 2, 4, 8."),
+    ({"model.num_layers": 10**9}, "model.num_layers = 1000000000 is too large; it may be up to 65,536."),
+    ({"model.head_dim": 0}, "model.head_dim = 0 must be above 0"),
     ({"model.head_dim": 7}, "A head of 7 can't be rotated in pairs"),
     ({"model.num_kv_heads": 0}, "model.num_kv_heads = 0 must be above 0."),
     ({"model.num_layers": 0}, "model.num_layers = 0 must be above 0."),

@@ -90,6 +90,31 @@ def test_unsupported_settings_are_named(config, words):
         model_from_config(config)
 
 
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({**LLAMA, "hidden_size": "wide"}, "model.hidden_size must be a whole number, not 'wide'"),
+        ({**LLAMA, "num_hidden_layers": 2.5}, "model.num_layers must be a whole number, not 2.5"),
+        ({**LLAMA, "vocab_size": True}, "model.vocab_size must be a whole number, not True"),
+        ({**LLAMA, "num_key_value_heads": [4]}, "model.num_kv_heads must be a whole number"),
+        ({**LLAMA, "tie_word_embeddings": "yes"}, "model.tied_embeddings must be true or false, not 'yes'"),
+        ({**LLAMA, "max_position_embeddings": None}, "model.max_positions must be a whole number, not None"),
+        ({**LLAMA, "rms_norm_eps": "small"}, "a value that can't be read .*small"),
+        ({**LLAMA, "rope_scaling": 3}, "a value that can't be read"),
+        ({**LLAMA, "rope_scaling": {**LLAMA3, "factor": [8]}}, "a value that can't be read"),
+        ({**GPT2, "n_embd": "32"}, "model.hidden_size must be a whole number"),
+        ({**GPT2, "resid_pdrop": "x"}, "a value that can't be read"),
+    ],
+)
+def test_values_of_the_wrong_type_are_named(config, words):
+    with pytest.raises(ConfigError, match=words):
+        model_from_config(config)
+
+
+def test_a_rotary_base_of_zero_stays_what_it_is():
+    assert model_from_config({**LLAMA, "rope_theta": 0}).rope_theta == 0.0
+
+
 def test_missing_keys_are_named():
     with pytest.raises(ConfigError, match="no 'num_hidden_layers'"):
         model_from_config({key: value for key, value in LLAMA.items() if key != "num_hidden_layers"})

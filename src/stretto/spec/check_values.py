@@ -17,6 +17,9 @@ from stretto.spec.run import RunSpec
 from stretto.spec.traced_steps import traced_steps
 from stretto.spec.training import TrainingSpec
 
+LARGEST = {"num_layers": 2**16, "num_heads": 2**16, "hidden_size": 2**31, "intermediate_size": 2**31}
+LARGEST |= {"vocab_size": 2**31, "max_positions": 2**40}
+"""What the sizes of a model may be at most."""
 LARGEST_BATCH = 2**40
 """Sequences of a step."""
 
@@ -72,7 +75,12 @@ def check_model(model: ModelSpec) -> None:
         model,
         ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "kv_heads", "max_positions"),
     )
+    for key, most in LARGEST.items():
+        if getattr(model, key) > most:
+            raise ConfigError(f"model.{key} = {getattr(model, key)} is too large; it may be up to {most:,}.")
     _positive("model", model, ("norm_eps", "rope_theta"))
+    if model.head_dim is not None and model.head_dim < 1:
+        raise ConfigError(f"model.head_dim = {model.head_dim} must be above 0, or be left out.")
     _at_least_zero("model", model, ("initial_std",))
     _fraction("model.dropout", model.dropout)
     if model.head_dim is None and model.hidden_size % model.num_heads:

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from stretto.spec.errors import ConfigError, UnsupportedError, nearest
+from stretto.spec.errors import ConfigError, StrettoError, UnsupportedError, nearest
+from stretto.spec.fields import accept, is_table, keys_of, strip_none
 from stretto.spec.model import ModelSpec, RopeScaling
 
 ARCHITECTURES = {
@@ -67,18 +68,29 @@ def model_from_config(config: Mapping[str, Any]) -> ModelSpec:
     """Return the model that a config.json describes.
 
     Raises UnsupportedError for an architecture or a setting that our models lack, ConfigError for a
-    missing key.
+    missing key and for a value of the wrong type.
     """
     architecture = config.get("model_type")
-    if architecture not in ARCHITECTURES:
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         raise UnsupportedError(
             f"model_type {architecture!r} is not an architecture that Stretto ships; it may be "
             f"{', '.join(ARCHITECTURES)}{nearest(str(architecture), ARCHITECTURES)} "
             f"(others can be wrapped with family = 'foreign')."
         )
-    if architecture == "gpt2":
-        return gpt2_from_config(config)
-    return llama_from_config(architecture, {**LLAMA_DEFAULTS[architecture], **config})
+    try:
+        if architecture == "gpt2":
+            found = gpt2_from_config(config)
+        else:
+            found = llama_from_config(architecture, {**LLAMA_DEFAULTS[architecture], **config})
+    except StrettoError:
+        raise
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(f"config.json of a {architecture} model has a value that can't be read ({error}).") from None
+    for key, annotation in keys_of(ModelSpec).items():
+        (kind, optional), value = strip_none(annotation), getattr(found, key)
+        if not is_table(kind) and not (optional and value is None):
+            accept(value, annotation, key=f"model.{key}", place="config.json")
+    return found
 
 
 def llama_from_config(architecture: str, config: Mapping[str, Any]) -> ModelSpec:
@@ -98,7 +110,7 @@ def llama_from_config(architecture: str, config: Mapping[str, Any]) -> ModelSpec
         norm_eps=float(config["rms_norm_eps"]),
         rope_theta=theta,
         rope_scaling=scaling,
-        tied_embeddings=bool(config.get("tie_word_embeddings", False)),
+        tied_embeddings=config.get("tie_word_embeddings") or False,
         qkv_bias=architecture == "qwen2",
         qk_norm=architecture == "qwen3",
         sliding_window=window_of(architecture, config),
@@ -123,7 +135,7 @@ def gpt2_from_config(config: Mapping[str, Any]) -> ModelSpec:
         num_heads=require(config, "n_head"),
         max_positions=config.get("n_positions", 1024),
         norm_eps=float(config.get("layer_norm_epsilon", 1e-5)),
-        tied_embeddings=bool(config.get("tie_word_embeddings", True)),
+        tied_embeddings=config.get("tie_word_embeddings", True) or False,
         qkv_bias=True,
         dropout=rates["resid_pdrop"],
         initial_std=float(config.get("initializer_range", 0.02)),
@@ -133,7 +145,7 @@ def gpt2_from_config(config: Mapping[str, Any]) -> ModelSpec:
 def require(config: Mapping[str, Any], key: str) -> Any:
     """Return ``config[key]``; ConfigError where it is missing."""
     if config.get(key) is None:
-        raise ConfigError(f"config.json of a {config['model_type']} model has no {key!r}{nearest(key, config)}.")
+        raise ConfigError(f"config.json of a {config['model_type']} model has no {key!r}{nearest(key, config) or '.'}")
     return config[key]
 
 
@@ -174,7 +186,8 @@ def window_of(architecture: str, config: Mapping[str, Any]) -> int | None:
 def rotary_settings(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     """Return rotary base and scaling from either way of writing them."""
     settings = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    theta = float(settings.pop("rope_theta", None) or config.get("rope_theta") or 10000.0)
+    said = (settings.pop("rope_theta", None), config.get("rope_theta"), 10000.0)
+    theta = float(next(value for value in said if value is not None))
     kind = settings.get("rope_type") or settings.get("type") or "default"
     if settings.get("partial_rotary_factor", 1) != 1:
         raise UnsupportedError(
