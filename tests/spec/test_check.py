@@ -126,6 +126,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"model.family": "gpt3"}, "did you mean 'gpt2'?"),
     ({"model.family": "foreign"}, "needs model.module = "),
     ({"model.family": "foreign", "model.module": "file.py"}, "needs model.module = "),
+    ({"model.module": "file.py:build"}, "is read with model.family = \"foreign\" only, not with 'llama'"),
+    ({"checkpoint.resume": ""}, "checkpoint.resume = '' doesn't exist"),
     ({"model.weights": "nowhere"}, "model.weights = 'nowhere' is no folder"),
     # training
     ({"training.dtype": "float16"}, "training.dtype = 'float16' is none of 'float64', 'float32', 'bfloat16'"),

@@ -56,7 +56,8 @@ def check_settings(run: RunSpec) -> None:
         if fault.step is not None and not 1 <= fault.step <= run.training.steps:
             raise ConfigError(f"run.drill names step {fault.step}, but training.steps = {run.training.steps}, from 1.")
     _at_least_zero("checkpoint", checkpoint, ("every", "keep"))
-    if checkpoint.resume not in ("auto", "never") and not Path(checkpoint.resume).exists():
+    resume = checkpoint.resume
+    if resume not in ("auto", "never") and not (resume and Path(resume).exists()):
         raise ConfigError(
             f"checkpoint.resume = {checkpoint.resume!r} doesn't exist; write the path of a checkpoint, "
             '"auto" for the newest good one of this run, or "never".'
@@ -69,6 +70,11 @@ def check_model(model: ModelSpec) -> None:
     if model.family == "foreign":
         _foreign(model)
         return
+    if model.module is not None:
+        raise ConfigError(
+            f'model.module = {model.module!r} is read with model.family = "foreign" only, not with '
+            f"{model.family!r}; set that family, or leave it out."
+        )
     _attention(model)
     _positive(
         "model",
