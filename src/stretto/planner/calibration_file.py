@@ -85,13 +85,13 @@ def _machine(data: Mapping[str, Any], path: Path) -> Machine:
     """The measured machine with what runs told of it."""
     try:
         machine = Machine.of_data(data["machine"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ConfigError(
             f"{path}: [machine] isn't what stretto diagnose --calibrate writes ({error}); measure again."
         ) from error
     try:
         refined = tuple(Refinement.of_data(one) for one in data.get("refined", ()))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ConfigError(f"{path}: [[refined]] isn't what stretto diagnose --refine writes ({error}).") from error
     return dataclasses.replace(machine, refinements=refined)
 

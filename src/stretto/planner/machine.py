@@ -15,12 +15,16 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from math import exp, log
+from math import exp, inf, log
 from typing import Any
 
 from stretto.planner import refinement
 from stretto.planner.refinement import Refinement
 
+LONGEST = 1e6
+"""Seconds that anything that was measured takes at most."""
+WIDEST = 2**20
+"""Side of a product that was measured, at most."""
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "exchange")
 """What groups of ranks do; ``exchange`` is an all-to-all."""
 
@@ -171,8 +175,7 @@ class Machine:
         given["collectives"] = tuple((str(n), int(ranks), _curve(points)) for n, ranks, points in given["collectives"])
         given["contention"] = tuple((int(count), float(times)) for count, times in given["contention"])
         machine = cls(**given)
-        if len(machine.products) != len(machine.sides) ** 3 or len(machine.sides) < 2:
-            raise ValueError("products must be one figure for each m, n and k of sides")
+        _check(machine)
         return machine
 
 
@@ -187,9 +190,34 @@ def rest_elements(tokens: float, hidden: float, split: float) -> float:
 def _curve(points: Any) -> Curve:
     curve = Curve(points=tuple((float(size), float(seconds)) for size, seconds in points))
     sizes = [size for size, _ in curve.points]
-    if not sizes or sizes != sorted(set(sizes)) or min(seconds for _, seconds in curve.points) <= 0:
-        raise ValueError("a curve needs growing sizes and seconds above 0")
+    if not sizes or sizes != sorted(set(sizes)) or not 0 < sizes[0] <= sizes[-1] < inf:
+        raise ValueError("a curve needs growing sizes above 0")
+    if not all(0 < seconds <= LONGEST for _, seconds in curve.points):
+        raise ValueError(f"a curve needs seconds above 0, up to {LONGEST:g}")
     return curve
+
+
+def _check(machine: Machine) -> None:
+    """ValueError for figures that no machine has."""
+    if len(machine.products) != len(machine.sides) ** 3 or len(machine.sides) < 2:
+        raise ValueError("products must be one figure for each m, n and k of sides")
+    if list(machine.sides) != sorted(set(machine.sides)) or not 0 < machine.sides[0] <= machine.sides[-1] <= WIDEST:
+        raise ValueError(f"sides must grow, from 1 to {WIDEST} at most")
+    if not all(0 < seconds <= LONGEST for seconds in machine.products):
+        raise ValueError(f"products must be seconds above 0, up to {LONGEST:g}")
+    if type(machine.cores) is not int or machine.cores < 1:
+        raise ValueError(f"cores must be a whole number of at least 1, not {machine.cores!r}")
+    for name in ("operation_seconds", "step_seconds", "sleep_seconds", "spread"):
+        value = getattr(machine, name)
+        if type(value) not in (int, float) or not 0 <= value <= LONGEST:
+            raise ValueError(f"{name} must be a number from 0 to {LONGEST:g}, not {value!r}")
+    if {name for name, *_ in machine.collectives} != set(COLLECTIVES):
+        raise ValueError(f"collectives must be {', '.join(COLLECTIVES)}")
+    if not all(ranks > 1 for _, ranks, _ in machine.collectives):
+        raise ValueError("collectives are of 2 ranks or more")
+    counts = [count for count, _ in machine.contention]
+    if counts != sorted(set(counts)) or not all(n > 0 and 0 < times <= LONGEST for n, times in machine.contention):
+        raise ValueError("contention must be of growing numbers of processes, each some times longer")
 
 
 def _plain(value: Any) -> Any:
