@@ -221,3 +221,26 @@ def test_presets_have_every_level() -> None:
         if cluster.module_devices:
             assert cluster.devices_per_node % cluster.module_devices == 0
             assert cluster.module_bytes_per_second > cluster.link_bytes_per_second
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cores": 0}, "cores must be a whole number of at least 1"),
+        ({"cores": "2"}, "cores must be a whole number"),
+        ({"sides": [0, 64]}, "sides must grow"),
+        ({"products": [float("nan")] * 8}, "products must be seconds above 0"),
+        ({"operation_seconds": float("inf")}, "operation_seconds must be a number from 0"),
+        ({"step_seconds": -1.0}, "step_seconds must be a number from 0"),
+        ({"spread": []}, "spread must be a number"),
+        ({"copy": [[0.0, 1e-9], [1e9, 1.0]]}, "growing sizes above 0"),
+        ({"copy": [[1.0, float("nan")], [1e9, 1.0]]}, "seconds above 0"),
+        ({"collectives": []}, "collectives must be all_reduce"),
+        ({"contention": [[2, 1.0], [1, 1.0]]}, "contention must be of growing numbers"),
+    ],
+)
+def test_figures_that_no_machine_has(changes: dict[str, object], message: str) -> None:
+    data = MACHINE.as_data()
+    assert Machine.of_data(data) == MACHINE
+    with pytest.raises(ValueError, match=message):
+        Machine.of_data(data | changes)
