@@ -22,7 +22,9 @@ def model_preset(name: str, **overrides: Any) -> ModelSpec:
     768
     """
     if name not in MODELS:
-        raise ConfigError(f"There is no model preset {name!r}{nearest(name, MODELS)}; presets are {', '.join(MODELS)}.")
+        raise ConfigError(
+            f"There is no model preset {name!r}{nearest(name, MODELS) or '.'} Presets are {', '.join(MODELS)}."
+        )
     return dataclasses.replace(MODELS[name], **overrides)
 
 
