@@ -139,7 +139,8 @@ def cluster_preset(name: str, **overrides: Any) -> ClusterSpec:
     preset, colon, count = name.partition(":")
     if preset not in CLUSTERS:
         raise ConfigError(
-            f"There is no cluster preset {preset!r}{nearest(preset, CLUSTERS) or '.'} Presets are {', '.join(CLUSTERS)}."
+            f"There is no cluster preset {preset!r}{nearest(preset, CLUSTERS) or '.'} "
+            f"Presets are {', '.join(CLUSTERS)}."
         )
     cluster = dataclasses.replace(CLUSTERS[preset], name=name)
     if colon:
