@@ -263,7 +263,7 @@ def _of_options(options: argparse.Namespace) -> tuple[Any, dict[str, Any], Price
     run, pins, _ = resolve_open("", "--set", options.overrides)
     cluster, price = _cluster(options.cluster, options.overrides)
     cpu = cluster.name.partition(":")[0] == "local-cpu"
-    dtype = ("float32" if cpu else "bfloat16") if options.dtype is None else options.dtype
+    dtype: Any = ("float32" if cpu else "bfloat16") if options.dtype is None else options.dtype
     if any(word.partition("=")[0].strip() == "training.dtype" for word in options.overrides):
         dtype = run.training.dtype
     training = replace(
