@@ -69,7 +69,8 @@ def check_pins(request: Request) -> None:
         raise ConfigError(
             "plan.options is read by one family of schedules; say which by plan.schedule, or leave it out."
         )
-    one: dict[str, Any] = dict.fromkeys((*DEGREES, "ulysses", "inner_ring"), 1)  # how cp ranks sit is checked with them, below
+    # How cp ranks sit is checked with them, below.
+    one: dict[str, Any] = dict.fromkeys((*DEGREES, "ulysses", "inner_ring"), 1)
     alone = _plain_plan({key: value for key, value in pins.items() if key != "stages"})
     check(replace(request.run, plan=replace(alone, **one)), data=False)
     for axis in DEGREES:
