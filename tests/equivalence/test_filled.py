@@ -31,7 +31,8 @@ from stretto.spec.errors import ConfigError, UnsupportedError
 from stretto.spec.run import RunSettings, RunSpec
 from stretto.trainer.filling import Filling
 from stretto.trainer.freezing import matches
-from stretto.trainer.loop import Hooks, Loop
+from stretto.trainer.hooks import Hooks
+from stretto.trainer.loop import Loop
 from stretto.trainer.planned import planned
 from stretto.trainer.session import Session
 from stretto.trainer.verify import verify

@@ -19,7 +19,8 @@ from stretto.spec.model import ModelSpec
 from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSettings, RunSpec
 from stretto.spec.training import TrainingSpec
-from stretto.trainer.loop import Hooks, Loop
+from stretto.trainer.hooks import Hooks
+from stretto.trainer.loop import Loop
 from stretto.trainer.world import World
 
 STEPS, STOP = 6, 3

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from stretto.spec.errors import CheckpointError
 from stretto.spec.run import RunSpec
-from stretto.trainer.loop import Hooks
+from stretto.trainer.hooks import Hooks
 from stretto.trainer.world import World
 
 STEPS = 6

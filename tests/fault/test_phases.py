@@ -21,7 +21,8 @@ from ranks import Ranks
 from stretto.resilience import Lookout, StopRequest, read_log
 from stretto.resilience.stall import read_stalls
 from stretto.spec.run import RunSpec
-from stretto.trainer.loop import Hooks, train_rank
+from stretto.trainer.hooks import Hooks
+from stretto.trainer.loop import train_rank
 from stretto.trainer.member import Vital
 from stretto.trainer.world import World
 from trainer.small import MODEL, small_run, write_corpus

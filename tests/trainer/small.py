@@ -13,7 +13,8 @@ from stretto.spec.model import ModelSpec
 from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSettings, RunSpec
 from stretto.spec.training import TrainingSpec
-from stretto.trainer.loop import Hooks, Loop
+from stretto.trainer.hooks import Hooks
+from stretto.trainer.loop import Loop
 from stretto.trainer.world import World
 
 MODEL = ModelSpec(

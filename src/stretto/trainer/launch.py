@@ -69,9 +69,11 @@ def _knows_memory(run: RunSpec) -> bool:
 
 def _on_cuda(run: RunSpec) -> bool:
     """Whether the run's ranks compute on CUDA devices."""
-    import torch
+    if run.run.device == "cpu":
+        return False
+    import torch  # takes longer than all else that is done before the ranks start
 
-    return run.run.device != "cpu" and torch.cuda.is_available()
+    return torch.cuda.is_available()
 
 
 def load_entry(entry: str) -> Train:

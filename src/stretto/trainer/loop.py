@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +15,16 @@ from stretto.parallel.collectives import all_reduce
 from stretto.planner.flops import mfu
 from stretto.resilience.phase import during
 from stretto.schedule.document import to_json
-from stretto.spec.contract import Observer, Silent, Stack
-from stretto.spec.errors import ConfigError
+from stretto.spec.contract import Observer, Stack
 from stretto.spec.run import RunSpec
 from stretto.trainer.compiling import rehearse
 from stretto.trainer.corpus import prepare_corpus
 from stretto.trainer.fitting import find_checkpoint
+from stretto.trainer.hooks import QUIET, Hooks
 from stretto.trainer.host_memory import host_bytes
 from stretto.trainer.memory import ActivationMeter, passing_bytes, persistent_bytes
 from stretto.trainer.metrics import Board, MetricsFile, step_line
-from stretto.trainer.placement import device_number
+from stretto.trainer.placement import device_of
 from stretto.trainer.prediction import FirstSteps
 from stretto.trainer.rate import learning_rate
 from stretto.trainer.recording import recorder_of
@@ -37,33 +35,6 @@ from stretto.trainer.step import StepResult
 if TYPE_CHECKING:
     from stretto.assemble.rank_model import Reader
     from stretto.trainer.world import World
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hooks:
-    """What the process around the loop offers it."""
-
-    observer: Observer
-    """Hears every operation (oplog)."""
-    should_stop: Callable[[], bool]
-    """True once this process was asked to stop; the ranks agree at the end of a step."""
-    say: Callable[[str], None]
-    """Prints a line for people."""
-    pipeline: Callable[[Sequence[int]], None] = lambda ranks: None
-    """Told the ranks of the world, by position, of the pipeline that this one is part of."""
-
-
-QUIET = Hooks(observer=Silent(), should_stop=lambda: False, say=lambda line: None)
-"""Hooks that do nothing."""
-
-
-def device_of(run: RunSpec, local_rank: int) -> torch.device:
-    """The device of this process; ConfigError where the run asks for one that isn't there."""
-    if run.run.device != "cpu" and torch.cuda.is_available():
-        return torch.device("cuda", device_number(local_rank, torch.cuda.device_count(), os.environ))
-    if run.run.device == "cuda":
-        raise ConfigError('run.device = "cuda", but torch finds no CUDA device here; set run.device = "cpu" or "auto".')
-    return torch.device("cpu")
 
 
 def weights_reader(run: RunSpec) -> Callable[[Stack], Reader] | None:

@@ -35,7 +35,7 @@ from stretto.trainer.placement import Membership
 from stretto.trainer.world import World, collective_limit
 
 if TYPE_CHECKING:
-    from stretto.trainer.loop import Hooks
+    from stretto.trainer.hooks import Hooks
 
 STOPPED = 128 + int(signal.SIGTERM)
 """Exit code of a run that was asked to stop and wrote its checkpoint: not finished, so not 0."""
@@ -85,7 +85,7 @@ def train_as_member(
     this rank merely noticed the failure of another, SystemExit without a word.  Either way the failure is
     written to the run's directory first.
     """
-    from stretto.trainer.loop import Hooks
+    from stretto.trainer.hooks import Hooks
 
     world, errors = membership.world, FirstErrors(Path(run.run.dir), membership.attempt)
     vital = vital or Vital.start(run, world)
@@ -168,7 +168,7 @@ def _process_group(run: RunSpec, membership: Membership) -> Iterator[None]:
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 
-    from stretto.trainer.loop import device_of
+    from stretto.trainer.placement import device_of
 
     world, device = membership.world, device_of(run, membership.world.local_rank)
     on_cuda = device.type == "cuda"

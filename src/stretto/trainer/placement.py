@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from stretto.spec.errors import ConfigError
 from stretto.trainer.world import World
+
+if TYPE_CHECKING:
+    import torch
+
+    from stretto.spec.run import RunSpec
 
 _SLURM_PORTS = 20000, 10000
 """First port, and how many, that Slurm jobs share by their number."""
@@ -98,6 +105,17 @@ def device_number(local_rank: int, devices: int, environment: Mapping[str, str])
         f"This is rank number {local_rank} of its node (from 0), which shows it {devices} CUDA "
         f'device{"" if devices == 1 else "s"}; start at most one rank for each device, or set run.device = "cpu".'
     )
+
+
+def device_of(run: RunSpec, local_rank: int) -> torch.device:
+    """The device of this process; ConfigError where the run asks for one that isn't there."""
+    import torch
+
+    if run.run.device != "cpu" and torch.cuda.is_available():
+        return torch.device("cuda", device_number(local_rank, torch.cuda.device_count(), os.environ))
+    if run.run.device == "cuda":
+        raise ConfigError('run.device = "cuda", but torch finds no CUDA device here; set run.device = "cpu" or "auto".')
+    return torch.device("cpu")
 
 
 def first_host(nodes: str) -> str:
