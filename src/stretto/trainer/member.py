@@ -31,7 +31,7 @@ from stretto.spec.contract import Observer
 from stretto.spec.drill import faults_of
 from stretto.spec.errors import RankError
 from stretto.spec.run import RunSpec
-from stretto.trainer.placement import Membership
+from stretto.trainer.placement import Membership, device_of
 from stretto.trainer.world import World, collective_limit
 
 if TYPE_CHECKING:
@@ -167,8 +167,6 @@ def _process_group(run: RunSpec, membership: Membership) -> Iterator[None]:
     import torch
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
-
-    from stretto.trainer.placement import device_of
 
     world, device = membership.world, device_of(run, membership.world.local_rank)
     on_cuda = device.type == "cuda"
