@@ -33,6 +33,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -55,6 +56,7 @@ from stretto.planner.document_groups import Placement, assign
 from stretto.planner.document_mix import static_time
 from stretto.planner.flops import parameters
 from stretto.spec.contract import SequencePart
+from stretto.spec.plan import PlanSpec
 from stretto.spec.presets_cluster import CLUSTERS
 from stretto.spec.presets_model import model_preset
 from stretto.spec.reach import Reach
@@ -198,7 +200,7 @@ def sides_of(
     """What each side plays, and what is to be said of the placing; ``costs`` without and with the host's memory."""
     rank = wire.index
     static = ContextAttend(wire=wire, arrangement=Arrangement(ranks=ranks), local=NoDropout(), kernel=kernel)
-    grouped = GroupedAttend(wire=wire, outside="ring", kernel=kernel)
+    grouped = GroupedAttend(wire=wire, arrange=partial(Arrangement.of_group, PlanSpec()), kernel=kernel)
     start = time.perf_counter()
     placement, away = (assign(lengths, ranks, costs[host], memory_tokens=LONGEST // ranks) for host in (False, True))
     took = (time.perf_counter() - start) / 2

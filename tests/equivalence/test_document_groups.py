@@ -19,6 +19,7 @@ from equivalence.reference import (
     train_reference,
 )
 from ranks import Ranks
+from stretto.planner.sequence_volume import Heads, sequence_volume
 from stretto.spec.check import check
 from stretto.spec.cluster import ClusterSpec
 from stretto.spec.contract import Batch
@@ -47,12 +48,13 @@ CASES: list[tuple[int | None, dict[str, Any]]] = [
     (None, {"cp": 2, "context_tokens": 12}),
     (5, {"cp": 2, "dp_shard": 2, "zero": 3, "context_tokens": 9, "context": "token-ring"}),
     (None, {"dp_replicate": 2, "dp_shard": 2, "zero": 2, "context_tokens": 7, "recompute": "full"}),
-    (None, {"cp": 4, "dp_shard": 2, "context_tokens": 4}),
+    (5, {"cp": 4, "dp_shard": 2, "context": "mesh", "ulysses": 2, "inner_ring": 2, "context_tokens": 4}),
     (None, {"cp": 3, "context_layout": "contiguous", "context": "all-gather", "recompute": "selective"}),
     (None, {"cp": 2, "tp": 2, "dp_shard": 2, "zero": 2, "context_tokens": 7, "offload": True}),
     (5, {"cp": 2, "offload": True, "context_tokens": 12, "recompute": "full"}),
-    (None, {"pp": 2, "cp": 2, "tp": 2, "context_tokens": 12}),
+    (None, {"pp": 2, "cp": 2, "tp": 2, "context": "ulysses", "context_tokens": 12}),
     (5, {"pp": 2, "dp_shard": 2, "cp": 2, "zero": 3, "context_tokens": 9, "schedule": "gpipe"}),
+    (None, {"cp": 4, "context": "ulysses", "context_tokens": 7, "recompute": "full"}),
 ]
 
 
@@ -147,17 +149,36 @@ def test_what_is_on_the_host_is_not_held(ranks: Ranks) -> None:
     assert max(held for _, held, _ in goes) <= 0.6 * max(held for _, held, _ in stays)
 
 
-def sent_bytes(rank: int, world: int, run: RunSpec) -> int:
-    """Bytes that this rank sends for attention in one step."""
-    session = Session.start(run, rank)
-    session.train_step(1, rows_at(run, 1))
+def sent_bytes(rank: int, world: int, run: RunSpec) -> tuple[int, int]:
+    """Bytes that this rank sends for attention in one step, and what they should be by the closed form."""
+    session, model = Session.start(run, rank), run.model
+    rows = rows_at(run, 1)
+    session.train_step(1, rows)
     block: Any = session.model.stack.blocks[0]
-    return block.attention.attend.wire.sent
+    attend, asked = block.attention.attend, 0
+    if session.model.documents is not None:
+        heads = Heads(
+            rows=1, heads=model.num_heads, kv_heads=model.kv_heads, head_size=model.head_size, element_bytes=8
+        )
+        for batch in session.model.documents(rows):
+            for section in batch.part.sections if batch.part else ():
+                shares, index = section.shares, rank - section.first
+                one = sequence_volume(attend.arrangement(section), shares, index, heads)
+                asked += model.num_layers * (one.forward + one.backward)
+    return attend.wire.sent, asked
 
 
 def test_recomputed_blocks_send_nothing_again_and_short_documents_nothing_at_all(ranks: Ranks) -> None:
     plan = {"cp": 2, "context_groups": "dynamic", "context_tokens": 12}
     once = ranks.run(sent_bytes, 2, run_of(None, plan))
-    assert ranks.run(sent_bytes, 2, run_of(None, {**plan, "recompute": "full"})) == once
+    assert [sent for sent, _ in ranks.run(sent_bytes, 2, run_of(None, {**plan, "recompute": "full"}))] == [
+        sent for sent, _ in once
+    ]
     static = ranks.run(sent_bytes, 2, run_of(None, {"cp": 2}))
-    assert all(0 < mine < other for mine, other in zip(once, static, strict=True))
+    assert all(0 < mine < other for (mine, _), (other, _) in zip(once, static, strict=True))
+
+
+@pytest.mark.parametrize("way", [{"context": "ulysses"}, {"context": "mesh", "ulysses": 2}], ids=str)
+def test_shared_heads_send_what_the_formula_says(ranks: Ranks, way: dict[str, Any]) -> None:
+    plan = {"cp": 4, "context_groups": "dynamic", "context_tokens": 7, **way}
+    assert all(sent == asked > 0 for sent, asked in ranks.run(sent_bytes, 4, run_of(None, plan)))

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stretto.planner.document_costs import Costs, Host
-from stretto.planner.document_groups import Placement, assign, group_sizes, options
+from stretto.planner.document_groups import Placement, assign, options
 from stretto.spec.errors import ConfigError
+from stretto.spec.sequence import group_sizes
 
 COSTS = st.builds(
     Costs,
@@ -22,6 +23,7 @@ COSTS = st.builds(
     exchange=st.sampled_from([0.0, 1.0, 50.0]),
     window=st.sampled_from([None, 7]),
     host=st.sampled_from([None, Host(blocks=8, copy=0.0, ends=1.0), Host(blocks=4, copy=0.5)]),
+    messages=st.sampled_from([None, None, {n: 40.0 / n for n in range(2, 9)}]),
 )
 
 
@@ -135,6 +137,16 @@ def test_the_longest_needs_fewer_ranks_where_its_attention_hides_the_way_to_the_
     # 3,000 tokens a rank must keep a third: 7 of 10 blocks go, while 8 are at work, if the copies take no longer.
     away = [replace(stays, host=Host(blocks=10, copy=copy)).away(6000, 2, memory) for copy in (110.0, 125.0)]
     assert away == [7, None]
+
+
+def test_ranks_that_share_heads_are_as_many_as_can() -> None:
+    costs = Costs(pair=1.0, token=100.0, messages={2: 30.0, 4: 20.0})
+    lengths = [4000, *[100] * 40]
+    placement = assign(lengths, 8, costs, memory_tokens=1000)
+    assert placement.pieces[0].ranks == 4
+    assert [option.ranks for option in options(4000, 8, costs, 1000)] == [4]
+    with pytest.raises(ConfigError, match=r"fit on 4 ranks \(heads can't be .* of the 8\).* 1250, or set plan"):
+        assign([5000], 8, costs, memory_tokens=1000)
 
 
 def test_micro_batches_that_cost_much_are_few() -> None:

@@ -82,8 +82,9 @@ def run_of(cluster: str, **plan: object) -> RunSpec:
 
 
 def test_plans_that_can_have_groups() -> None:
-    plain, away = grouped(run_of("h100:16", cp=8, dp_shard=2, context="mesh", ulysses=4, recompute="full"))
+    plain, away, own, _ = grouped(run_of("h100:16", cp=8, dp_shard=2, context="mesh", ulysses=4, recompute="full"))
     assert (plain.context, plain.context_tokens, plain.offload, away.offload) == ("ring", 8192, False, True)
+    assert (own.context, own.ulysses, own.offload) == ("mesh", 4, False)
     assert grouped(run_of("h100:16", pp=2, cp=8, schedule="zb-h1")) == []
     assert len(grouped(run_of("h100:16", pp=2, cp=8))) == 1, "offload not over pp"
 
@@ -130,12 +131,13 @@ def test_the_command_says_and_writes_it(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_what_is_pinned_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
     run = run_of("h100:16", cp=8, dp_shard=2, context="mesh", ulysses=4, recompute="full")
-    assert grouped(run, {"context": "mesh"}) == [] and grouped(run, {"context_groups": "static"}) == []
-    assert [plan.offload for plan in grouped(run, {"offload": False})] == [False]
+    assert [plan.ulysses for plan in grouped(run, {"context": "mesh"})] == [4, 4]
+    assert grouped(run, {"context_groups": "static"}) == []
+    assert [plan.offload for plan in grouped(run, {"offload": False})] == [False, False]
     assert grouped(run, {"context_tokens": 9000})[0].context_tokens == 9000
     asked = ["--model", "tiny", "--cluster", "a100:8", "--seq-len", "64", "--global-batch", "8", "--top", "1"]
     mix = ["--lengths", "lognormal:median=12,sigma=1,min=2,max=64"]
-    assert main(["plan", *asked, *mix, "--pin", "cp=8", "context=ulysses"]) == 0
+    assert main(["plan", *asked, *mix, "--pin", "pp=2", "cp=4", "schedule=zb-h1"]) == 0
     assert "it can't have dynamic groups" in capsys.readouterr().out
     assert main(["plan", *asked, *mix, "--pin", "cp=8"]) == 0
     assert 'proposed: plan 1, context = "ring", context_groups = "dynamic"' in capsys.readouterr().out

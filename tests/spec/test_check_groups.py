@@ -25,7 +25,8 @@ def run_of(plan: dict[str, Any], **model: Any) -> RunSpec:
 
 def test_a_plan_with_dynamic_groups_is_fine() -> None:
     check(run_of({"context_tokens": 8, "zero": 3, "recompute": "full", "tp": 2, "offload": True}), data=False)
-    check(run_of({"pp": 2, "schedule": "gpipe"}), data=False)
+    check(run_of({"pp": 2, "schedule": "gpipe", "context": "ulysses"}), data=False)
+    check(run_of({"context": "mesh", "ulysses": 4, "cp": 1, "dp_shard": 4}), data=False)
 
 
 @pytest.mark.parametrize(
@@ -35,8 +36,6 @@ def test_a_plan_with_dynamic_groups_is_fine() -> None:
         ({"pp": 2, "optimizer_barrier": False}, {}, r"leave plan\.optimizer_barrier out"),
         ({"pp": 2, "schedule": "zb-h1"}, {}, r"zb-h1.*it may be 1f1b or gpipe"),
         ({"passes": ("offload",)}, {}, r"steps differ in their micro-batches"),
-        ({"context": "ulysses"}, {}, r"may be ring, token-ring, all-gather"),
-        ({"inner_ring": 2}, {}, r"leave plan\.inner_ring out"),
         ({"compile": "regions"}, {}, r'set plan\.compile = "none"'),
         ({}, {"dropout": 0.1}, r"model\.dropout = 0\.1"),
     ],
@@ -58,6 +57,15 @@ def test_steps_that_differ_are_not_traced() -> None:
         ({"context_groups": "both"}, r"static.*dynamic"),
         ({"context_tokens": 7}, r"32 tokens on 4 ranks; set it to at least 8"),
         ({"context_groups": "static", "context_tokens": 8}, r"leave plan\.context_tokens out"),
+        ({"context": "mesh", "ulysses": 3}, r"can't divide the 4 ranks evenly; it may be 1, 2 or 4"),
+        ({"context": "mesh", "ulysses": 4, "tp": 2}, r"2 heads of .* plan\.ulysses = 4; it may be 1 or 2"),
+        ({"context": "mesh", "ulysses": 4, "cp": 1, "dp_shard": 4, "tp": 2}, r"plan\.ulysses = 4; it may be 1 or 2"),
+        ({"inner_ring": 3}, r"can't divide a ring of 4 evenly; it may be 1, 2 or 4"),
+        (
+            {"context": "ulysses", "dp_shard": 4, "context_tokens": 7},
+            r"on 4 ranks \(no larger .* 4 heads\); .* 8",
+        ),
+        ({"context": "ulysses", "dp_shard": 3}, r"= 16 \(what the static .* on 1 rank .* at least 32"),
     ],
 )
 def test_bad_values(plan: dict[str, Any], words: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any, cast
 
@@ -26,7 +27,7 @@ from stretto.planner.document_groups import Placement, assign
 from stretto.spec.contract import IGNORE, Batch, SequencePart
 from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSpec
-from stretto.spec.sequence import Section, count, cut_sequence
+from stretto.spec.sequence import Arrangement, Section, count, cut_sequence
 
 Document = tuple[Tensor, Tensor, Tensor, Tensor]
 """Tokens, labels and positions, int64 [length] each; sample and place in its row, [length, 2]."""
@@ -137,7 +138,7 @@ class GroupFiller:
     """Puts attention of placed documents into the ``attend`` of a model's blocks."""
 
     def __init__(self, plan: PlanSpec, mesh: Mesh) -> None:
-        self._outside, self._backend = plan.context, plan.attention_backend
+        self._arrange, self._backend = cache(partial(Arrangement.of_group, plan)), plan.attention_backend
         self._kernel: Kernel | None = None
         self._results = Results() if plan.recompute == "full" else None
         self.wire = Wire(mesh.group(*DATA))
@@ -151,7 +152,7 @@ class GroupFiller:
                 opening = cast(Any, module)
                 opening.attend = GroupedAttend(
                     wire=self.wire,
-                    outside=self._outside,
+                    arrange=self._arrange,
                     kernel=self._kernel,
                     local=opening.attend if self._backend == "auto" else None,
                     results=self._results,

@@ -10,10 +10,12 @@ then fits on fewer ranks.  Of a model's blocks the first ``away`` go, and the bu
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stretto.planner.flops import BACKWARD, parameters
+from stretto.planner.group_messages import Links, messages_of
 
 if TYPE_CHECKING:
     from stretto.spec.model import ModelSpec
@@ -78,6 +80,13 @@ class Costs:
     """Keys that a query sees at most; None: all before it."""
     host: Host | None = None
     """Where activations of long documents can be; None: they stay."""
+    messages: Mapping[int, float] | None = None
+    """What a token of a document costs each rank in messages, by the size of its group; sizes that are missing can't
+    share the heads.  None: keys and values go round, ``exchange`` from rank to rank."""
+
+    def serves(self, ranks: int) -> bool:
+        """Whether so many ranks can share a document."""
+        return ranks == 1 or self.messages is None or ranks in self.messages
 
     def pairs(self, length: int) -> int:
         """Pairs of a document under a causal mask."""
@@ -91,8 +100,13 @@ class Costs:
     def time(self, length: int, ranks: int) -> float:
         """How long each of ``ranks`` ranks works on a document that is cut over them."""
         attention = self.pair * self.pairs(length) / ranks
-        messages = self.passed(ranks) * length * (ranks - 1) / ranks
-        return self.token * -(-length // ranks) + max(attention, messages)
+        return self.token * -(-length // ranks) + max(attention, self.sent(ranks) * length)
+
+    def sent(self, ranks: int) -> float:
+        """What a token of a document costs each of so many ranks in messages."""
+        if ranks > 1 and self.messages is not None:
+            return self.messages[ranks]
+        return self.passed(ranks) * (ranks - 1) / ranks
 
     def away(self, length: int, ranks: int, memory_tokens: int) -> int | None:
         """Blocks whose activations must go to the host for a rank's share to fit; None where it can't.
@@ -124,16 +138,18 @@ def costs_of(run: RunSpec) -> Costs:
     per_byte = peak / 2 / rate if peak and rate else FLOPS_PER_BYTE
     way = peak / 2 / HOST_BYTES_PER_SECOND or FLOPS_PER_HOST_BYTE
     near = peak / 2 / inside if peak and inside else per_byte
+    of_node = cluster.devices_per_node // run.plan.tp if several else 0
     keys = 2 * model.kv_heads * model.head_size * model.num_layers
     both = 1 + BACKWARD
     return Costs(
         pair=both * 4 * model.num_layers * model.num_heads * model.head_size,
         token=both * 2 * parameters(model).multiplying,
         exchange=keys * passed * per_byte,
-        near=cluster.devices_per_node // run.plan.tp if several else 0,
+        near=of_node,
         near_exchange=keys * passed * near,
         window=model.sliding_window,
         host=host_of(model, run.plan.recompute, element_bytes=size, per_byte=way) if run.plan.offload else None,
+        messages=messages_of(run, Links(near=of_node, near_byte=near, byte=per_byte), element_bytes=size),
     )
 
 

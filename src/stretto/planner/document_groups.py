@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 from stretto.planner.document_costs import Costs
 from stretto.spec.errors import ConfigError
+from stretto.spec.sequence import group_sizes
 
 STEP = 1.1
 """Ratio of wanted times that are tried."""
@@ -70,18 +71,6 @@ class Placement:
         return max(self.times)
 
 
-def group_sizes(ranks: int) -> tuple[int, ...]:
-    """Sizes of groups, each dividing the one before.
-
-    >>> group_sizes(8), group_sizes(6), group_sizes(7)
-    ((8, 4, 2, 1), (6, 3, 1), (7, 1))
-    """
-    sizes = [ranks]
-    while sizes[-1] > 1:
-        sizes.append(sizes[-1] // next(n for n in range(2, sizes[-1] + 1) if sizes[-1] % n == 0))
-    return tuple(sizes)
-
-
 class Option(NamedTuple):
     """A group that a document can have."""
 
@@ -95,11 +84,13 @@ class Option(NamedTuple):
 def options(length: int, ranks: int, costs: Costs, memory_tokens: int) -> tuple[Option, ...]:
     """Groups that a document can have, smallest first: its share fits in memory, and each rank gets two pieces of it.
 
+    Where ranks share heads, only those whose ranks can.
+
     Where memory asks for more ranks than there are pairs of tokens, memory decides.
     """
     found: list[Option] = []
     for size in reversed(group_sizes(ranks)):
-        away = costs.away(length, size, memory_tokens)
+        away = costs.away(length, size, memory_tokens) if costs.serves(size) else None
         if away is not None and (not found or 2 * size <= length):
             found.append(Option(size, costs.time(length, size), away))
     return tuple(found)
@@ -116,9 +107,12 @@ def assign(lengths: Sequence[int], ranks: int, costs: Costs, *, memory_tokens: i
     table = [options(n, ranks, costs, memory_tokens) for n in lengths]
     longest = max((n for n, row in zip(lengths, table, strict=True) if not row), default=0)
     if longest:
+        most = next(size for size in group_sizes(ranks) if costs.serves(size))
+        kept = "" if most == ranks else f" (heads can't be split over more of the {ranks})"
+        more = "use more ranks" if most == ranks else 'set plan.context = "mesh" or "ring"'
         raise ConfigError(
-            f"A document of {longest} tokens doesn't fit on {ranks} ranks with {memory_tokens} tokens each; "
-            f"set plan.context_tokens to at least {-(-longest // ranks)}, or use more ranks."
+            f"A document of {longest} tokens doesn't fit on {most} ranks{kept} with {memory_tokens} tokens each; "
+            f"set plan.context_tokens to at least {-(-longest // most)}, or {more}."
         )
     bound = _lower_bound(table, ranks)
     best: Placement | None = None

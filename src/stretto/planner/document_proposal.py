@@ -111,20 +111,16 @@ def _way(plan: PlanSpec) -> str:
 
 
 def grouped(run: RunSpec, pins: Mapping[str, Any] | None = None) -> list[PlanSpec]:
-    """The plan with dynamic groups, and with documents' activations on the host, where checks and pins let it."""
+    """The plan with dynamic groups, and with documents' activations on the host, where checks and pins let it.
+
+    In a group its own way to cut attention, or the plain one.
+    """
     plan, pins = run.plan, pins or {}
     tokens = pins.get("context_tokens", plan.micro_batch_size * -(-run.training.sequence_length // plan.cp))
-    one = replace(
-        plan,
-        context_groups="dynamic",
-        context_tokens=tokens,
-        context=_way(plan),
-        ulysses=1,
-        inner_ring=1,
-        context_inner=PlanSpec().context_inner,
-    )
+    own = replace(plan, context_groups="dynamic", context_tokens=tokens)
+    plain = replace(own, context=_way(plan), ulysses=1, inner_ring=1, context_inner=PlanSpec().context_inner)
     found = []
-    for candidate in (one, replace(one, offload=True)) if not plan.offload else (one,):
+    for candidate in dict.fromkeys(replace(way, offload=away) for way in (plain, own) for away in (plan.offload, True)):
         if any(getattr(candidate, key) != pins[key] for key in REPLACED if key in pins):
             continue
         try:
@@ -151,6 +147,7 @@ def described(proposals: Sequence[Proposal]) -> list[str]:
     if first.plan.context_groups == "dynamic":
         tokens = "" if first.plan.context_tokens is None else f", context_tokens = {first.plan.context_tokens}"
         way = f'context = "{first.plan.context}", ' if first.plan.cp > 1 else ""
+        way += f"ulysses = {first.plan.ulysses}, " if first.plan.context == "mesh" else ""
         lines.append(f'proposed: plan {first.number}, {way}context_groups = "dynamic"{tokens}')
     else:
         lines.append(f"proposed: plan {first.number} as it is")

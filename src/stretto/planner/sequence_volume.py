@@ -73,7 +73,7 @@ def sequence_volume(
         members = who.sharers(rank)
         index = members.index(rank)
         found = _exchanged([count(shares[m]) for m in members], index, heads)
-        heads = _at_seat(heads, who.ulysses, index)
+        heads = at_seat(heads, who.ulysses, index)
     seats = who.seated(shares)
     seat = who.place(rank)[0]
     if len(seats) == 1:
@@ -100,7 +100,7 @@ def _exchanged(tokens: list[int], index: int, heads: Heads) -> Volume:
     return Volume(forward=each * (there + back), backward=each * (dout + gradients))
 
 
-def _at_seat(heads: Heads, parts: int, index: int) -> Heads:
+def at_seat(heads: Heads, parts: int, index: int) -> Heads:
     """The heads that one of the ranks of a seat has; key/value heads that a cut runs through are one per query head."""
     (start, stop), (first, last) = heads_of(heads.heads, heads.kv_heads, parts, index)
     even = uneven_reads(heads.heads, heads.kv_heads, parts, index) is None

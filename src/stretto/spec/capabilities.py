@@ -41,7 +41,7 @@ CONTEXT_INNER = ("ulysses", "ring")
 """What of the 2D mesh can lie inside (``plan.context_inner``)."""
 CONTEXT_GROUPS = ("static", "dynamic")
 """Which ranks can share a document (``plan.context_groups``)."""
-GROUPED_CONTEXT = ("ring", "token-ring", "all-gather")
+GROUPED_CONTEXT = ("ring", "ulysses", "mesh", "token-ring", "all-gather")
 """How attention can be cut over dynamic groups."""
 ATTENTION_BACKENDS = ("auto", "blockwise", "flash", "flex")
 """Who can compute attention (``plan.attention_backend``)."""

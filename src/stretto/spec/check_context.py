@@ -6,8 +6,9 @@ from stretto.spec import capabilities
 from stretto.spec.check_groups import check_groups
 from stretto.spec.check_values import one_of
 from stretto.spec.errors import ConfigError, UnsupportedError
+from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSpec
-from stretto.spec.sequence import Arrangement
+from stretto.spec.sequence import Arrangement, pool_of
 
 
 def check_context(run: RunSpec) -> None:
@@ -21,6 +22,8 @@ def check_context(run: RunSpec) -> None:
     _backend(run)
     _seats(run)
     if plan.cp == 1:
+        if plan.context == "mesh":  # of groups of their own for documents
+            _heads(run)
         return
     if run.model.family == "foreign":
         raise UnsupportedError(
@@ -80,9 +83,9 @@ def _backend(run: RunSpec) -> None:
 def _seats(run: RunSpec) -> None:
     plan = run.plan
     if plan.context == "mesh":
-        if plan.ulysses < 1 or plan.cp % plan.ulysses:
+        if plan.ulysses < 1 or pool_of(plan) % plan.ulysses:
             raise ConfigError(
-                f"plan.ulysses = {plan.ulysses} can't divide plan.cp = {plan.cp} ranks evenly; "
+                f"plan.ulysses = {plan.ulysses} can't divide {_pool_text(plan)} ranks evenly; "
                 f"it may be {_either(_sharers(run))}."
             )
     elif plan.ulysses != 1:
@@ -95,7 +98,7 @@ def _seats(run: RunSpec) -> None:
             f"plan.context_inner = {plan.context_inner!r} belongs to the 2D mesh, but plan.context = {plan.context!r}; "
             'set plan.context = "mesh", or leave plan.context_inner out.'
         )
-    seats = Arrangement.of(plan).seats
+    seats = Arrangement.of_group(plan, pool_of(plan)).seats
     if plan.inner_ring == 1:
         return
     if plan.context not in ("ring", "mesh"):
@@ -112,7 +115,7 @@ def _seats(run: RunSpec) -> None:
 
 def _heads(run: RunSpec) -> None:
     plan, model = run.plan, run.model
-    ulysses = Arrangement.of(plan).ulysses
+    ulysses = plan.ulysses if plan.context == "mesh" else Arrangement.of(plan).ulysses
     heads = model.num_heads // plan.tp
     if heads % ulysses == 0:
         return
@@ -145,9 +148,13 @@ def _length(run: RunSpec) -> None:
 
 
 def _sharers(run: RunSpec) -> list[int]:
-    """How many ranks of cp may share heads."""
+    """How many ranks that share a document may share heads."""
     heads = run.model.num_heads // run.plan.tp
-    return [n for n in _divisors(run.plan.cp) if heads % n == 0]
+    return [n for n in _divisors(pool_of(run.plan)) if heads % n == 0]
+
+
+def _pool_text(plan: PlanSpec) -> str:
+    return f"plan.cp = {plan.cp}" if plan.context_groups == "static" else f"the {pool_of(plan)}"
 
 
 def _divisors(number: int) -> list[int]:

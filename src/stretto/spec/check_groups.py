@@ -7,6 +7,7 @@ from stretto.spec.check_values import one_of
 from stretto.spec.errors import ConfigError, UnsupportedError
 from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSettings, RunSpec
+from stretto.spec.sequence import Arrangement, group_sizes, pool_of
 
 
 def check_groups(run: RunSpec) -> None:
@@ -53,7 +54,6 @@ def _of_plan(plan: PlanSpec) -> tuple[tuple[bool, str, str], ...]:
             f"plan.context = {plan.context!r}",
             f"it may be {', '.join(capabilities.GROUPED_CONTEXT)}",
         ),
-        (plan.inner_ring > 1, f"plan.inner_ring = {plan.inner_ring}", "leave plan.inner_ring out"),
         (
             order != plain,
             "chunks, options, passes or a file of a schedule",
@@ -78,10 +78,17 @@ def _of_model(run: RunSpec) -> tuple[tuple[bool, str, str], ...]:
 
 
 def _memory(run: RunSpec) -> None:
+    """The longest document must fit on the largest group that can share it."""
     plan, length = run.plan, run.training.sequence_length
-    ranks = plan.cp * plan.dp
-    if plan.context_tokens is not None and plan.context_tokens * ranks < length:
-        raise ConfigError(
-            f"plan.context_tokens = {plan.context_tokens} leaves no room for a document of training.sequence_length = "
-            f"{length} tokens on {ranks} ranks; set it to at least {-(-length // ranks)}."
-        )
+    ranks, heads = pool_of(plan), run.model.num_heads // plan.tp
+    most = next(n for n in group_sizes(ranks) if heads % Arrangement.of_group(plan, n).ulysses == 0)
+    tokens = plan.context_tokens or plan.micro_batch_size * -(-length // plan.cp)
+    if tokens * most >= length:
+        return
+    said = f"plan.context_tokens = {tokens}{'' if plan.context_tokens else ' (what the static mesh would hold)'}"
+    who = "1 rank" if most == 1 else f"{most} ranks"
+    why = "" if most == ranks else f" (no larger group of the {ranks} can split {heads} heads)"
+    raise ConfigError(
+        f"{said} leaves no room for a document of training.sequence_length = "
+        f"{length} tokens on {who}{why}; set it to at least {-(-length // most)}."
+    )

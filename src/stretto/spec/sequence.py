@@ -10,6 +10,7 @@ ring may have an inner level (LoongTrain's double ring).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -62,6 +63,23 @@ def count(ranges: Iterable[Range]) -> int:
     return sum(stop - start for start, stop in ranges)
 
 
+def group_sizes(ranks: int) -> tuple[int, ...]:
+    """Sizes of the groups that documents can have of so many ranks, each dividing the one before.
+
+    >>> group_sizes(8), group_sizes(6), group_sizes(7)
+    ((8, 4, 2, 1), (6, 3, 1), (7, 1))
+    """
+    sizes = [ranks]
+    while sizes[-1] > 1:
+        sizes.append(sizes[-1] // next(n for n in range(2, sizes[-1] + 1) if sizes[-1] % n == 0))
+    return tuple(sizes)
+
+
+def pool_of(plan: PlanSpec) -> int:
+    """Ranks that can share a document: those of cp, or in dynamic groups all that read data."""
+    return plan.cp if plan.context_groups == "static" else plan.cp * plan.dp
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
     """A rank's part of a document that has a group of ranks of its own."""
@@ -92,13 +110,22 @@ class Arrangement:
     @classmethod
     def of(cls, plan: PlanSpec) -> Arrangement:
         """The arrangement that a plan asks for."""
-        ulysses = {"ulysses": plan.cp, "mesh": plan.ulysses}.get(plan.context, 1)
+        return cls.of_group(plan, plan.cp)
+
+    @classmethod
+    def of_group(cls, plan: PlanSpec, ranks: int) -> Arrangement:
+        """The plan's arrangement of some ranks that have a document to themselves.
+
+        Of a mesh they share heads as the plan's ``ulysses`` ranks do, or as many of them as divide the group; likewise
+        an inner ring.
+        """
+        ulysses = {"ulysses": ranks, "mesh": math.gcd(plan.ulysses, ranks)}.get(plan.context, 1)
         return cls(
-            ranks=plan.cp,
+            ranks=ranks,
             ulysses=ulysses,
             outside=plan.context if plan.context in ("token-ring", "all-gather") else "ring",
             ring_outside=plan.context_inner == "ulysses",
-            inner_ring=plan.inner_ring,
+            inner_ring=math.gcd(plan.inner_ring, ranks // ulysses),
         )
 
     @property
@@ -122,10 +149,10 @@ class Arrangement:
 
     def seated(self, shares: tuple[Ranges, ...]) -> tuple[Ranges, ...]:
         """Tokens of each seat, given those of each rank."""
-        return tuple(
-            joined(r for rank in range(self.ranks) if self.place(rank)[0] == seat for r in shares[rank])
-            for seat in range(self.seats)
-        )
+        held: list[list[Range]] = [[] for _ in range(self.seats)]
+        for rank, ranges in enumerate(shares):
+            held[self.place(rank)[0]] += ranges
+        return tuple(map(joined, held))
 
 
 def heads_of(heads: int, kv_heads: int, parts: int, index: int) -> tuple[Range, Range]:

@@ -23,7 +23,7 @@ from stretto.spec.front import FILL, fills, front_layers, wholly_frozen
 from stretto.spec.model import ModelSpec
 from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSpec
-from stretto.spec.sequence import Arrangement
+from stretto.spec.sequence import Arrangement, pool_of
 from stretto.spec.stages import balanced, stages_of
 from stretto.spec.states import SHARD_KEYS, of_plan
 from stretto.spec.training import TrainingSpec
@@ -121,8 +121,8 @@ def reduce_degrees(plan: PlanSpec) -> PlanSpec:
         axis = max(reducible, key=lambda name: getattr(plan, name))
         plan = replace(plan, **{axis: max(2, getattr(plan, axis) // 2)})
     plan = _states_still(plan, whole)
-    plan = replace(plan, ulysses=math.gcd(plan.ulysses, plan.cp))
-    return replace(plan, inner_ring=math.gcd(plan.inner_ring, Arrangement.of(plan).seats))
+    plan = replace(plan, ulysses=math.gcd(plan.ulysses, pool_of(plan)))
+    return replace(plan, inner_ring=math.gcd(plan.inner_ring, Arrangement.of_group(plan, pool_of(plan)).seats))
 
 
 def _states_still(plan: PlanSpec, before: PlanSpec) -> PlanSpec:
@@ -170,7 +170,7 @@ def shrink_model(run: RunSpec, plan: PlanSpec, training: TrainingSpec) -> ModelS
     """Narrow, with the ratio of query to key/value heads and several heads per tp rank where there were."""
     model, length = run.model, training.sequence_length
     kv_heads = plan.tp * min(2, max(1, model.kv_heads // run.plan.tp))
-    shared = Arrangement.of(plan).ulysses
+    shared = Arrangement.of_group(plan, pool_of(plan)).ulysses
     kv_heads *= shared // math.gcd(shared, kv_heads // plan.tp * (model.num_heads // model.kv_heads))
     num_heads = kv_heads * (model.num_heads // model.kv_heads)
     head_size = 8 if num_heads <= 8 else 4

@@ -6,6 +6,9 @@
 Messages go from rank to rank through one process group that holds them all, so a group of a few of them is nothing
 but their numbers: none has to be made, and no rank that a document doesn't concern hears of it.  Ranks that share
 several documents meet them in the same order, so nothing can block.
+
+Inside a group everything is as it is over cp: the ranks share the heads (Ulysses, FlexSP's way), pass keys round, or
+sit together at the seats of a ring, as far as their number lets them.
 """
 
 from __future__ import annotations
@@ -16,16 +19,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stretto.parallel.sequence.all_gather import AllGather
 from stretto.parallel.sequence.alone import Alone
-from stretto.parallel.sequence.opening import Cut
+from stretto.parallel.sequence.opening import Cut, scheme_of
 from stretto.parallel.sequence.pieces import Kernel, Scheme, Task, attend_over
 from stretto.parallel.sequence.results import Results
 from stretto.parallel.sequence.ring import Ring
+from stretto.parallel.sequence.shared_seat import SharedSeat, attend_together
 from stretto.parallel.sequence.sight import Sight
-from stretto.parallel.sequence.token_ring import TokenRing
+from stretto.parallel.sequence.ulysses import Exchange
 from stretto.parallel.wire import Wire
-from stretto.spec.sequence import Section
+from stretto.spec.sequence import Arrangement, Section, count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +36,8 @@ class GroupedAttend:
     """Attention of a rank's parts of documents, each to all of its own document."""
 
     wire: Wire
-    outside: str
-    """What circulates in a group: ``ring``, ``token-ring`` or ``all-gather``."""
+    arrange: Callable[[int], Arrangement]
+    """Who sits where in a group of so many ranks."""
     kernel: Kernel
     local: Callable[..., Tensor] | None = None
     """Attention over whole documents, for those that a rank has to itself; None: the kernel does them too."""
@@ -49,26 +52,49 @@ class GroupedAttend:
         sight = Sight(context.first)
         found = []
         for section in part.sections:
-            task = Task(kernel=self.kernel, seats=section.shares, sight=sight, results=self.results)
-            own = [x.narrow(2, section.start, task.tokens(self.seat(section))) for x in (q, k, v)]
+            length = count(section.shares[self.wire.index - section.first])
+            own = [x.narrow(2, section.start, length) for x in (q, k, v)]
             if self.local is not None and len(section.shares) == 1 and context.first is None:
                 found.append(self.local(*own, context))
             else:
-                found.append(attend_over(self.scheme(section), task, *own))
+                found.append(self._attend(section, sight, own))
         return torch.cat(found, dim=2)
 
-    def seat(self, section: Section) -> int:
-        """This rank's place in a document's group."""
-        return self.wire.index - section.first
+    def _attend(self, section: Section, sight: Sight, own: list[Tensor]) -> Tensor:
+        """Own tokens of one document to all of it."""
+        who = self.arrangement(section)
+        task = Task(kernel=self.kernel, seats=who.seated(section.shares), sight=sight, results=self.results)
+        scheme = self._scheme(who, section)
+        if who.ulysses == 1:
+            return attend_over(scheme, task, *own)
+        assert isinstance(scheme, Ring), "only a ring has seats that ranks share"
+        index = self.wire.index - section.first
+        sharers = who.sharers(index)
+        exchange = Exchange(
+            wire=self.wire,
+            members=_on_wire(section, sharers),
+            index=sharers.index(index),
+            shares=tuple(section.shares[m] for m in sharers),
+            heads=own[0].shape[1],
+            kv_heads=own[1].shape[1],
+        )
+        return attend_together(SharedSeat(exchange=exchange, ring=scheme), task, *own)
 
-    def scheme(self, section: Section) -> Scheme:
-        """What circulates between the ranks of a document."""
-        size, seat = len(section.shares), self.seat(section)
-        if size == 1:
+    def arrangement(self, section: Section) -> Arrangement:
+        """Who sits where in a document's group; a plain ring where a rank has no token of it, and nothing to share."""
+        who = self.arrange(len(section.shares))
+        if who.ulysses > 1 and not all(map(count, section.shares)):
+            return Arrangement(ranks=who.ranks)
+        return who
+
+    def _scheme(self, who: Arrangement, section: Section) -> Scheme:
+        """What circulates between the seats of a document."""
+        if who.ranks == 1:
             return Alone()
-        members = tuple(range(section.first, section.first + size))
-        if self.outside == "token-ring":
-            return TokenRing(wire=self.wire, members=members, seat=seat)
-        if self.outside == "all-gather":
-            return AllGather(wire=self.wire, members=members, seat=seat)
-        return Ring(wire=self.wire, members=members, seat=seat, inner=size)
+        index = self.wire.index - section.first
+        return scheme_of(who, self.wire, members=_on_wire(section, who.ring(index)), seat=who.place(index)[0])
+
+
+def _on_wire(section: Section, members: tuple[int, ...]) -> tuple[int, ...]:
+    """Where members of a group are among all ranks."""
+    return tuple(section.first + member for member in members)

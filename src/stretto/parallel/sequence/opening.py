@@ -98,10 +98,17 @@ class ContextAttend:
         who = self.arrangement
         if who.ranks == 1:
             return Alone()
-        members, seat = who.ring(self.wire.index), who.place(self.wire.index)[0]
-        if who.outside == "token-ring":
-            return TokenRing(wire=self.wire, members=members, seat=seat)
-        if who.outside == "all-gather":
-            return AllGather(wire=self.wire, members=members, seat=seat)
-        inner = who.inner_ring if who.inner_ring > 1 else who.seats
-        return Ring(wire=self.wire, members=members, seat=seat, inner=inner)
+        return scheme_of(who, self.wire, members=who.ring(self.wire.index), seat=who.place(self.wire.index)[0])
+
+
+def scheme_of(who: Arrangement, wire: Wire, *, members: tuple[int, ...], seat: int) -> Scheme:
+    """What circulates between the seats of an arrangement, of which this rank has ``seat``.
+
+    ``members``: the rank on the wire of each seat with which this one makes a ring.
+    """
+    if who.outside == "token-ring":
+        return TokenRing(wire=wire, members=members, seat=seat)
+    if who.outside == "all-gather":
+        return AllGather(wire=wire, members=members, seat=seat)
+    inner = who.inner_ring if who.inner_ring > 1 else who.seats
+    return Ring(wire=wire, members=members, seat=seat, inner=inner)
