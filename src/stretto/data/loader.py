@@ -76,12 +76,15 @@ class Loader:
         first = (step - 1) * self.share.global_batch_size + self.share.dp_rank * self.share.sequences
         return np.arange(first, first + self.share.sequences, dtype=np.int64)
 
+    def rows(self, step: int) -> Rows:
+        """What this rank reads in ``step`` (from 1), row after row."""
+        return self._rows(*self.order.samples_at(self.samples(step)))
+
     def step(self, step: int) -> list[Batch]:
         """The micro-batches of ``step`` (from 1), in order."""
         import torch
 
-        samples = self.samples(step)
-        rows = self._rows(*self.order.samples_at(samples))
+        samples, rows = self.samples(step), self.rows(step)
         size = self.share.micro_batch_size
         batches = []
         for at in range(0, len(samples), size):

@@ -148,8 +148,8 @@ def context_seconds(work: Workload, calibration: Calibration) -> tuple[float, fl
         carried, back = seen * (0.5 + SUM_SHARE) * queries, seen * (1 + 1.5 * SUM_SHARE) * queries
     ring = group(work, seats, plan.tp * plan.cp // seats, calibration)
     return (
-        exchanged[0] + _under(ring, carried, attention.forward, calibration),
-        exchanged[1] + _under(ring, back, attention.backward, calibration),
+        exchanged[0] + under(ring, carried, attention.forward, calibration),
+        exchanged[1] + under(ring, back, attention.backward, calibration),
     )
 
 
@@ -211,7 +211,7 @@ def _states_seconds(work: Workload, calibration: Calibration) -> tuple[float, fl
     return chain, chain
 
 
-def _under(ring: Group, message: float, attention: float, calibration: Calibration) -> float:
+def under(ring: Group, message: float, attention: float, calibration: Calibration) -> float:
     """What a seat waits for n - 1 messages of so many bytes, each beside one of n blocks of its attention."""
     travels = ring.latency + message / ring.bytes_per_second
     waits = max(0.0, travels - attention / ring.size)

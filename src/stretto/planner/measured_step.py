@@ -309,7 +309,7 @@ def _waits(work: Workload, machine: Machine) -> float:
     return seconds
 
 
-def _ends(work: Workload, machine: Machine) -> tuple[float, float]:
+def ends(work: Workload, machine: Machine) -> tuple[float, float]:
     """Seconds in which the embedding and the head wait for ranks of tp, each way."""
     width = work.stack.parameter_bytes
     once = machine.collective("exchange", work.plan.tp, work.tokens * work.model.hidden_size * width)
@@ -336,9 +336,9 @@ def _operations(work: Workload, machine: Machine, one: Layer) -> tuple[dict[Kind
     work_of = {Kind.F: forward, Kind.R: forward, Kind.B: both, Kind.I: inputs}
     waits = [one.waits * layers for layers in work.layers]
     if work.plan.tp > 1:
-        ends = _ends(work, machine)
-        waits[0] += ends[0]
-        waits[-1] += ends[1]
+        first, final = ends(work, machine)
+        waits[0] += first
+        waits[-1] += final
     if fills(work.plan):  # a frozen stage for each layer in front, or for the embedding alone, and the landing
         layers = [1.0] * work.ahead or [0.0]
         forward += [*(calls[0] + one.forward * number for number in layers), 0.0]

@@ -6,9 +6,12 @@ there is none, rather than one of assumed rates.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from stretto.planner.document_memory import document_memory
+from stretto.planner.document_step import document_step
 from stretto.planner.memory import RankMemory, memory
 from stretto.planner.request import Request
 from stretto.planner.step import StepTime, step_time
@@ -36,24 +39,41 @@ class Prediction:
         }
 
 
-def predict(run: RunSpec, *, cuda: bool = False) -> Prediction | None:
+def predict(
+    run: RunSpec, *, cuda: bool = False, documents: Sequence[Sequence[int]] = (), uncounted: int = 0
+) -> Prediction | None:
     """What ``run`` is expected to take; None where that can't be told.
 
-    ``cuda``: the run is measured by the device's count of allocations; otherwise tensors are tracked.
+    Args:
+        cuda: the run is measured by the device's count of allocations; otherwise tensors are tracked.
+        documents: lengths of the documents of some steps, where documents have groups of their own: memory is that of
+            the first, which is the one whose memory is measured, time the median one.
+        uncounted: first of these steps that don't count in the median.
     """
     if run.model.family == "foreign" or run.plan.asynchronous != "none" or not _of_this(run, cuda):
         return None
-    if run.plan.context_groups == "dynamic":  # which documents come isn't known, and rows aren't what is computed
+    grouped = run.plan.context_groups == "dynamic"
+    if grouped and not documents:
         return None
     try:
         request = Request(run=run)
         if request.assumed:
             return None
+        if grouped:
+            return _of_documents(request, documents, uncounted)
         work = request.work(run.plan)
         ranks = memory(work, request.margin) if cuda or work.vocabulary else tracked(work)
         return Prediction(time=step_time(work, request.calibration), memory=max(ranks, key=lambda rank: rank.total))
     except StrettoError:
         return None
+
+
+def _of_documents(request: Request, documents: Sequence[Sequence[int]], uncounted: int) -> Prediction:
+    """Of steps with these documents."""
+    counted = documents[uncounted:] or documents
+    times = sorted((document_step(request, lengths) for lengths in counted), key=lambda time: time.total)
+    ranks = document_memory(request, documents[0])
+    return Prediction(time=times[(len(times) - 1) // 2], memory=max(ranks, key=lambda rank: rank.total))
 
 
 def _of_this(run: RunSpec, cuda: bool) -> bool:

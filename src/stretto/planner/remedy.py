@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
+from stretto.planner.document_memory import document_memory
+from stretto.planner.document_portions import memory_tokens, plain_plan
 from stretto.planner.estimate import Estimate, estimate
 from stretto.planner.request import Request
 from stretto.spec.check import check
@@ -35,11 +37,14 @@ class Remedy:
 
     changes: Mapping[str, Any]
     estimate: Estimate
+    timed: bool = True
+    """Whether its step is told: with dynamic groups that depends on documents that aren't known here."""
 
     def __str__(self) -> str:
         """As a run file would say it, with what it takes."""
         written = ", ".join(f"plan.{key} = {_written(value)}" for key, value in self.changes.items())
-        return f"{written} ({format_bytes(self.estimate.peak_bytes)}, {format_seconds(self.estimate.seconds)} a step)"
+        step = f", {format_seconds(self.estimate.seconds)} a step" if self.timed else ""
+        return f"{written} ({format_bytes(self.estimate.peak_bytes)}{step})"
 
 
 def refuse_unfit(run: RunSpec) -> None:
@@ -49,8 +54,6 @@ def refuse_unfit(run: RunSpec) -> None:
     """
     if not run.run.refuse_unfit or run.model.family == "foreign":
         return
-    if run.plan.context_groups == "dynamic" and (run.plan.offload or run.plan.context_tokens is not None):
-        return  # micro-batches are not those of rows
     try:
         request = Request(run=replace(run, cluster=_with_memory(run)))
     except UnsupportedError:
@@ -75,7 +78,8 @@ def remedies(request: Request, plan: PlanSpec, *, most: int = SHOWN) -> tuple[Re
     single = list(_changes(request, plan))
     found = _fitting(request, plan, single)
     if len(found) < most:
-        pairs = [{**one, **other} for one, other in combinations(single, 2) if not set(one) & set(other)]
+        others = [change for change in single if "context_tokens" not in change]  # which fits by itself
+        pairs = [{**one, **other} for one, other in combinations(others, 2) if not set(one) & set(other)]
         found += _fitting(request, plan, pairs)[: most - len(found)]
     return tuple(found[:most])
 
@@ -85,21 +89,46 @@ def _fitting(request: Request, plan: PlanSpec, changes: list[dict[str, Any]]) ->
     for change in changes:
         other = _estimated(request, replace(plan, **change))
         if other is not None and other.fits:
-            found.append(Remedy(changes=change, estimate=other))
+            found.append(Remedy(changes=change, estimate=other, timed=plan.context_groups == "static"))
     return sorted(found, key=lambda remedy: remedy.estimate.seconds)
 
 
 def _estimated(request: Request, plan: PlanSpec) -> Estimate | None:
     """None where the plan can't be run or told."""
     try:
-        check(replace(request.run, plan=plan), data=False)
-        return estimate(request, plan)
+        run = replace(request.run, plan=plan)
+        check(run, data=False)
+        found = estimate(request, plan if plan.context_groups == "static" else plain_plan(plan))
+        if plan.context_groups == "static":
+            return found
+        ranks = document_memory(replace(request, run=run))
+        fits = all(rank.total <= limit for rank, limit in zip(ranks, found.limits, strict=True))
+        return replace(found, memory=ranks, fits=fits)
     except (ConfigError, UnsupportedError, ScheduleError):
         return None
 
 
+def _room(request: Request, plan: PlanSpec) -> int | None:
+    """Tokens at most of a micro-batch of documents, so that it fits; None where no number does."""
+    run = request.run
+    least, most = -(-run.training.sequence_length // (plan.cp * plan.dp)), memory_tokens(replace(run, plan=plan)) - 1
+
+    def fits(tokens: int) -> bool:
+        found = _estimated(request, replace(plan, context_tokens=tokens))
+        return found is not None and found.fits
+
+    if most < least or not fits(least):
+        return None
+    while least < most:
+        middle = (least + most + 1) // 2
+        least, most = (middle, most) if fits(middle) else (least, middle - 1)
+    return least
+
+
 def _changes(request: Request, plan: PlanSpec) -> Iterator[dict[str, Any]]:
     """One change at a time."""
+    if plan.context_groups == "dynamic" and (tokens := _room(request, plan)) is not None:
+        yield {"context_tokens": tokens}
     order = ("none", "selective", "full")
     yield from ({"recompute": choice} for choice in order[order.index(plan.recompute) + 1 :])
     sizes = (size for size in range(plan.micro_batch_size - 1, 0, -1) if plan.micro_batch_size % size == 0)

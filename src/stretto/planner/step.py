@@ -109,7 +109,7 @@ def step_time(work: Workload, calibration: Calibration | None = None) -> StepTim
         context_communication=layers * sum(context),
         host_communication=_host_seconds(work, whole, calibration),
     )
-    return replace(time, expected_error=expected_error(_causes(time), work.cluster.name))
+    return replace(time, expected_error=expected_error(causes(time), work.cluster.name))
 
 
 def _mixed_step(work: Workload, given: Calibration | None) -> StepTime:
@@ -139,7 +139,7 @@ def _mixed_step(work: Workload, given: Calibration | None) -> StepTime:
         context_communication=min(context, longest),
         host_communication=_host_seconds(work, whole, rates),
     )
-    return replace(time, expected_error=expected_error(_causes(time), work.cluster.name))
+    return replace(time, expected_error=expected_error(causes(time), work.cluster.name))
 
 
 def exposed_seconds(work: Workload, longest: float, calibration: Calibration, held: float | None = None) -> float:
@@ -155,8 +155,8 @@ def exposed_seconds(work: Workload, longest: float, calibration: Calibration, he
     return waits + calibration.overlap * (each + once - waits)
 
 
-def _causes(time: StepTime) -> dict[str, float]:
-    """Seconds by the causes whose uncertainty is known."""
+def causes(time: StepTime) -> dict[str, float]:
+    """Seconds of a step by the causes whose uncertainty is known."""
     return {
         "work": time.work - time.tensor_communication - time.context_communication,
         "tensor": time.tensor_communication,

@@ -19,6 +19,7 @@ from stretto.spec.contract import Observer, Stack
 from stretto.spec.run import RunSpec
 from stretto.trainer.compiling import rehearse
 from stretto.trainer.corpus import prepare_corpus
+from stretto.trainer.document_steps import foresee
 from stretto.trainer.fitting import find_checkpoint
 from stretto.trainer.hooks import QUIET, Hooks
 from stretto.trainer.host_memory import host_bytes
@@ -101,7 +102,11 @@ class Loop:
         self._metrics = MetricsFile(folder / "metrics.jsonl", after=self._done) if lead else None
         self._evals = MetricsFile(folder / "eval.jsonl", after=self._done) if lead else None
         self._board = Board(folder / "tensorboard", after=self._done) if lead and run.run.tensorboard else None
-        self._first = FirstSteps.of(run, cuda=device.type == "cuda") if lead else None
+        self._first: FirstSteps | None = None
+        if lead:
+            self._first, said = foresee(run, self._corpus, done=self._done, cuda=device.type == "cuda")
+            if said is not None:
+                self._say(said)
 
     def _loader(self, split: Any) -> Loader:
         plan, training = self._run.plan, self._run.training

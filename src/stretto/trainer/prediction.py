@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,15 @@ class FirstSteps:
         self._over = False
 
     @classmethod
-    def of(cls, run: RunSpec, *, cuda: bool = False) -> FirstSteps | None:
-        """None where the planner predicts nothing."""
-        prediction = predict(run, cuda=cuda)
+    def of(cls, run: RunSpec, *, cuda: bool = False, documents: Sequence[Sequence[int]] = ()) -> FirstSteps | None:
+        """None where the planner predicts nothing; ``documents``: lengths, of these very steps."""
+        prediction = predict(run, cuda=cuda, documents=documents, uncounted=UNCOUNTED)
         return None if prediction is None else cls(run, prediction)
+
+    def foretold(self) -> str:
+        """What is expected, for a run whose steps depend on the documents in them."""
+        seconds, held = self._prediction.time.total, self._prediction.memory.total
+        return f"a step {format_seconds(seconds)} predicted, memory {format_bytes(held)}"
 
     def note(self, record: Mapping[str, Any]) -> str | None:
         """Take a step's record; the line to say once there are enough, or the run is at its end with two at least."""
