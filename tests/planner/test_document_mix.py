@@ -86,7 +86,7 @@ def test_plans_that_can_have_groups() -> None:
     assert (plain.context, plain.context_tokens, plain.offload, away.offload) == ("ring", 8192, False, True)
     assert (own.context, own.ulysses, own.offload) == ("mesh", 4, False)
     assert grouped(run_of("h100:16", pp=2, cp=8, schedule="zb-h1")) == []
-    assert len(grouped(run_of("h100:16", pp=2, cp=8))) == 1, "offload not over pp"
+    assert [plan.offload for plan in grouped(run_of("h100:16", pp=2, cp=8))] == [False, True]
 
 
 def test_links_inside_a_node_are_faster() -> None:
@@ -94,6 +94,15 @@ def test_links_inside_a_node_are_faster() -> None:
     assert costs.near == 8 and costs.near_exchange < costs.exchange
     assert [costs.passed(n) for n in (2, 8, 16)] == [costs.near_exchange] * 2 + [costs.exchange]
     assert costs_of(run_of("h100:8", cp=8)).near == 0
+
+
+def test_a_stage_hides_its_own_blocks() -> None:
+    """Over pp a rank has half the blocks, and half the forward to hide their copies under."""
+    whole, half = (costs_of(run_of("h100:16", pp=pp, cp=8, offload=True)).host for pp in (1, 2))
+    assert whole is not None and half is not None and half.blocks == whole.blocks // 2 == 16
+    forward = 20 * 1000 * whole.copy / 30 * 32  # 20 of the 30 that may go
+    assert (whole.hidden(forward, 1000), half.hidden(forward, 1000)) == (20, 9)
+    assert half.kept(8) == (half.ends + 8) / (half.ends + 16)
 
 
 def test_the_proposal_is_the_solver_s() -> None:

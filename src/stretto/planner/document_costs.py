@@ -11,11 +11,12 @@ then fits on fewer ranks.  Of a model's blocks the first ``away`` go, and the bu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from stretto.planner.flops import BACKWARD, parameters
 from stretto.planner.group_messages import Links, messages_of
+from stretto.spec.stages import stages_of
 
 if TYPE_CHECKING:
     from stretto.spec.model import ModelSpec
@@ -37,9 +38,10 @@ class Host:
     """The host's memory, where activations of long documents can be between forward and backward."""
 
     blocks: int
-    """Blocks of the model, on one rank."""
+    """Blocks of the fullest stage; the others hold less of a micro-batch, and as many of theirs go."""
     copy: float
-    """One way of one token's activation of one block, in the unit of the costs."""
+    """One way of one token's activation of one block, in the unit of the costs: those of ``blocks`` blocks are taken
+    for a whole document's, so over pp it is as many times dearer as the model has more."""
     ends: float = 0.0
     """What a token keeps besides (logits), in activations of a block; it stays."""
 
@@ -148,7 +150,7 @@ def costs_of(run: RunSpec) -> Costs:
         near=of_node,
         near_exchange=keys * passed * near,
         window=model.sliding_window,
-        host=host_of(model, run.plan.recompute, element_bytes=size, per_byte=way) if run.plan.offload else None,
+        host=_host(run, element_bytes=size, per_byte=way) if run.plan.offload else None,
         messages=messages_of(run, Links(near=of_node, near_byte=near, byte=per_byte), element_bytes=size),
     )
 
@@ -161,6 +163,13 @@ def block_numbers(model: ModelSpec, recompute: str) -> int:
         return model.hidden_size + queries
     ups = 2 if model.family == "gpt2" else 4
     return 4 * model.hidden_size + 2 * queries + 2 * keys + ups * model.intermediate_size
+
+
+def _host(run: RunSpec, *, element_bytes: int, per_byte: float) -> Host:
+    """The host of a run's documents, whose blocks are those of the fullest stage."""
+    whole = host_of(run.model, run.plan.recompute, element_bytes=element_bytes, per_byte=per_byte)
+    blocks = max(stages_of(run))
+    return replace(whole, blocks=blocks, copy=whole.copy * whole.blocks / blocks)
 
 
 def host_of(model: ModelSpec, recompute: str, *, element_bytes: int, per_byte: float) -> Host:

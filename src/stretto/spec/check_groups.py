@@ -35,11 +35,6 @@ def _of_plan(plan: PlanSpec) -> tuple[tuple[bool, str, str], ...]:
     plain = (usual.chunks, usual.schedule_file, usual.passes, usual.options)
     return (
         (
-            plan.offload and plan.pp > 1,
-            f"plan.offload and plan.pp = {plan.pp}, whose ranks hold several micro-batches at once",
-            "leave plan.offload out, or use cp, tp, dp_shard and dp_replicate",
-        ),
-        (
             plan.schedule not in capabilities.GROUPED_SCHEDULES,
             f"plan.schedule = {plan.schedule!r}, since steps differ in their micro-batches",
             f"it may be {' or '.join(capabilities.GROUPED_SCHEDULES)}",

@@ -92,7 +92,7 @@ def shrink(run: RunSpec) -> Shrunk:
         plan = replace(plan, options={**plan.options, "time_budget": SEARCH_SECONDS})
     cluster = ClusterSpec()
     if plan.context_groups == "dynamic" and plan.offload:
-        stages, cluster = (OFFLOADED,), replace(cluster, peak_flops_float32=SLOW)
+        stages, cluster = (OFFLOADED,) * plan.pp, replace(cluster, peak_flops_float32=SLOW)
     plan = replace(plan, stages=stages, micro_batch_size=min(plan.micro_batch_size, 2))
     training = shrink_training(run, plan)
     if plan.context_groups == "dynamic":  # little room, so that documents need groups of several sizes

@@ -6,7 +6,8 @@ has computed, and come back in reverse; the budget is what the others take, two 
     forward    │F0│F1│F2│F3│F4│F5│       away 4: F2 waits for 0 to be gone, F5 for 3; before that copies take their time
     backward   │B5│B4│B3│B2│B1│B0│       B4 begins with the way back of 3, into the memory that B5 gave back
 
-What is held depends on the order alone, not on how fast copies are; a copy that is late is waited for.
+What is held depends on the order alone, not on how fast copies are; a copy that is late is waited for.  A forward ends
+when what goes has gone, so over pp a stage holds no more of each of its micro-batches than of the one at work.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ TURNS = 2
 
 
 class SelectiveStage(Stage):
-    """A stage that plays one micro-batch after the other and keeps less of some of them.
+    """A stage that keeps less of some micro-batches.
 
     Args:
         index, segments: see Stage.
-        offloader: moves what goes, keyed by a segment's position and the micro-batch.
+        offloader: moves what goes, keyed by a segment's position and the micro-batch; a rank has one stage.
     """
 
     def __init__(self, index: int, segments: Sequence[Segment], offloader: Offloader) -> None:
@@ -84,7 +85,7 @@ class SelectiveStage(Stage):
 
     def _away(self, batch: Any) -> int:
         """Blocks whose activations of this micro-batch go."""
-        return 0 if batch.part is None else min(batch.part.away, len(self._blocks))
+        return 0 if batch.part is None else max(0, min(batch.part.away, len(self._blocks) - TURNS))
 
     def _budget(self, away: int) -> int:
         """Blocks whose activations may be here at once."""
