@@ -12,12 +12,12 @@ import stretto.spec
 
 NAMES = """
     CheckpointError CheckpointSpec ClusterSpec ConfigError DataError DataSpec ModelSpec PlanSpec RankError RopeScaling
-    RunSettings RunSpec ScheduleError SourceSpec StrettoError TrainingSpec UnsupportedError
+    RunSettings RunSpec ScheduleError SourceSpec StrettoError TrainingSpec UnsupportedError VideoSpec
     check cluster_preset convert diagnose generate load_run model_preset plan simulate train verify
 """
 SPEC_NAMES = """
     CheckpointSpec ClusterSpec DataSpec ModelSpec PlanSpec RopeScaling RunSettings RunSpec SourceSpec TrainingSpec
-    check cluster_preset load_run model_preset stages_of
+    VideoSpec check cluster_preset load_run model_preset stages_of
 """
 PLANNER_NAMES = "Parameters flops_per_token forward_flops_per_token mfu parameters"
 

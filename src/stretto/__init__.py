@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         StrettoError,
         UnsupportedError,
     )
-    from stretto.spec.model import ModelSpec, RopeScaling
+    from stretto.spec.model import ModelSpec, RopeScaling, VideoSpec
     from stretto.spec.plan import PlanSpec
     from stretto.spec.presets_cluster import cluster_preset
     from stretto.spec.presets_model import model_preset
@@ -50,7 +50,7 @@ _HOMES = {
         "StrettoError",
         "UnsupportedError",
     ),
-    "stretto.spec.model": ("ModelSpec", "RopeScaling"),
+    "stretto.spec.model": ("ModelSpec", "RopeScaling", "VideoSpec"),
     "stretto.spec.plan": ("PlanSpec",),
     "stretto.spec.presets_cluster": ("cluster_preset",),
     "stretto.spec.presets_model": ("model_preset",),
@@ -77,6 +77,7 @@ __all__ = [
     "StrettoError",
     "TrainingSpec",
     "UnsupportedError",
+    "VideoSpec",
     "check",
     "cluster_preset",
     "convert",

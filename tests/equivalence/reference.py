@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from stretto.assemble.draw import draw
+from stretto.data import ClipLoader, Share, prepare_clips
 from stretto.models.build import build_model
 from stretto.spec.contract import IGNORE, Batch, Place
+from stretto.spec.data import DataSpec
 from stretto.spec.run import RunSpec
 from stretto.spec.sharding import Sharding
 from stretto.trainer.rate import learning_rate
@@ -35,8 +37,14 @@ class Record:
 
 
 def global_batch(run: RunSpec, step: int, *, documents: bool = True) -> Batch:
-    """A whole step's data: random tokens, very unequal numbers of valid labels, several documents a row."""
+    """A whole step's data: random tokens, very unequal numbers of valid labels, several documents a row.
+
+    Of clips what the loader gives.
+    """
     rows, length = run.training.global_batch_size, run.training.sequence_length
+    if run.model.video is not None:
+        share = Share(global_batch_size=rows, micro_batch_size=rows, seed=run.run.seed)
+        return ClipLoader(prepare_clips(DataSpec(path="waves"), run.model.video), share).step(step)[0]
     generator = torch.Generator().manual_seed(1000 * run.run.seed + step)
     tokens = torch.randint(0, run.model.vocab_size, (rows, length), generator=generator)
     labels = torch.randint(0, run.model.vocab_size, (rows, length), generator=generator)
@@ -61,7 +69,10 @@ def global_batch(run: RunSpec, step: int, *, documents: bool = True) -> Batch:
 def rows_of(batch: Batch, start: int, stop: int) -> Batch:
     """Some rows of a batch."""
     parts = {n: getattr(batch, n) for n in ("tokens", "labels", "positions", "documents", "samples")}
-    return Batch(**{n: None if t is None else t[start:stop] for n, t in parts.items()})
+    clips = batch.clips
+    if clips is not None:
+        clips = replace(clips, **{n: getattr(clips, n)[start:stop] for n in ("noisy", "velocity", "time")})
+    return Batch(clips=clips, **{n: None if t is None else t[start:stop] for n, t in parts.items()})
 
 
 def build_reference(run: RunSpec, dtype: torch.dtype) -> Any:

@@ -7,7 +7,7 @@ Between the two nothing knows: embeddings, norms, feed-forward, head and loss wo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -20,8 +20,9 @@ from stretto.parallel.sequence.opening import ContextAttend
 from stretto.parallel.sequence.pieces import Kernel
 from stretto.parallel.sequence.results import Results
 from stretto.parallel.sequence.states import WAYS, CutStates
+from stretto.parallel.sequence.switch import CutSwitch
 from stretto.parallel.wire import Wire
-from stretto.spec.contract import Batch, SequencePart
+from stretto.spec.contract import Batch, Clips, SequencePart
 from stretto.spec.plan import PlanSpec
 from stretto.spec.sequence import Arrangement, cut_sequence
 
@@ -50,7 +51,12 @@ class SequenceCut:
         return cls(ranks=plan.cp, index=mesh.index("cp"), layout=plan.context_layout, unit=plan.tp)
 
     def __call__(self, batch: Batch) -> Batch:
-        """This rank's tokens, labels and positions; documents too, and those of the whole rows beside them."""
+        """This rank's tokens, labels and positions; documents too, and those of the whole rows beside them.
+
+        Of clips its frames of what is noisy and its patches of what is to be told.
+        """
+        if batch.clips is not None:
+            return self._clips(batch, batch.clips)
         shares = cut_sequence(batch.tokens.shape[1], self.ranks, self.layout, unit=self.unit)
         tokens = torch.cat([torch.arange(*part, device=batch.tokens.device) for part in shares[self.index]])
 
@@ -66,9 +72,29 @@ class SequenceCut:
             part=SequencePart(shares=shares, tokens=tokens, documents=batch.documents),
         )
 
+    def _clips(self, batch: Batch, clips: Clips) -> Batch:
+        frames, patches = (
+            cut_sequence(size, self.ranks, "contiguous")[self.index][0]
+            for size in (clips.noisy.shape[1], clips.velocity.shape[2])
+        )
+        velocity = clips.velocity[:, :, slice(*patches)]
+        here = batch.labels[:, : velocity.shape[1] * velocity.shape[2]]
+        return replace(
+            batch,
+            tokens=here,
+            labels=here,
+            positions=here,
+            clips=replace(
+                clips, noisy=clips.noisy[:, slice(*frames)], velocity=velocity, frames=frames, patches=patches
+            ),
+        )
+
 
 class ContextFiller:
-    """Puts attention over cut rows into the ``attend`` of a model's blocks, and states over them into ``states``."""
+    """Puts attention over cut rows into the ``attend`` of a model's blocks, and states over them into ``states``.
+
+    Into ``switch`` of blocks over clips, what moves the cut.
+    """
 
     def __init__(self, plan: PlanSpec, mesh: Mesh) -> None:
         self._arrangement = Arrangement.of(plan)
@@ -93,6 +119,8 @@ class ContextFiller:
                 )
             if self._way is not None and hasattr(module, "states"):
                 cast(Any, module).states = CutStates(wire=self.wire, way=self._way, results=self._results)
+            if hasattr(module, "switch"):
+                cast(Any, module).switch = CutSwitch(wire=self.wire, ranks=self._arrangement.ranks)
 
 
 def results_in(block: nn.Module) -> Results | None:

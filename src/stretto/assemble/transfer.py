@@ -22,7 +22,9 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     def moved(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else move(tensor)
 
-    part = batch.part
+    part, clips = batch.part, batch.clips
+    if clips is not None:
+        clips = replace(clips, noisy=move(clips.noisy), velocity=move(clips.velocity), time=move(clips.time))
     return Batch(
         tokens=move(batch.tokens),
         labels=move(batch.labels),
@@ -30,4 +32,5 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         documents=moved(batch.documents),
         samples=move(batch.samples),
         part=None if part is None else replace(part, tokens=move(part.tokens), sources=moved(part.sources)),
+        clips=clips,
     )

@@ -19,7 +19,7 @@ from stretto.checkpoint.read import list_tensors, read_state
 from stretto.checkpoint.retention import latest
 from stretto.spec.contract import Piece
 from stretto.spec.errors import CheckpointError, UnsupportedError
-from stretto.spec.model import ModelSpec, RopeScaling
+from stretto.spec.model import ModelSpec, RopeScaling, VideoSpec
 
 MODEL = "model."
 """Prefix of weights among the tensors of a checkpoint."""
@@ -63,6 +63,8 @@ def find_stored(source: str | Path) -> Stored | None:
     fields = dict(state["model"])
     if fields.get("rope_scaling"):
         fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
+    if fields.get("video"):
+        fields["video"] = VideoSpec(**fields["video"])
     return Stored(
         path=path,
         model=ModelSpec(**fields),

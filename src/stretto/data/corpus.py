@@ -90,6 +90,11 @@ class Corpus:
     fingerprint: str
     """Hash of the tokens and of how they are packed and blended: equal means the same samples in the same order."""
 
+    @property
+    def encoding(self) -> str:
+        """Fingerprint of the tokenizer."""
+        return self.tokenizer.fingerprint
+
     def describe(self) -> str:
         """One line for people."""
         parts = [f"{self.train.num_documents:,} documents, {self.train.num_tokens:,} tokens"]

@@ -51,6 +51,12 @@ class Share:
         """Sequences that this rank reads per step."""
         return self.global_batch_size // self.dp_size
 
+    def samples(self, step: int) -> np.ndarray:
+        """Global sample indices, int64 [sequences], that this rank reads in ``step`` (from 1)."""
+        assert step >= 1
+        first = (step - 1) * self.global_batch_size + self.dp_rank * self.sequences
+        return np.arange(first, first + self.sequences, dtype=np.int64)
+
 
 class Loader:
     """Makes the Batches of a split for one data-parallel rank."""
@@ -72,9 +78,7 @@ class Loader:
 
     def samples(self, step: int) -> np.ndarray:
         """Global sample indices, int64 [sequences], that this rank reads in ``step`` (from 1)."""
-        assert step >= 1
-        first = (step - 1) * self.share.global_batch_size + self.share.dp_rank * self.share.sequences
-        return np.arange(first, first + self.share.sequences, dtype=np.int64)
+        return self.share.samples(step)
 
     def rows(self, step: int) -> Rows:
         """What this rank reads in ``step`` (from 1), row after row."""

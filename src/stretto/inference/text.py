@@ -15,7 +15,7 @@ from stretto.data import ByteTokenizer, load_tokenizer
 from stretto.inference.generate import generate
 from stretto.inference.sampling import Sampling
 from stretto.models.build import build_decoder
-from stretto.spec.errors import CheckpointError, DataError
+from stretto.spec.errors import CheckpointError, DataError, UnsupportedError
 from stretto.spec.resolve import read_model
 from stretto.spec.sharding import Sharding
 
@@ -61,6 +61,8 @@ def load_source(source: str | Path, *, dtype: torch.dtype | None = None, device:
 
 def load_stored(stored: Stored, *, dtype: torch.dtype | None, device: str) -> Source:
     """Load a checkpoint; the tokenizer must be the one that it was trained with."""
+    if stored.model.family == "video":
+        raise UnsupportedError(f"{stored.path} holds a model of family video, which writes no text.")
     tokenizer = load_tokenizer(stored.tokenizer)
     if tokenizer.fingerprint != stored.fingerprint:
         raise CheckpointError(

@@ -9,6 +9,7 @@ import torch
 from stretto.models.foreign import load_foreign
 from stretto.models.gpt import GPT
 from stretto.models.llama import Llama
+from stretto.models.video import VideoTransformer
 from stretto.spec.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,11 +30,14 @@ def build_model(spec: ModelSpec) -> Stack:
         # Its values are all there is of it, so a meta device around this call is not for it.
         with torch.device("cpu"):
             return load_foreign(spec)
+    if spec.family == "video":
+        check_heads(spec)
+        return cast("Stack", VideoTransformer(spec))
     return cast("Stack", build_decoder(spec))
 
 
 def build_decoder(spec: ModelSpec) -> Decoder:
-    """Build a model of a family that Stretto ships."""
+    """Build a model of text, of a family that Stretto ships."""
     check_heads(spec)
     return Llama(spec) if spec.family == "llama" else GPT(spec)
 

@@ -113,6 +113,8 @@ def _attention_ways(request: Request, core: PlanSpec) -> Iterator[PlanSpec]:
     heads, given = request.model.num_heads // core.tp, request.pins.get("ulysses")
     grouped, inner = request.pins.get("context_groups", "static") != "static", request.pins.get("inner_ring", 1)
     for way in request.values("context", capabilities.GROUPED_CONTEXT if grouped else capabilities.CONTEXT):
+        if way == capabilities.SWITCH:  # of clips alone
+            continue
         if inner > 1 and way not in ("ring", "mesh"):
             continue
         if way == "mesh":

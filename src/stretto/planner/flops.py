@@ -76,6 +76,8 @@ def parameters(model: ModelSpec) -> Parameters:
     """
     if model.family == "foreign":
         raise UnsupportedError("The sizes of a foreign model are not known before its module is loaded.")
+    if model.family == "video":
+        raise UnsupportedError("What a model of family video takes isn't estimated yet.")
     return _counted(model)
 
 
@@ -146,6 +148,6 @@ def mfu(
     ``tokens_per_second`` is the whole mesh's, ``peak_flops`` one device's in FLOP/s.  None where the
     peak is not known (0) or the model is foreign.
     """
-    if peak_flops <= 0 or model.family == "foreign":
+    if peak_flops <= 0 or model.family in ("foreign", "video"):
         return None
     return flops_per_token(model, sequence_length) * tokens_per_second / (num_devices * peak_flops)

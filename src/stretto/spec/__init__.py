@@ -9,7 +9,7 @@ from stretto.spec.check import check
 from stretto.spec.checkpoint import CheckpointSpec
 from stretto.spec.cluster import ClusterSpec
 from stretto.spec.data import DataSpec, SourceSpec
-from stretto.spec.model import ModelSpec, RopeScaling
+from stretto.spec.model import ModelSpec, RopeScaling, VideoSpec
 from stretto.spec.plan import PlanSpec
 from stretto.spec.presets_cluster import cluster_preset
 from stretto.spec.presets_model import model_preset
@@ -29,6 +29,7 @@ __all__ = [
     "RunSpec",
     "SourceSpec",
     "TrainingSpec",
+    "VideoSpec",
     "check",
     "cluster_preset",
     "load_run",

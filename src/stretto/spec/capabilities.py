@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-FAMILIES = ("llama", "gpt2", "foreign")
+FAMILIES = ("llama", "gpt2", "video", "foreign")
 """Model families (``model.family``)."""
 ONE, TWO, ANY, SEVERAL, EVEN = range(1, 2), range(2, 3), range(1, 65), range(2, 65), range(2, 65, 2)
 SCHEDULES = {
@@ -33,7 +33,9 @@ AXES = ("pp", "tp", "cp", "dp_replicate", "dp_shard")
 """Axes of the plan that may be larger than 1."""
 LATER_AXES = ("ep",)
 """Axes that a plan names already and that must be 1 in this version."""
-CONTEXT = ("ring", "ulysses", "mesh", "token-ring", "all-gather")
+SWITCH = "switch"
+"""How clips are cut over cp: by one of their dims, which changes inside each layer."""
+CONTEXT = ("ring", "ulysses", "mesh", "token-ring", "all-gather", SWITCH)
 """How attention can be cut over cp (``plan.context``)."""
 CONTEXT_LAYOUTS = ("zigzag", "contiguous")
 """Which tokens a cp rank can hold (``plan.context_layout``)."""
@@ -71,6 +73,10 @@ PLANNER = True
 """Whether ``auto`` in ``[plan]`` can be filled in."""
 EMBEDDED_CORPUS = "stdlib"
 """The value of ``data.path`` that stands for the text every machine has."""
+EMBEDDED_CLIPS = "waves"
+"""The value of ``data.path`` that stands for clips that every machine can draw."""
+CLIP_SUFFIXES = (".npy", ".safetensors")
+"""Files of clips, by their names' ends."""
 BYTES_TOKENIZER = "bytes"
 """The value of ``data.tokenizer`` that needs no file."""
 BYTES_VOCABULARY = 257

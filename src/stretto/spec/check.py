@@ -16,6 +16,7 @@ from stretto.spec.check_cluster import MOST, check_cluster
 from stretto.spec.check_context import check_context
 from stretto.spec.check_states import check_states
 from stretto.spec.check_values import check_data, check_model, check_settings, check_training, one_of
+from stretto.spec.check_video import check_clips, check_video
 from stretto.spec.errors import ConfigError, UnsupportedError
 from stretto.spec.front import check_front, front_layers
 from stretto.spec.plan import PlanSpec
@@ -41,17 +42,21 @@ def check(run: RunSpec, *, world_size: int | None = None, data: bool = True) -> 
     _schedule(run.plan)
     check_asynchronous(run)
     check_front(run)
-    if run.model.family != "foreign":  # a foreign model's sizes are known once its module is loaded
+    if run.model.family == "video":
+        check_video(run)
+        check_stages(run.plan, run.model.num_layers)
+    elif run.model.family != "foreign":  # a foreign model's sizes are known once its module is loaded
         _positions(run)
         _tensor_parallel(run)
         front = front_layers(run)
         check_stages(run.plan, run.model.num_layers - front, front=front)
     elif run.training.sequence_length % run.plan.tp:
         raise ConfigError(_sequence_error(run, _divisors(run.training.sequence_length)))
-    check_context(run)
+    if run.model.family != "video":
+        check_context(run)
     _batch(run)
     if data:
-        check_data(run)
+        check_clips(run) if run.model.family == "video" else check_data(run)
     check_cluster(run)
     if world_size is not None:
         check_world(run, world_size)

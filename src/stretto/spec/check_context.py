@@ -15,6 +15,11 @@ def check_context(run: RunSpec) -> None:
     """ConfigError where the plan's cp ranks can't cut the run's sequences; UnsupportedError for foreign models."""
     plan = run.plan
     one_of("plan.context", plan.context, capabilities.CONTEXT)
+    if plan.context == capabilities.SWITCH:
+        raise ConfigError(
+            f"plan.context = {plan.context!r} cuts clips, which have two dims, and model.family = {run.model.family!r} "
+            'has none; set plan.context = "ring", or take model.family = "video".'
+        )
     one_of("plan.context_layout", plan.context_layout, capabilities.CONTEXT_LAYOUTS)
     one_of("plan.context_inner", plan.context_inner, capabilities.CONTEXT_INNER)
     one_of("plan.linear_context", plan.linear_context, capabilities.LINEAR_CONTEXT)

@@ -20,6 +20,10 @@ from stretto.spec.training import TrainingSpec
 LARGEST = {"num_layers": 2**16, "num_heads": 2**16, "hidden_size": 2**31, "intermediate_size": 2**31}
 LARGEST |= {"vocab_size": 2**31, "max_positions": 2**40}
 """What the sizes of a model may be at most."""
+TEXT_ONLY: tuple[str, ...] = ("path", "vocab_size", "num_kv_heads", "head_dim", "max_positions", "rope_theta")
+TEXT_ONLY += ("rope_scaling", "tied_embeddings", "qkv_bias", "sliding_window", "qk_norm", "dropout", "attention")
+TEXT_ONLY += ("weights",)
+"""Keys of [model] that a model of clips doesn't read."""
 LARGEST_BATCH = 2**40
 """Sequences of a step."""
 
@@ -75,6 +79,7 @@ def check_model(model: ModelSpec) -> None:
             f'model.module = {model.module!r} is read with model.family = "foreign" only, not with '
             f"{model.family!r}; set that family, or leave it out."
         )
+    check_shape(model)
     _attention(model)
     _positive(
         "model",
@@ -103,7 +108,7 @@ def check_model(model: ModelSpec) -> None:
         )
     if model.sliding_window is not None and model.sliding_window < 1:
         raise ConfigError(f"model.sliding_window = {model.sliding_window} must be at least 1, or be left out.")
-    _gpt2(model) if model.family == "gpt2" else _llama(model)
+    _FAMILIES[model.family](model)
     if model.weights != "random" and not (model.weights and Path(model.weights).is_dir()):
         raise ConfigError(
             f'model.weights = {model.weights!r} is no folder; write "random" or a Hugging Face directory '
@@ -163,15 +168,21 @@ def check_data(run: RunSpec) -> None:
                 f"The corpus {path!r} doesn't exist (paths are relative to the working directory, {Path.cwd()}); "
                 f'name a file or folder, or "{capabilities.EMBEDDED_CORPUS}".'
             )
+    check_held_out(run)
+    _tokenizer(run)
+
+
+def check_held_out(run: RunSpec) -> None:
+    """Weights of the sources, and what is held out of them."""
+    data = run.data
     for index, source in enumerate(data.sources):
         _positive(f"data.sources[{index}]", source, ("weight",))
     _fraction("data.validation_fraction", data.validation_fraction)
     if run.training.eval_every and not data.validation_fraction:
         raise ConfigError(
-            f"training.eval_every = {run.training.eval_every} evaluates on held-out documents, but "
+            f"training.eval_every = {run.training.eval_every} evaluates on what is held out, but "
             "data.validation_fraction = 0 holds none out; set it, for example to 0.01, or eval_every = 0."
         )
-    _tokenizer(run)
 
 
 def _tokenizer(run: RunSpec) -> None:
@@ -241,6 +252,29 @@ def _gpt2(model: ModelSpec) -> None:
     for key in ("rope_scaling", "sliding_window", "qk_norm"):
         if getattr(model, key):
             raise ConfigError(f'model.{key} has no meaning in gpt2; leave it out, or take model.family = "llama".')
+
+
+def _video(model: ModelSpec) -> None:
+    """Nothing that belongs to text alone."""
+    for key in TEXT_ONLY:
+        if getattr(model, key) != getattr(ModelSpec(), key):
+            raise ConfigError(f"model.{key} has no meaning in family video; leave it out.")
+
+
+_FAMILIES = {"llama": _llama, "gpt2": _gpt2, "video": _video}
+
+
+def check_shape(model: ModelSpec) -> None:
+    """That clips have a shape where the family trains on clips, and only there."""
+    shape = model.video
+    if (shape is None) == (model.family == "video"):
+        raise ConfigError(
+            'model.family = "video" needs [model.video] with frames, patches and channels of a clip.'
+            if shape is None
+            else f'[model.video] is read with model.family = "video" only, not with {model.family!r}; leave it out.'
+        )
+    if shape is not None:
+        _positive("model.video", shape, ("frames", "patches", "channels"))
 
 
 def _finite(section: str, spec: Any) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from stretto.spec.sequence import Ranges, Section
+    from stretto.spec.sequence import Range, Ranges, Section
     from stretto.spec.sharding import TensorRule
 
 IGNORE = -100
@@ -49,6 +49,22 @@ class SequencePart:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Clips:
+    """Clips on the way from noise to data (rectified flow); of cut ones the frames, and the patches, that are here."""
+
+    noisy: Tensor
+    """float32 [B, frames here, P, C], (1 - time) clip + time noise."""
+    velocity: Tensor
+    """float32 [B, F, patches here, C], noise - clip: what is to be told."""
+    time: Tensor
+    """float32 [B], between 0 (the clip) and 1 (noise)."""
+    frames: Range
+    """Which frames ``noisy`` has."""
+    patches: Range
+    """Which patches ``velocity`` has."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """One micro-batch as the loader hands it to every stage."""
 
@@ -65,6 +81,8 @@ class Batch:
     """int64 [B], global sample index of each row; with seed and step it keys dropout."""
     part: SequencePart | None = None
     """Where the T tokens sit, if rows are cut over cp; None: these are whole rows."""
+    clips: Clips | None = None
+    """Of clips, what they are; tokens, labels and positions are then 0, one for each patch of each frame here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

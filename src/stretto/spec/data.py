@@ -1,4 +1,4 @@
-"""What text is trained on and how it becomes token sequences."""
+"""What is trained on, and how text becomes token sequences."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class DataSpec:
     """The corpus, its tokenizer and how documents are packed into sequences."""
 
     path: str | None = None
-    """File or folder; instead of ``sources``.  The value ``stdlib`` is Python's own standard library."""
+    """File or folder; instead of ``sources``.  The value ``stdlib`` is Python's own standard library.  Of family
+    = video .npy or .safetensors files of clips [clips, frames, patches, channels]; ``waves`` are drawn clips."""
     sources: tuple[SourceSpec, ...] = ()
     """Several corpora and their weights; instead of ``path``."""
     tokenizer: str = "bytes"

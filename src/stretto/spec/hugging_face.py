@@ -215,6 +215,8 @@ def architecture_of(spec: ModelSpec) -> str:
         return "gpt2"
     if spec.family == "foreign":
         raise UnsupportedError("A foreign model has no config.json of ours; save it with its own library.")
+    if spec.family == "video":
+        raise UnsupportedError("No Hugging Face architecture is a model of family video; keep its checkpoints.")
     if spec.qkv_bias and spec.qk_norm:
         raise UnsupportedError("No Hugging Face architecture has both qkv_bias and qk_norm; switch one off.")
     if spec.qk_norm:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Family = Literal["llama", "gpt2", "foreign"]
+Family = Literal["llama", "gpt2", "video", "foreign"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,8 +23,25 @@ class RopeScaling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VideoSpec:
+    """What a clip is, for family = video: latents [frames, patches, channels]."""
+
+    frames: int = 8
+    """Frames of a clip."""
+    patches: int = 16
+    """Patches of a frame, in the order of the file."""
+    channels: int = 4
+    """Numbers of a patch."""
+
+    @property
+    def tokens(self) -> int:
+        """Of a clip: one for each patch of each frame."""
+        return self.frames * self.patches
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """A decoder-only transformer.
+    """A decoder-only transformer; or with ``family = "video"`` a diffusion transformer over clips.
 
     Name a preset (``name``), a Hugging Face directory (``path``), or give the fields; fields given
     beside a preset or directory override it.
@@ -37,7 +54,8 @@ class ModelSpec:
     weights: str = "random"
     """``random``, or a Hugging Face directory with safetensors to start from."""
     family: Family = "llama"
-    """``llama`` (also Mistral, Qwen2, Qwen3 by configuration), ``gpt2``, or ``foreign``."""
+    """``llama`` (also Mistral, Qwen2, Qwen3 by configuration), ``gpt2``, ``video`` (a diffusion transformer that looks
+    along patches, then along frames), or ``foreign``."""
     module: str | None = None
     """For family = foreign: ``package.module:function`` or ``file.py:function`` that returns a Stack."""
     vocab_size: int = 260
@@ -77,6 +95,8 @@ class ModelSpec:
     attention: tuple[str, ...] = ("softmax",)
     """What the layers have in the place of attention, one name a layer and then again from the first: ``softmax``,
     ``linear`` (linear attention with decay) or ``delta`` (gated delta rule)."""
+    video: VideoSpec | None = None
+    """Clips, for family = video; there ``training.sequence_length`` is frames x patches."""
 
     @property
     def kv_heads(self) -> int:
@@ -91,6 +111,11 @@ class ModelSpec:
     def attention_of(self, layer: int) -> str:
         """The kind of attention of layer ``layer``, counted from 0."""
         return self.attention[layer % len(self.attention)]
+
+    @property
+    def num_outputs(self) -> int:
+        """Numbers that the head gives for a token: a logit for each id, or the channels of a patch."""
+        return self.vocab_size if self.video is None else self.video.channels
 
     @property
     def keeps_states(self) -> bool:

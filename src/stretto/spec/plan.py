@@ -25,7 +25,7 @@ class PlanSpec:
     """Context-parallel ranks: they cut sequences between them, and share states like those of ``dp_shard``."""
     context: str = "ring"
     """How attention is cut over cp: ``ring``, ``ulysses``, ``mesh`` (Ulysses inside, rings outside), ``token-ring`` or
-    ``all-gather``."""
+    ``all-gather``; of family = video ``switch`` (cut by frames or by patches, whichever a layer doesn't look along)."""
     context_layout: str = "zigzag"
     """Which tokens a cp rank holds: ``zigzag`` (equal work under a causal mask) or ``contiguous``."""
     ulysses: int = 1

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from stretto.spec.errors import ConfigError, nearest
-from stretto.spec.model import ModelSpec, RopeScaling
+from stretto.spec.model import ModelSpec, RopeScaling, VideoSpec
 
 
 def model_preset(name: str, **overrides: Any) -> ModelSpec:
@@ -54,6 +54,21 @@ def _llama(name: str, sizes: tuple[int, int, int, int, int], **fields: Any) -> M
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         **fields,
+    )
+
+
+def _video(name: str, sizes: tuple[int, int, int], clip: tuple[int, int, int]) -> ModelSpec:
+    """``sizes``: hidden, layers, heads; ``clip``: frames, patches, channels."""
+    hidden, num_layers, num_heads = sizes
+    frames, patches, channels = clip
+    return ModelSpec(
+        name=name,
+        family="video",
+        hidden_size=hidden,
+        intermediate_size=4 * hidden,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        video=VideoSpec(frames=frames, patches=patches, channels=channels),
     )
 
 
@@ -120,7 +135,14 @@ _TINY = (
     _llama("demo", (128, 352, 4, 4, 2), vocab_size=260, max_positions=1024),
 )
 
+_VIDEO = (
+    # Zheng et al. 2024, "Open-Sora", version 1.0 without text: 16 frames of 512 x 512 pixels, 2 x 2 latents a patch.
+    _video("stdit-xl", (1152, 28, 16), (16, 1024, 16)),
+    # 8 x 16 = 128 tokens a clip, as many as training.sequence_length is by default.
+    _video("tiny-video", (64, 4, 4), (8, 16, 4)),
+)
+
 MODELS: Mapping[str, ModelSpec] = MappingProxyType(
-    {model.name: model for model in (*_GPT2, *_LLAMA, *_RELATIVES, *_TINY)}
+    {model.name: model for model in (*_GPT2, *_LLAMA, *_RELATIVES, *_TINY, *_VIDEO)}
 )
 """Preset name -> model."""

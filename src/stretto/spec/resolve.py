@@ -103,13 +103,14 @@ def _model(given: Given) -> ModelSpec:
             )
         return build(ModelSpec, {"name": Path(path).resolve().name, **written}, read_model(path))
     # Without a name the defaults lie beneath; with one, it must be a label for sizes that are all written.
-    own_sizes = written.get("family") == "foreign" or all(key in written for key in SIZES)
+    sizes = SIZES if written.get("family") != "video" else (*SIZES[:-1], "video")
+    own_sizes = written.get("family") == "foreign" or all(key in written for key in sizes)
     if name is None or (own_sizes and name not in MODELS):
         return build(ModelSpec, written)
     try:
         return build(ModelSpec, written, model_preset(name))
     except ConfigError as error:
-        missing = ", ".join(key for key in SIZES if key not in written)
+        missing = ", ".join(key for key in sizes if key not in written)
         raise ConfigError(f"{error} To describe a model of your own under that name, also write {missing}.") from error
 
 

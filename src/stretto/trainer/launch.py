@@ -123,7 +123,7 @@ def _prepare_data(run: RunSpec) -> None:
     with ProgressBar() as progress:
         corpus = prepare_corpus(run, progress)
     print(f"corpus: {corpus.describe()}", flush=True)
-    _check_checkpoint(run, corpus.tokenizer.fingerprint)
+    _check_checkpoint(run, corpus.encoding)
 
 
 def _check_checkpoint(run: RunSpec, tokenizer: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from stretto.data import Loader, Share
+from stretto.data import ClipLoader, Loader, Share
 from stretto.parallel.collectives import all_reduce
 from stretto.planner.flops import mfu
 from stretto.resilience.phase import during
@@ -18,7 +18,7 @@ from stretto.schedule.document import to_json
 from stretto.spec.contract import Observer, Stack
 from stretto.spec.run import RunSpec
 from stretto.trainer.compiling import rehearse
-from stretto.trainer.corpus import prepare_corpus
+from stretto.trainer.corpus import make_loader, prepare_corpus
 from stretto.trainer.document_steps import foresee
 from stretto.trainer.fitting import find_checkpoint
 from stretto.trainer.hooks import QUIET, Hooks
@@ -108,7 +108,7 @@ class Loop:
             if said is not None:
                 self._say(said)
 
-    def _loader(self, split: Any) -> Loader:
+    def _loader(self, split: Any) -> Loader | ClipLoader:
         plan, training = self._run.plan, self._run.training
         placed = plan.context_groups == "dynamic"  # of all rows, by what the documents in them need
         share = Share(
@@ -118,14 +118,14 @@ class Loop:
             dp_size=1 if placed else plan.dp,
             seed=self._run.run.seed,
         )
-        return Loader(self._corpus, share, split=split)
+        return make_loader(self._corpus, share, split)
 
     def _resume(self) -> None:
         path = find_checkpoint(self._run)
         if path is None:
             return
         with during(self._hooks.observer, "LOAD"):
-            state = resume_session(self._session, path, tokenizer=self._corpus.tokenizer.fingerprint)
+            state = resume_session(self._session, path, tokenizer=self._corpus.encoding)
         self._done = self._saved = int(state["step"])
         self._tokens_seen = int(state["tokens_seen"])
         self._say(f"going on from {path} (step {self._done})")
@@ -276,7 +276,7 @@ class Loop:
                 self._session,
                 step=self._done,
                 tokens_seen=self._tokens_seen,
-                tokenizer=self._corpus.tokenizer.fingerprint,
+                tokenizer=self._corpus.encoding,
                 corpus=self._corpus.fingerprint,
             )
         self._saved = self._done
