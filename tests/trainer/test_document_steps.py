@@ -12,10 +12,12 @@ import pytest
 from planner.test_measured_step import MACHINE
 from ranks import Ranks
 from stretto.assemble.documents import documents_of
+from stretto.cli.main import main
 from stretto.data import Loader, Share
 from stretto.planner.calibration_file import write_calibration
 from stretto.planner.document_memory import document_memory
 from stretto.planner.request import Request
+from stretto.spec import toml
 from stretto.spec.cluster import ClusterSpec
 from stretto.spec.run import RunSpec
 from stretto.trainer.corpus import prepare_corpus
@@ -71,7 +73,7 @@ def test_lengths_are_those_of_the_batches(corpus: Path) -> None:
     assert first_lengths(run, whole, done=4) == ()
 
 
-def test_the_step_is_foretold_and_measured(corpus: Path) -> None:
+def test_the_step_is_foretold_and_measured(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_calibration(replace(MACHINE, dtype="float64"), corpus / "machine.toml")
     run = run_of(corpus / "run", {"context_tokens": 200}, steps=4)
     run = replace(run, cluster=replace(run.cluster, calibration=str(corpus / "machine.toml")))
@@ -82,3 +84,11 @@ def test_the_step_is_foretold_and_measured(corpus: Path) -> None:
     kept = json.loads((corpus / "run" / "prediction.json").read_text())
     assert kept["bytes"]["ratio"] == pytest.approx(1, abs=0.1) and kept["steps"] == {"last": 4, "counted": 3}
     assert kept["seconds"]["measured"] > 0 and record["step"] == 4
+    toml.save(run, corpus / "run.toml")
+    capsys.readouterr()
+    assert main(["plan", str(corpus / "run.toml"), "--top", "1", "--json"]) == 0  # knows the data without being asked
+    (figures,) = json.loads(capsys.readouterr().out)["documents"]
+    assert figures["context_groups"] == "dynamic" and figures["documents_over_ranks"]["1"] > 0
+    assert figures["dynamic_step_s"] == pytest.approx(kept["seconds"]["predicted"], rel=0.3)
+    assert main(["plan", str(corpus / "run.toml"), "--lengths", "data", "--set", f"data.cache={corpus / 'none'}"]) == 2
+    assert "aren't there yet; stretto train makes them" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from stretto.spec.errors import ConfigError
 
 if TYPE_CHECKING:
     from stretto.planner.document_mix import Mix
-    from stretto.planner.document_proposal import Proposal
+    from stretto.planner.document_proposal import Proposal, Steps
     from stretto.planner.plan import Answer
     from stretto.planner.request import Request
 
@@ -36,6 +36,8 @@ Price = tuple[float | None, str]
 """Of a device for an hour, and where it is from."""
 UNKNOWN: Price = (None, "")
 """No price is said."""
+OWN = "data"
+"""Lengths of the run's own documents; so where its plan has groups and its tokens are at hand."""
 NEEDED = ("model", "cluster", "seq_len", "global_batch")
 """Options that stand for a run file."""
 SAME = {
@@ -80,9 +82,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--calibration", type=Path, metavar="FILE", help="what stretto diagnose --calibrate measured of the machine"
     )
     how.add_argument(
-        "--lengths", metavar="MIX|FILE",
-        help="lengths of the documents, as lognormal:median=2048,sigma=1.4,min=64,max=65536 or a file of numbers: says "
-        "what groups of ranks for each document (plan.context_groups) would gain",
+        "--lengths", metavar="MIX|FILE|data",
+        help="lengths of the documents, as lognormal:median=2048,sigma=1.4,min=64,max=65536, a file of numbers, or the "
+        "run's own data: says what groups of ranks for each document (plan.context_groups) would gain",
     )  # fmt: skip
     result = parser.add_argument_group("what to say")
     result.add_argument(
@@ -96,8 +98,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> int:
     """Plan, print, and write the run file."""
     _check_outputs(options)
-    mix = _mix(options)
     request = _request(options)
+    documents = _lengths(options, request)
     said = _critical_batch(request, options)
     from stretto.planner.document_proposal import as_data as data_of
     from stretto.planner.document_proposal import described
@@ -110,7 +112,7 @@ def execute(options: argparse.Namespace) -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder:  # of the schedules that are searched for
         found = answer(request, top=options.top, thorough=options.thorough, folder=Path(folder))
-        mixed = _documents(found, mix)
+        mixed = _proposals(found, documents)
         wrote = _write(options, found, mixed)  # before anything is printed: whoever reads may leave early
         if options.json:
             more = {"critical_batch": said} if said else {}
@@ -121,22 +123,35 @@ def execute(options: argparse.Namespace) -> int:
     return 0
 
 
-def _mix(options: argparse.Namespace) -> Mix | None:
-    """The lengths that are asked for, read before the search, which may take minutes."""
-    if options.lengths is None:
+def _lengths(options: argparse.Namespace, request: Request) -> Mix | Steps | None:
+    """The lengths that are asked for, those of a run's own data, or none; before the search, which may take long."""
+    asked: str | None = options.lengths
+    if asked is not None and asked != OWN:
+        from stretto.planner.document_mix import mix_of
+
+        return mix_of(asked)
+    if asked is None and (options.run_file is None or request.pins.get("context_groups") != "dynamic"):
         return None
-    from stretto.planner.document_mix import mix_of
+    if options.run_file is None:
+        raise ConfigError(f"--lengths {OWN} are those of a run's own documents; name its run file.")
+    from stretto.trainer.document_steps import lengths_at_hand
 
-    return mix_of(options.lengths)
+    found = lengths_at_hand(request.run)
+    if found is None and asked is not None:
+        raise ConfigError(
+            f"--lengths {OWN}: the tokens of {options.run_file} aren't there yet; stretto train makes them, or give "
+            "lengths as lognormal:median=2048,sigma=1.4,min=64,max=65536 or a file of numbers."
+        )
+    return found
 
 
-def _documents(found: Answer, mix: Mix | None) -> tuple[Proposal, ...]:
-    """What documents of the lengths that are asked for make of the plans; nothing, where none are."""
-    if mix is None:
+def _proposals(found: Answer, documents: Mix | Steps | None) -> tuple[Proposal, ...]:
+    """What documents of such lengths make of the plans; nothing, where none are given."""
+    if documents is None:
         return ()
     from stretto.planner.document_proposal import propose
 
-    return propose(found, mix)
+    return propose(found, documents)
 
 
 def _write(options: argparse.Namespace, found: Answer, mixed: tuple[Proposal, ...]) -> list[str]:

@@ -1,10 +1,10 @@
 """Whether documents of some lengths are faster in groups of their own: asked of each plan on the planner's short list.
 
     estimate of a plan, rows of one document ──► its work x what documents in packed rows cost against that    static
-                                             └─► its work x what they cost in groups of their own             dynamic
+    lengths ──► placed as the run itself does, at the rates of the machines (``document_step``)                dynamic
 
-Both factors are of the costs that the run itself places documents by (``document_costs.costs_of``), so what is proposed
-here is what the run will do.  Everything else of the step (filling, gradients, update) is taken as it was.
+Everything else of the static step (filling, gradients, update) is taken as it was.  Where rates are only assumed,
+groups too are told by a factor: that of the costs which the run places documents by (``document_costs.costs_of``).
 """
 
 from __future__ import annotations
@@ -13,15 +13,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from stretto.planner.calibration import published
 from stretto.planner.document_costs import costs_of
-from stretto.planner.document_mix import Compared, Mix, compared, static_time
+from stretto.planner.document_memory import document_memory
+from stretto.planner.document_mix import Mix, static_time
+from stretto.planner.document_portions import placed, plain_plan
+from stretto.planner.document_seconds import Published
 from stretto.planner.estimate import Estimate
 from stretto.planner.plan import Answer
+from stretto.planner.prediction import Prediction, of_documents
+from stretto.planner.request import Request
 from stretto.spec.check import check
 from stretto.spec.errors import StrettoError
 from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSpec
-from stretto.spec.units import format_seconds
+from stretto.spec.units import format_bytes, format_seconds
 
 STEPS = 3
 """Steps whose documents are drawn."""
@@ -29,6 +35,8 @@ FILLED = 0.97
 """Of the rows' tokens, what packing leaves no gaps in."""
 WORTH = 1.02
 """Gain above which groups are proposed."""
+Steps = Sequence[Sequence[int]]
+"""Lengths of the documents of each step."""
 REPLACED = ("context", "ulysses", "inner_ring", "context_inner", "context_groups", "offload")
 """Keys of a plan that groups need otherwise."""
 
@@ -47,6 +55,8 @@ class Proposal:
     """With groups; None where the plan can't have them."""
     sizes: dict[int, int]
     """Documents by the number of their ranks, of one step."""
+    prediction: Prediction | None = None
+    """Of a step with groups, as ``stretto train`` will say it; None where rates are assumed."""
 
     @property
     def seconds(self) -> float:
@@ -60,49 +70,72 @@ class Proposal:
         return None if self.dynamic_seconds is None else self.static_seconds / self.dynamic_seconds
 
 
-def propose(answer: Answer, mix: Mix) -> tuple[Proposal, ...]:
-    """What documents of ``mix`` make of each plan of an answer, the fastest first."""
-    pins = answer.request.pins
-    found = [_of_plan(answer.run(i), one, mix, i + 1, pins) for i, one in enumerate(answer.plans)]
+def propose(answer: Answer, documents: Mix | Steps) -> tuple[Proposal, ...]:
+    """What documents of a mix, or those of some steps, make of each plan of an answer, the fastest first."""
+    training = answer.request.run.training
+    row, tokens = training.sequence_length, FILLED * training.sequence_length * training.global_batch_size
+    if isinstance(documents, Mix):
+        documents = [documents.draw(int(tokens), seed=seed, longest=row) for seed in range(STEPS)]
+    found = [_of_plan(answer, number, documents) for number in range(len(answer.plans))]
     return tuple(sorted(found, key=lambda proposal: proposal.seconds))
 
 
-def _of_plan(run: RunSpec, estimate: Estimate, mix: Mix, number: int, pins: Mapping[str, Any]) -> Proposal:
-    row, rows = run.training.sequence_length, run.training.global_batch_size
-    drawn = [mix.draw(int(FILLED * row * rows), seed=seed, longest=row) for seed in range(STEPS)]
-    work = estimate.time.work
-
-    def of_step(times: Sequence[float], costs: Any) -> float:
-        plain = static_time([row] * rows, costs, cp=run.plan.cp, replicas=run.plan.dp, row=row)
-        return estimate.seconds + work * (sum(times) / len(times) / plain - 1)
-
-    best: tuple[float, PlanSpec, Compared] | None = None
-    static = None
-    for plan in (run.plan, *grouped(run, pins)):
-        one = replace(run, plan=plan)
-        costs = costs_of(one)
-        if static is None:
-            times = [
-                static_time(lengths, costs, cp=plan.cp, replicas=plan.dp, row=row, way=_way(plan)) for lengths in drawn
-            ]
-            static = of_step(times, costs)
-            continue
-        tokens = plan.context_tokens or row
-        each = [
-            compared(lengths, costs, cp=plan.cp, replicas=plan.dp, row=row, memory_tokens=tokens) for lengths in drawn
-        ]
-        seconds = of_step([step.dynamic for step in each], costs)
-        if best is None or seconds < best[0]:
-            best = seconds, plan, each[0]
-    assert static is not None
-    better = best is not None and static / best[0] > WORTH
+def _of_plan(answer: Answer, number: int, documents: Steps) -> Proposal:
+    run, estimate, pins = answer.run(number), answer.plans[number], answer.request.pins
+    static = _packed(answer.request, run, estimate, documents)
+    best: tuple[Prediction, PlanSpec] | None = None
+    for plan in grouped(run, pins):
+        found = _placed(answer.request, replace(run, plan=plan), estimate, documents)
+        if best is None or found.time.total < best[0].time.total:
+            best = found, plan
+    if best is None:
+        return Proposal(number=number + 1, plan=run.plan, static_seconds=static, dynamic_seconds=None, sizes={})
+    seconds, known = best[0].time.total, not answer.request.assumed
+    wanted = pins.get("context_groups") == "dynamic" or static / seconds > WORTH
+    sizes = [piece.ranks for piece in placed(replace(run, plan=best[1]), documents[0]).pieces]
     return Proposal(
-        number=number,
-        plan=best[1] if best is not None and better else run.plan,
+        number=number + 1,
+        plan=best[1] if wanted else run.plan,
         static_seconds=static,
-        dynamic_seconds=None if best is None else best[0],
-        sizes={} if best is None else best[2].sizes,
+        dynamic_seconds=seconds,
+        sizes={size: sizes.count(size) for size in sorted(set(sizes))},
+        prediction=best[0] if known else None,
     )
+
+
+def _packed(request: Request, run: RunSpec, estimate: Estimate, documents: Steps) -> float:
+    """A step of the plan itself; on a measured CPU packed rows take as long as full ones, masked pairs included."""
+    plan, row, rows = run.plan, run.training.sequence_length, run.training.global_batch_size
+    if request.calibration is not None and request.calibration.machine is not None:
+        return estimate.seconds
+    costs, launched = costs_of(run), 0.0
+    if not request.assumed:
+        work = request.work(plain_plan(plan))
+        rates = Published(work, request.calibration or published(work.cluster.name), costs)
+        costs = rates.of_row(row // plan.cp, plan.cp)
+        launched = 2 * run.model.num_layers * rates.launches / plan.dp  # of each document, forward and backward
+
+    def time(lengths: Sequence[int], way: str) -> float:
+        return static_time(lengths, costs, cp=plan.cp, replicas=plan.dp, row=row, way=way)
+
+    plain, number = time([row] * rows, "ring"), len(documents)
+    more = sum(max(0, len(lengths) - rows) for lengths in documents) / number
+    mean = sum(time(lengths, _way(plan)) for lengths in documents) / number
+    return estimate.seconds + estimate.time.work * (mean / plain - 1) + launched * more
+
+
+def _placed(request: Request, run: RunSpec, estimate: Estimate, documents: Steps) -> Prediction:
+    """A step in groups; where rates are only assumed, by the ratio of the costs that the run places documents by."""
+    own = replace(request, run=run, pins={})
+    if not request.assumed:
+        return of_documents(own, documents)
+    costs, plan = costs_of(run), run.plan
+    row, rows = run.training.sequence_length, run.training.global_batch_size
+    plain = static_time([row] * rows, costs, cp=plan.cp, replicas=plan.dp, row=row)
+    mean = sum(placed(run, lengths).makespan for lengths in documents) / len(documents)
+    time = replace(estimate.time, work=estimate.time.work * mean / plain)
+    ranks = document_memory(own, documents[0])
+    return Prediction(time=time, memory=max(ranks, key=lambda rank: rank.total))
 
 
 def _way(plan: PlanSpec) -> str:
@@ -141,8 +174,9 @@ def described(proposals: Sequence[Proposal]) -> list[str]:
             continue
         sizes = ", ".join(f"{count} over {size}" for size, count in one.sizes.items())
         host = ", the longest on the host" if one.plan.offload and one.plan.context_groups == "dynamic" else ""
+        held = "" if one.prediction is None else f", {format_bytes(one.prediction.memory.total)}"
         told += f", {format_seconds(one.dynamic_seconds)} in groups ({one.gain:.2f} times as fast{host}; {sizes})"
-        lines.append(told)
+        lines.append(told + held)
     first = proposals[0]
     if first.plan.context_groups == "dynamic":
         tokens = "" if first.plan.context_tokens is None else f", context_tokens = {first.plan.context_tokens}"
@@ -161,6 +195,7 @@ def as_data(proposals: Sequence[Proposal]) -> list[dict[str, Any]]:
             "plan": one.number,
             "static_step_s": one.static_seconds,
             **({} if one.dynamic_seconds is None else {"dynamic_step_s": one.dynamic_seconds}),
+            **({} if one.prediction is None else {"dynamic_memory_bytes": one.prediction.memory.total}),
             "context": one.plan.context,
             "context_groups": one.plan.context_groups,
             **({} if one.plan.context_tokens is None else {"context_tokens": one.plan.context_tokens}),

@@ -10,7 +10,7 @@ a calibrated machine (``measured_step``), where messages are copies, so that not
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from stretto.planner.calibration import Calibration
@@ -97,7 +97,7 @@ class Published:
         whole, own = layer_seconds(one, rates), attention_seconds(one, rates)
         causal = not one.stack.stores_scores
         each = one.tokens * keys_per_query(model, portion.tokens, causal=causal)
-        launched = ATTENTION_KERNELS[one.stack.attention] * rates.kernel_latency * max(0, len(portion.documents) - 1)
+        launched = self.launches * max(0, len(portion.documents) - 1)
         seen = sum(pairs(model, n) for n in portion.documents) / portion.ranks
         attention = [launched + seconds * seen / each for seconds in (own.forward, own.backward)]
         handed = [self._handed(one, portion, length) for length in portion.documents]
@@ -107,6 +107,31 @@ class Published:
         backward = Turn(whole.backward - own.backward + attention[1], waits[1] + between * 2 / 3)
         again = self._again(forward, Turn(attention[0], waits[0]), cut=portion.ranks > 1)
         return forward, backward + again
+
+    @property
+    def launches(self) -> float:
+        """Seconds of launching attention's kernels for one document more, in one layer and one way."""
+        return ATTENTION_KERNELS[self.work.stack.attention] * self.calibration.kernel_latency
+
+    def of_row(self, tokens: int, ranks: int) -> Costs:
+        """The run's costs in seconds, at the rates of a row of which each of so many ranks has so many tokens."""
+        whole = self._both(Portion(tokens=tokens, documents=(tokens * ranks,), first=0, ranks=ranks))
+        linear = self._both(Portion(tokens=tokens, documents=(), first=0, ranks=ranks))
+        pair = (whole - linear) * ranks / pairs(self.work.model, tokens * ranks)
+        token, peak = linear / tokens, self.work.cluster.peak_flops_bfloat16
+        rate, scale = 2 / peak, self.costs
+        messages = None if scale.messages is None else {n: rate * cost for n, cost in scale.messages.items()}
+        return replace(
+            scale, pair=pair, token=token, exchange=rate * scale.exchange, near_exchange=rate * scale.near_exchange,
+            messages=messages, host=None,
+        )  # fmt: skip
+
+    def _both(self, portion: Portion) -> float:
+        """Seconds of all its layers and of the head, without what it waits for."""
+        _, head = self.ends(portion)
+        return sum(
+            one.work * self.work.model.num_layers + end.work for one, end in zip(self.layer(portion), head, strict=True)
+        )
 
     def _again(self, forward: Turn, attention: Turn, *, cut: bool) -> Turn:
         """What the backward computes once more; documents that are cut keep their attention's results."""

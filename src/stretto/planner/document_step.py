@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from math import hypot
 from typing import TYPE_CHECKING
 
-from stretto.planner.calibration import published
+from stretto.planner.calibration import Calibration, published
 from stretto.planner.compute import optimizer_seconds
 from stretto.planner.document_costs import costs_of
 from stretto.planner.document_portions import Portion, portions, step_work
@@ -54,10 +54,8 @@ def document_step(request: Request, lengths: Sequence[int]) -> StepTime:
         )
     held = portions(run, lengths)
     work = step_work(request.work(run.plan), len(held[0]))
-    costs = costs_of(run)
-    calibration = request.calibration or published(work.cluster.name)
+    calibration, seconds = rates_of(request, work)
     machine = calibration.machine
-    seconds = Published(work, calibration, costs) if machine is None else Measured(work, machine, costs)
     played = _play(work, held, _operations(work, held, seconds), message=seconds.message)
     if machine is None:
         time = StepTime(
@@ -80,6 +78,14 @@ def document_step(request: Request, lengths: Sequence[int]) -> StepTime:
         context_communication=played.waits,
         expected_error=hypot(MODEL_ERROR, machine.spread),
     )
+
+
+def rates_of(request: Request, work: Workload) -> tuple[Calibration, Published | Measured]:
+    """What is known of the machines, and what portions of the run take on them."""
+    costs, calibration = costs_of(request.run), request.calibration or published(work.cluster.name)
+    if calibration.machine is None:
+        return calibration, Published(work, calibration, costs)
+    return calibration, Measured(work, calibration.machine, costs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ def predict(
         if request.assumed:
             return None
         if grouped:
-            return _of_documents(request, documents, uncounted)
+            return of_documents(request, documents, uncounted)
         work = request.work(run.plan)
         ranks = memory(work, request.margin) if cuda or work.vocabulary else tracked(work)
         return Prediction(time=step_time(work, request.calibration), memory=max(ranks, key=lambda rank: rank.total))
@@ -68,8 +68,11 @@ def predict(
         return None
 
 
-def _of_documents(request: Request, documents: Sequence[Sequence[int]], uncounted: int) -> Prediction:
-    """Of steps with these documents."""
+def of_documents(request: Request, documents: Sequence[Sequence[int]], uncounted: int = 0) -> Prediction:
+    """Of steps with these documents, placed in groups as the request's run does; see ``predict``.
+
+    Raises what ``document_step`` raises.
+    """
     counted = documents[uncounted:] or documents
     times = sorted((document_step(request, lengths) for lengths in counted), key=lambda time: time.total)
     ranks = document_memory(request, documents[0])
