@@ -126,6 +126,8 @@ def execute(options: argparse.Namespace) -> int:
 def _lengths(options: argparse.Namespace, request: Request) -> Mix | Steps | None:
     """The lengths that are asked for, those of a run's own data, or none; before the search, which may take long."""
     asked: str | None = options.lengths
+    if asked is not None and request.model.video is not None:
+        raise ConfigError("--lengths: clips are all of one length; leave it out.")
     if asked is not None and asked != OWN:
         from stretto.planner.document_mix import mix_of
 

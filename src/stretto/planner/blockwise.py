@@ -82,7 +82,7 @@ def blockwise_seconds(work: Workload, calibration: Calibration) -> tuple[float, 
 
 def cut_by_us(work: Workload) -> bool:
     """Whether attention is cut over cp by our runtime, which keeps results and sums as the functions below say."""
-    return work.plan.cp > 1 and work.stack.context_kernel == "blockwise"
+    return work.plan.cp > 1 and work.model.video is None and work.stack.context_kernel == "blockwise"
 
 
 def cut_by_tiles(work: Workload) -> bool:

@@ -63,12 +63,17 @@ def cores(request: Request, ranks: int) -> Iterator[PlanSpec]:
             continue
         most = max(LARGEST_MICRO, request.pins.get("micro_batch_size", 1))
         for micro in request.values("micro_batch_size", (n for n in divisors(batch // data) if n <= most)):
-            for recompute in request.values("recompute", capabilities.RECOMPUTE):
+            for recompute in request.values("recompute", _recomputes(request)):
                 for offload in request.values("offload", (False, True) if capabilities.OFFLOAD else (False,)):
                     yield request.plan(
                         pp=pp, tp=tp, cp=cp, dp_replicate=1, dp_shard=data,
                         micro_batch_size=micro, recompute=recompute, offload=offload, **chunks_of(request, pp),
                     )  # fmt: skip
+
+
+def _recomputes(request: Request) -> tuple[str, ...]:
+    """What the backward pass can recompute; of clips no scores, since nothing keeps them."""
+    return tuple(way for way in capabilities.RECOMPUTE if way != "selective" or request.model.video is None)
 
 
 def chunks_of(request: Request, pp: int) -> dict[str, int]:
@@ -85,6 +90,10 @@ def _staged(request: Request) -> int:
 def meshes(request: Request, ranks: int) -> Iterator[tuple[int, int, int]]:
     """Degrees pp, tp and cp that divide ``ranks`` and what they cut."""
     model, length = request.model, request.run.training.sequence_length
+    if model.video is not None:
+        ends = [(pp, tp) for pp in request.values("pp", [1]) for tp in request.values("tp", [1])]
+        yield from ((pp, tp, cp) for pp, tp in ends for cp in request.values("cp", _cuts_of_clips(request, ranks)))
+        return
     split = gcd(model.num_heads, model.kv_heads, model.intermediate_size, length)
     staged = _staged(request)
     for pp in request.values("pp", divisors(ranks)):
@@ -99,6 +108,9 @@ def meshes(request: Request, ranks: int) -> Iterator[tuple[int, int, int]]:
 
 def contexts(request: Request, core: PlanSpec) -> Iterator[PlanSpec]:
     """The ways to cut the core's attention over cp, simplest first; with linear layers also of states and of rows."""
+    if request.model.video is not None:
+        yield from (replace(core, context=way) for way in request.values("context", [capabilities.SWITCH]))
+        return
     if not request.model.keeps_states:
         yield from _attention_ways(request, core)
         return
@@ -218,6 +230,15 @@ def _context_degrees(request: Request, ranks: int, tp: int) -> list[int]:
     uneven = [pinned] if pinned is not None and length // tp >= 2 * pinned else []
     seated = [cp for cp in divisors(ranks) if cp % fewest_seats(request.pins) == 0]
     return [cp for cp in seated if cp == 1 or cp in uneven or length % (2 * cp * tp) == 0]
+
+
+def _cuts_of_clips(request: Request, ranks: int) -> list[int]:
+    """Context-parallel degrees that cut frames and patches evenly, or unevenly where cp is pinned."""
+    clip, pins = request.model.video, request.pins
+    assert clip is not None, "asked of clips only"
+    if pins.get("context", capabilities.SWITCH) != capabilities.SWITCH:
+        return [1]
+    return [cp for cp in divisors(ranks) if gcd(clip.frames, clip.patches) % cp == 0 or cp == pins.get("cp")]
 
 
 def fewest_seats(pins: Mapping[str, Any]) -> int:

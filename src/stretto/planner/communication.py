@@ -18,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil, log2
 
+from stretto.planner import video
 from stretto.planner.calibration import Calibration
 from stretto.planner.compute import attention_seconds
 from stretto.planner.congestion import slowdown
@@ -122,11 +123,13 @@ def context_seconds(work: Workload, calibration: Calibration) -> tuple[float, fl
     and after attention, and a mesh does so in groups of ``plan.ulysses`` and goes round over the others (volumes:
     ``sequence_volume``).  Each seat of a mesh has all tokens of its ranks, and a share of their heads; what these
     exchange is hidden under the part of their block that needs nothing of the others.  What is hidden takes processors
-    from attention.
+    from attention.  Clips exchange frames for patches and back, and nothing hides that.
     """
     plan, model = work.plan, work.model
     if plan.cp == 1:
         return 0.0, 0.0
+    if model.video is not None:
+        return _switched(work, group(work, plan.cp, plan.tp, calibration))
     if len(set(model.attention)) > 1:
         forward = mean(work, lambda one: context_seconds(one, calibration)[0])
         return forward, mean(work, lambda one: context_seconds(one, calibration)[1])
@@ -191,6 +194,16 @@ def _exchanged(
         waits(there, forward * max(own, row)) + waits(back, forward * row),
         waits(back, backward * (1 / n - own)) + waits(there, backward * own),
     )
+
+
+def _switched(work: Workload, ways: Group) -> tuple[float, float]:
+    """All-to-alls of a layer over clips, of the rank that sends most, which is the first."""
+    volume = video.switch_volume(work, 0, element_bytes=ACTIVATION_BYTES)
+    waits = (ways.size - 1) * ways.latency * video.switches(work)
+    again = 2 if work.plan.recompute == "full" else 1
+    layers = work.model.num_layers
+    forward, backward = (sent / layers / ways.bytes_per_second for sent in (volume.forward, volume.backward))
+    return waits + forward, again * waits + backward
 
 
 def _states_seconds(work: Workload, calibration: Calibration) -> tuple[float, float]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from stretto.planner import video
 from stretto.planner.blockwise import blockwise_seconds, cut_by_tiles, cut_by_us
 from stretto.planner.calibration import Calibration
 from stretto.planner.flops import BACKWARD, keys_per_query
@@ -84,6 +85,9 @@ def layer_seconds(work: Workload, calibration: Calibration) -> Passes:
 
 def kernels(work: Workload) -> int:
     """Kernels of one layer's forward pass."""
+    if work.model.video is not None:
+        attention = video.ATTENTIONS * ATTENTION_KERNELS[work.stack.attention]
+        return len(weight_shapes(work)) + video.KERNELS + attention
     stack, gpt2, softmax = work.stack, work.model.family == "gpt2", work.model.attention == ("softmax",)
     norms = 2 * (FUSED_NORM_KERNELS if stack.fused_norm else UNFUSED_NORM_KERNELS)
     others = GELU_KERNELS if gpt2 else GATED_KERNELS + (ROTARY_KERNELS if softmax else 0)
@@ -114,8 +118,8 @@ def head_seconds(work: Workload, calibration: Calibration) -> Passes:
     """Logits and loss; without sharding every tp rank works on all of the loss."""
     matmul, memory = rates(work, calibration)
     model, share = work.model, work.plan.tp
-    forward, backward = _products(work, ((model.hidden_size, -(-model.vocab_size // share)),))
-    logits = work.tokens * work.model.vocab_size / (work.plan.tp if work.stack.sharded_logits else 1) / memory
+    forward, backward = _products(work, ((model.hidden_size, -(-model.num_outputs // share)),))
+    logits = work.tokens * work.model.num_outputs / (work.plan.tp if work.stack.sharded_logits else 1) / memory
     return Passes(
         forward=forward / matmul + LOGITS[0] * logits,
         backward=BACKWARD * backward / matmul + LOGITS[1] * logits,
@@ -133,6 +137,8 @@ def optimizer_seconds(work: Workload, calibration: Calibration, held: float | No
 
 def weight_shapes(work: Workload) -> tuple[tuple[int, int], ...]:
     """Inputs and outputs of a layer's weights on one tp rank; queries, keys and values are one product."""
+    if work.model.video is not None:
+        return video.shapes(work.model)
     model, tp = work.model, work.plan.tp
     queries, keys = model.num_heads * model.head_size, model.kv_heads * model.head_size
     inner = -(-model.intermediate_size // tp)
@@ -177,6 +183,8 @@ def attention_seconds(work: Workload, calibration: Calibration) -> Passes:
 
 def moved_bytes(work: Workload) -> tuple[float, float]:
     """Bytes that one layer's kernels read and write besides matrix products, forward and backward."""
+    if work.model.video is not None:
+        return video.moved_bytes(work)
     model, stack, tp = work.model, work.stack, work.plan.tp
     gpt2 = model.family == "gpt2"
     norm = FUSED_NORM if stack.fused_norm else UNFUSED_NORM

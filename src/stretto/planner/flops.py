@@ -27,8 +27,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from stretto.spec.errors import UnsupportedError
-from stretto.spec.model import ModelSpec
+from stretto.spec.model import ModelSpec, VideoSpec
 
+TIME_WAVES = 128
+"""Numbers that tell a model of clips the diffusion time."""
 BACKWARD = 2
 """Backward operations per forward operation of a matrix product."""
 
@@ -42,7 +44,7 @@ class Parameters:
     layer_matrices: int
     """Weights of all layers that multiply."""
     layer_vectors: int
-    """Norm weights and biases of all layers."""
+    """Norm weights and biases of all layers; of clips also the modulation, which multiplies no token."""
     final_norm: int
     """The norm before the head."""
     head: int
@@ -68,7 +70,7 @@ class Parameters:
 
 
 def parameters(model: ModelSpec) -> Parameters:
-    """Count the parameters of a llama or gpt2 model; UnsupportedError for a foreign one.
+    """Count the parameters of a model; UnsupportedError for a foreign one.
 
     >>> from stretto.spec.presets_model import model_preset
     >>> parameters(model_preset("llama-3-8b")).total
@@ -76,14 +78,14 @@ def parameters(model: ModelSpec) -> Parameters:
     """
     if model.family == "foreign":
         raise UnsupportedError("The sizes of a foreign model are not known before its module is loaded.")
-    if model.family == "video":
-        raise UnsupportedError("What a model of family video takes isn't estimated yet.")
     return _counted(model)
 
 
 @lru_cache(maxsize=256)
 def _counted(model: ModelSpec) -> Parameters:
     """The counts, remembered: a search asks for the same ones at every estimate."""
+    if model.video is not None:
+        return _of_clips(model, model.video)
     gpt2 = model.family == "gpt2"
     width, inner = model.hidden_size, model.intermediate_size
     queries, keys = model.num_heads * model.head_size, model.kv_heads * model.head_size
@@ -111,8 +113,24 @@ def _counted(model: ModelSpec) -> Parameters:
     )
 
 
+def _of_clips(model: ModelSpec, clip: VideoSpec) -> Parameters:
+    """Of family video: embeddings are those of patches, places and time; two attentions a layer, all with biases."""
+    width, inner, layers = model.hidden_size, model.intermediate_size, model.num_layers
+    places, time = clip.frames + clip.patches, TIME_WAVES + 1 + width + 1
+    return Parameters(
+        embedding=width * (clip.channels + 1 + places + time),
+        layer_matrices=layers * (8 * width**2 + 2 * width * inner),
+        layer_vectors=layers * (9 * width**2 + 9 * width + 8 * width + inner + width),
+        final_norm=0,
+        head=clip.channels * (width + 1),
+        tied=False,
+    )
+
+
 def keys_per_query(model: ModelSpec, sequence_length: int, *, causal: bool = True) -> float:
-    """Keys that a query attends to, averaged over a sequence of one document."""
+    """Keys that a query attends to, averaged over a sequence of one document; of clips in both attentions."""
+    if model.video is not None:
+        return float(model.video.frames + model.video.patches)
     if not causal:
         return float(sequence_length)
     window = min(model.sliding_window or sequence_length, sequence_length)
@@ -125,9 +143,14 @@ def forward_flops_per_token(model: ModelSpec, sequence_length: int, *, causal: b
     keys = keys_per_query(model, sequence_length, causal=causal)
     kinds = Counter(map(model.attention_of, range(model.num_layers)))
     attention = 2 * 2 * kinds["softmax"] * model.num_heads * model.head_size * keys
+    return 2 * parameters(model).multiplying + attention + state_flops(model)
+
+
+def state_flops(model: ModelSpec) -> int:
+    """Operations of one forward pass per token in layers that keep a state: writing and reading it, in FLOP."""
+    kinds = Counter(map(model.attention_of, range(model.num_layers)))
     products = {"linear": model.num_heads + model.kv_heads, "delta": model.num_heads + 2 * model.kv_heads}
-    states = sum(2 * kinds[kind] * heads * model.head_size**2 for kind, heads in products.items())
-    return 2 * parameters(model).multiplying + attention + states
+    return sum(2 * kinds[kind] * heads * model.head_size**2 for kind, heads in products.items())
 
 
 def flops_per_token(model: ModelSpec, sequence_length: int, *, causal: bool = True) -> float:
@@ -148,6 +171,6 @@ def mfu(
     ``tokens_per_second`` is the whole mesh's, ``peak_flops`` one device's in FLOP/s.  None where the
     peak is not known (0) or the model is foreign.
     """
-    if peak_flops <= 0 or model.family in ("foreign", "video"):
+    if peak_flops <= 0 or model.family == "foreign":
         return None
     return flops_per_token(model, sequence_length) * tokens_per_second / (num_devices * peak_flops)

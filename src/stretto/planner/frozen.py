@@ -46,10 +46,9 @@ def trained(model: ModelSpec, patterns: tuple[str, ...]) -> Trained:
     >>> trained(model_preset("tiny"), ("inputs.*", "blocks.0.*")).first
     1
     """
-    if model.keeps_states and patterns:
-        raise UnsupportedError(
-            "What training.freeze leaves of a model with linear or delta layers isn't estimated yet; leave it out."
-        )
+    if (model.keeps_states or model.video is not None) and patterns:
+        which = "of family video" if model.video is not None else "with linear or delta layers"
+        raise UnsupportedError(f"What training.freeze leaves of a model {which} isn't estimated yet; leave it out.")
     everything = [*_inputs(model), *(one for i in range(model.num_layers) for one in block(model, i)), *_outputs(model)]
     names = [name for name, _ in everything]
     for pattern in patterns:

@@ -18,9 +18,10 @@ from functools import lru_cache
 from math import hypot
 from typing import TYPE_CHECKING
 
-from stretto.planner import refinement
+from stretto.planner import refinement, video
 from stretto.planner.barrier import barrier
 from stretto.planner.contention import Contended, contended
+from stretto.planner.flops import keys_per_query
 from stretto.planner.linear_layers import gates, mean, measured_seconds, of_stages
 from stretto.planner.machine import Machine, rest_elements
 from stretto.planner.profile import Key, check_shape, schedule_key, scheduled
@@ -95,7 +96,7 @@ def layer_size(work: Workload) -> float:
 
 def head_size(work: Workload) -> float:
     """Operations of the logits one way, on one rank."""
-    return 2.0 * work.tokens * work.model.hidden_size * work.model.vocab_size / work.plan.tp
+    return 2.0 * work.tokens * work.model.hidden_size * work.model.num_outputs / work.plan.tp
 
 
 def exchanged_bytes(work: Workload) -> float:
@@ -111,6 +112,11 @@ def product_seconds(work: Workload, machine: Machine) -> tuple[float, float, flo
         sums[0] += machine.product(tokens, outputs, inputs)
         sums[1] += machine.product(tokens, inputs, outputs)
         sums[2] += machine.product(outputs, inputs, tokens)
+    if work.model.video is not None:  # the modulation, of clips and not of tokens
+        clips, width = work.plan.micro_batch_size, work.model.hidden_size
+        sums[0] += machine.product(clips, video.MODULATED * width, width)
+        sums[1] += machine.product(clips, width, video.MODULATED * width)
+        sums[2] += machine.product(video.MODULATED * width, width, clips)
     return sums[0], sums[1], sums[2]
 
 
@@ -120,13 +126,16 @@ def attention_seconds(work: Workload, machine: Machine) -> tuple[float, float]:
     if model.keeps_states:
         return measured_seconds(work, machine)
     heads = model.num_heads * work.plan.micro_batch_size / work.plan.tp / work.plan.cp
-    operations = heads * length * length * model.head_size
+    keys = length if model.video is None else keys_per_query(model, length)
+    operations = heads * length * keys * model.head_size
     return machine.attention_forward.at(operations), machine.attention_backward.at(operations)
 
 
 def elements_of(work: Workload) -> float:
     """What the rest of a layer works on, on one rank."""
     model, tp = work.model, work.plan.tp
+    if model.video is not None:  # three parts instead of two, each with a gate
+        return rest_elements(work.tokens, video.REST * model.hidden_size, model.intermediate_size)
     ups = 1 if model.family == "gpt2" else 2
     split = (model.num_heads + 2 * model.kv_heads) * model.head_size + (1 + ups) * model.intermediate_size
     return rest_elements(work.tokens, model.hidden_size / tp, split / tp)
@@ -135,7 +144,7 @@ def elements_of(work: Workload) -> float:
 def head(work: Workload, machine: Machine) -> tuple[float, float, float]:
     """Logits and loss: forward, gradients of inputs, gradients of weights."""
     tokens, width = max(1, round(work.tokens)), work.model.hidden_size
-    vocabulary = -(-work.model.vocab_size // work.plan.tp)
+    vocabulary = -(-work.model.num_outputs // work.plan.tp)
     logits, times = tokens * vocabulary, machine.factor("head", head_size(work))
     return (
         times * (machine.product(tokens, vocabulary, width) + machine.loss_forward.at(logits)),
@@ -286,6 +295,8 @@ def _units(work: Workload) -> int:
 def _shapes(work: Workload) -> tuple[tuple[int, int], ...]:
     """Inputs and outputs of a layer's weights on one tp rank."""
     model, tp = work.model, work.plan.tp
+    if model.video is not None:
+        return video.shapes(model)
     width, inner = model.hidden_size, -(-model.intermediate_size // tp)
     queries, keys = -(-model.num_heads * model.head_size // tp), -(-model.kv_heads * model.head_size // tp)
     ups, gated = 1 if model.family == "gpt2" else 2, -(-gates(model) // tp)
@@ -299,7 +310,11 @@ def _waits(work: Workload, machine: Machine) -> float:
     seconds = 0.0
     if plan.tp > 1:
         seconds += REGIONS * machine.collective("exchange", plan.tp, work.tokens * model.hidden_size * width)
-    if plan.cp > 1 and model.keeps_states:
+    if plan.cp > 1 and model.video is not None:
+        again = 1.5 if plan.recompute == "full" else 1.0  # half of it in each direction
+        once = machine.collective("exchange", plan.cp, work.tokens * plan.cp * model.hidden_size * width)
+        seconds += again * video.switches(work) * once
+    elif plan.cp > 1 and model.keeps_states:
         shares = 2 if plan.context_layout == "zigzag" else 1
         heads = plan.micro_batch_size * model.kv_heads / plan.tp * max(4.0, width)
         seconds += machine.collective("all_gather", plan.cp, plan.cp * shares * heads * model.head_size**2)

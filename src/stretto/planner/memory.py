@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from stretto.planner import video
 from stretto.planner.blockwise import cut_by_us, kept_bytes, temporary_bytes
 from stretto.planner.groups import limits
 from stretto.planner.in_flight import CLOSED_FORMS, in_flight
@@ -158,6 +159,8 @@ def layer_activation_bytes(work: Workload, *, recompute: str | None = None) -> f
     if len(set(work.model.attention)) > 1:
         return mean(work, lambda one: layer_activation_bytes(one, recompute=recompute))
     recompute = recompute or work.plan.recompute
+    if work.model.video is not None:
+        return 2 * video.layer_elements(work, recompute=recompute)
     model, stack, tp = work.model, work.stack, work.plan.tp
     lengthwise = tp if stack.sequence_parallel else 1
     if recompute == "full":
@@ -175,7 +178,7 @@ def layer_activation_bytes(work: Workload, *, recompute: str | None = None) -> f
 
 def logits_bytes(work: Workload) -> float:
     """Logits of one micro-batch and what the loss makes of them."""
-    tp, logits = work.plan.tp, work.tokens * work.model.vocab_size
+    tp, logits = work.plan.tp, work.tokens * work.model.num_outputs
     if work.stack.sharded_logits:
         return LOGIT_BYTES * logits / tp
     return (LOGIT_BYTES + (GATHER_BYTES if tp > 1 else 0)) * logits

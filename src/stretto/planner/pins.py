@@ -59,6 +59,8 @@ def accept_pins(pins: Mapping[str, Any], place: str = "pins") -> dict[str, Any]:
 def check_pins(request: Request) -> None:
     """ConfigError or UnsupportedError where no plan can have these pins together, or the machines can't be."""
     pins, devices = dict(request.pins), request.devices
+    if request.model.video is not None:
+        pins.setdefault("context", capabilities.SWITCH)
     if fills(_plain_plan(pins)):
         raise UnsupportedError(
             f"The search doesn't lay out layers behind a frozen front, which the pass {FILL} computes ahead; plan "

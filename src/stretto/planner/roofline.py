@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from stretto.planner import video
 from stretto.planner.calibration import Calibration, published
 from stretto.planner.compute import (
     ATTENTION_KERNELS,
@@ -97,9 +98,9 @@ def roofline(
     updated = work.largest_trained if updated is None else updated
     optimizer = updated / work.states.optimizer
     states = 2 * work.stack.optimizer_bytes + work.stack.gradient_bytes + work.stack.parameter_bytes
-    vocabulary = -(-model.vocab_size // work.plan.tp)
+    vocabulary = -(-model.num_outputs // work.plan.tp)
     operations, num_bytes, _ = _product(work, calibration, ((model.hidden_size, vocabulary),))
-    logits = work.tokens * model.vocab_size / (work.plan.tp if work.stack.sharded_logits else 1)
+    logits = work.tokens * model.num_outputs / (work.plan.tp if work.stack.sharded_logits else 1)
     head = head_seconds(work, calibration)
     return (
         *_layer(work, calibration),
@@ -135,11 +136,11 @@ def _layer(work: Workload, calibration: Calibration) -> tuple[Part, ...]:
             )
             for parts in zip(*([(share, part) for part in layer] for share, layer in each), strict=True)
         )
-    shapes = weight_shapes(work)
+    shapes, first = weight_shapes(work), 2 * _attentions(work)
     return (
-        _products("attention's projections", work, calibration, shapes[:2]),
+        _products("attention's projections", work, calibration, shapes[:first]),
         _attention(work, calibration),
-        _products("feed-forward", work, calibration, shapes[2:]),
+        _products("feed-forward", work, calibration, shapes[first:]),
         _elementwise(work, calibration),
     )
 
@@ -176,19 +177,24 @@ def _attention(work: Workload, calibration: Calibration) -> Part:
     forward = 4 * work.tokens * model.num_heads * model.head_size * keys / work.plan.tp
     width = (model.num_heads + model.kv_heads) * model.head_size / work.plan.tp
     seconds = attention_seconds(work, calibration)
-    launched = PASSES * ATTENTION_KERNELS[work.stack.attention] * calibration.kernel_latency
+    launched = PASSES * _attentions(work) * ATTENTION_KERNELS[work.stack.attention] * calibration.kernel_latency
     return Part(
         name="attention",
         operations=forward * (1 + (FLASH_BACKWARD if flash else BACKWARD)),
-        num_bytes=work.tokens * ATTENTION_TENSORS * width * ELEMENT_BYTES,
+        num_bytes=work.tokens * _attentions(work) * ATTENTION_TENSORS * width * ELEMENT_BYTES,
         seconds=seconds.forward + seconds.backward + launched,
     )
+
+
+def _attentions(work: Workload) -> int:
+    """Of a layer: two over clips."""
+    return 1 if work.model.video is None else video.ATTENTIONS
 
 
 def _elementwise(work: Workload, calibration: Calibration) -> Part:
     """Norms, activations, residuals, rotary: about one operation per element that is read or written."""
     num_bytes = sum(moved_bytes(work))
-    attention = 0 if work.model.keeps_states else ATTENTION_KERNELS[work.stack.attention]
+    attention = 0 if work.model.keeps_states else _attentions(work) * ATTENTION_KERNELS[work.stack.attention]
     others = kernels(work) - len(weight_shapes(work)) - attention
     return Part(
         name="norms and activations",

@@ -17,6 +17,7 @@ what the activations were.
 
 from __future__ import annotations
 
+from stretto.planner import video
 from stretto.planner.linear_layers import kept, mean, most, of_stages
 from stretto.planner.measured_step import schedule_of
 from stretto.planner.memory import RankMemory, optimizer_bytes, waiting_bytes
@@ -43,6 +44,8 @@ def layer_elements(work: Workload, *, packed: bool, recompute: str | None = None
         return mean(work, lambda one: layer_elements(one, packed=packed, recompute=recompute))
     model, tp = work.model, work.plan.tp
     recompute = recompute or work.plan.recompute
+    if model.video is not None:
+        return video.layer_elements(work, recompute=recompute)
     if recompute == "full":
         return work.tokens * model.hidden_size / tp
     queries, keys = model.num_heads * model.head_size, model.kv_heads * model.head_size
@@ -88,7 +91,7 @@ def share_bytes(work: Workload, rank: int, *, packed: bool = True) -> float:
 def _moment(work: Workload, moment: tuple[tuple[int, int], ...], packed: bool) -> float:
     """Bytes of what is alive at once: so many micro-batches of each stage."""
     of, spared = of_stages(work, lambda one: layer_elements(one, packed=packed), work.backward_layers), _spared(work)
-    turned = work.model.family != "gpt2" and "softmax" in work.model.attention
+    turned = work.model.family == "llama" and "softmax" in work.model.attention
     tables = 2 * work.model.head_size * work.tokens if turned else 0
     kept = 0.0
     for stage, count in moment:
@@ -122,4 +125,4 @@ def _waiting_losses(work: Workload, rank: int) -> int:
 def _loss_bytes(work: Workload) -> float:
     model, tokens = work.model, work.tokens
     width = max(SCORE_BYTES, work.stack.parameter_bytes)
-    return tokens * (model.vocab_size / work.plan.tp * width + 2 * model.hidden_size * work.stack.parameter_bytes)
+    return tokens * (model.num_outputs / work.plan.tp * width + 2 * model.hidden_size * work.stack.parameter_bytes)
