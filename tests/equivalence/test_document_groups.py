@@ -20,6 +20,7 @@ from equivalence.reference import (
 )
 from ranks import Ranks
 from stretto.planner.sequence_volume import Heads, sequence_volume
+from stretto.planner.state_volume import state_volume
 from stretto.spec.check import check
 from stretto.spec.cluster import ClusterSpec
 from stretto.spec.contract import Batch
@@ -33,6 +34,7 @@ from stretto.trainer.session import Session
 
 STEPS = 2
 TOLERANCE = 1e-9
+CONTIGUOUS = {"context_layout": "contiguous"}
 MODEL = ModelSpec(
     vocab_size=61,
     hidden_size=32,
@@ -43,22 +45,24 @@ MODEL = ModelSpec(
     max_positions=64,
     initial_std=0.2,
 )
-# Whether attention has a window, and the plan; tokens a rank holds are few, so that several sizes of groups are needed.
-CASES: list[tuple[int | None, dict[str, Any]]] = [
-    (None, {"cp": 2, "context_tokens": 12}),
-    (5, {"cp": 2, "dp_shard": 2, "zero": 3, "context_tokens": 9, "context": "token-ring"}),
-    (None, {"dp_replicate": 2, "dp_shard": 2, "zero": 2, "context_tokens": 7, "recompute": "full"}),
-    (5, {"cp": 4, "dp_shard": 2, "context": "mesh", "ulysses": 2, "inner_ring": 2, "context_tokens": 4}),
-    (None, {"cp": 3, "context_layout": "contiguous", "context": "all-gather", "recompute": "selective"}),
-    (None, {"cp": 2, "tp": 2, "dp_shard": 2, "zero": 2, "context_tokens": 7, "offload": True}),
-    (5, {"cp": 2, "offload": True, "context_tokens": 12, "recompute": "full"}),
-    (None, {"pp": 2, "cp": 2, "tp": 2, "context": "ulysses", "context_tokens": 12, "offload": True}),
-    (5, {"pp": 2, "dp_shard": 2, "cp": 2, "zero": 3, "context_tokens": 12, "schedule": "gpipe", "offload": True}),
-    (None, {"cp": 4, "context": "ulysses", "context_tokens": 7, "recompute": "full"}),
+WINDOW = {"sliding_window": 5, "tied_embeddings": True}
+STATES = {"attention": ("linear", "delta", "softmax"), "num_layers": 3}
+# What the model is beside MODEL, and the plan; a rank holds few tokens, so that several sizes of groups are needed.
+CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({}, {"cp": 2, "context_tokens": 12}),
+    (WINDOW, {"cp": 2, "dp_shard": 2, "zero": 3, "context_tokens": 9, "context": "token-ring"}),
+    (STATES, {"dp_replicate": 2, "dp_shard": 2, "zero": 2, "context_tokens": 7, "recompute": "full"}),
+    (WINDOW, {"cp": 4, "dp_shard": 2, "context": "mesh", "ulysses": 2, "inner_ring": 2, "context_tokens": 4}),
+    (STATES, {"cp": 3, **CONTIGUOUS, "context": "all-gather", "linear_context": "ring", "recompute": "selective"}),
+    (STATES, {"cp": 2, "tp": 2, "dp_shard": 2, "zero": 2, "context_tokens": 7, "offload": True}),
+    (WINDOW, {"cp": 2, "offload": True, "context_tokens": 12, "recompute": "full"}),
+    ({}, {"pp": 2, "cp": 2, "tp": 2, "context": "ulysses", "context_tokens": 12, "offload": True}),
+    (WINDOW, {"pp": 2, "dp_shard": 2, "cp": 2, "zero": 3, "context_tokens": 12, "schedule": "gpipe", "offload": True}),
+    ({}, {"cp": 4, "context": "ulysses", "context_tokens": 7, "recompute": "full"}),
 ]
 
 
-def run_of(window: int | None, plan: dict[str, Any], *, layers: int | None = None) -> RunSpec:
+def run_of(changes: dict[str, Any], plan: dict[str, Any], *, layers: int | None = None) -> RunSpec:
     training = TrainingSpec(
         steps=10,
         global_batch_size=4,
@@ -67,8 +71,9 @@ def run_of(window: int | None, plan: dict[str, Any], *, layers: int | None = Non
         learning_rate=0.01,
         clip_norm=0.5,
     )
-    layers = layers or (5 * plan.get("pp", 1) if plan.get("offload") else MODEL.num_layers)
-    model = replace(MODEL, sliding_window=window, tied_embeddings=window is not None, num_layers=layers)
+    model = replace(MODEL, **changes)
+    if layers or plan.get("offload"):
+        model = replace(model, num_layers=layers or 5 * plan.get("pp", 1))
     # So slow a device that it hides copies to the host.
     cluster = ClusterSpec(peak_flops_float32=1e5)
     return RunSpec(run=RunSettings(seed=7), model=model, cluster=cluster, plan=PlanSpec(**plan), training=training)
@@ -103,9 +108,9 @@ def train_on_rank(rank: int, world: int, run: RunSpec, steps: int) -> dict[str, 
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(f"{k}={v}" for k, v in case[1].items()))
-def test_placed_documents_equal_one_rank(ranks: Ranks, case: tuple[int | None, dict[str, Any]]) -> None:
-    window, plan = case
-    run = run_of(window, {**plan, "context_groups": "dynamic"})
+def test_placed_documents_equal_one_rank(ranks: Ranks, case: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    changes, plan = case
+    run = run_of(changes, {**plan, "context_groups": "dynamic"})
     check(run, data=False)
     reference = train_reference(replace(run, plan=PlanSpec()), STEPS, documents=True)
     found = ranks.run(train_on_rank, run.plan.num_ranks, run, STEPS)
@@ -144,10 +149,8 @@ def test_what_is_on_the_host_is_not_held(ranks: Ranks, plan: dict[str, Any]) -> 
     """22 tokens with all activations, against at most 13 tokens' worth; over pp of each micro-batch that is held."""
     plan, stages = {**plan, "cp": 2, "context_groups": "dynamic"}, plan.get("pp", 1)
     layers = 8 * stages
-    stays = ranks.run(held_bytes, 2 * stages, run_of(None, {**plan, "context_tokens": 23}, layers=layers))
-    goes = ranks.run(
-        held_bytes, 2 * stages, run_of(None, {**plan, "context_tokens": 13, "offload": True}, layers=layers)
-    )
+    stays = ranks.run(held_bytes, 2 * stages, run_of({}, {**plan, "context_tokens": 23}, layers=layers))
+    goes = ranks.run(held_bytes, 2 * stages, run_of({}, {**plan, "context_tokens": 13, "offload": True}, layers=layers))
     assert all(away == host == 0 for away, _, host in stays)
     assert max(away for away, _, _ in goes) >= 4 and max(host for _, _, host in goes) > 0
     for (_, held, _), (_, before, _) in zip(goes, stays, strict=True):
@@ -159,31 +162,37 @@ def sent_bytes(rank: int, world: int, run: RunSpec) -> tuple[int, int]:
     session, model = Session.start(run, rank), run.model
     rows = rows_at(run, 1)
     session.train_step(1, rows)
-    block: Any = session.model.stack.blocks[0]
+    block: Any = session.model.stack.blocks[-1]
     attend, asked = block.attention.attend, 0
-    if session.model.documents is not None:
-        heads = Heads(
-            rows=1, heads=model.num_heads, kv_heads=model.kv_heads, head_size=model.head_size, element_bytes=8
-        )
-        for batch in session.model.documents(rows):
-            for section in batch.part.sections if batch.part else ():
-                shares, index = section.shares, rank - section.first
-                one = sequence_volume(attend.arrangement(section), shares, index, heads)
-                asked += model.num_layers * (one.forward + one.backward)
+    heads = Heads(rows=1, heads=model.num_heads, kv_heads=model.kv_heads, head_size=model.head_size, element_bytes=8)
+    for batch in session.model.documents(rows) if session.model.documents else ():
+        for section in batch.part.sections if batch.part else ():
+            shares, index = section.shares, rank - section.first
+            for kind in map(model.attention_of, range(model.num_layers)):
+                if kind == "softmax":
+                    one = sequence_volume(attend.arrangement(section), shares, index, heads)
+                else:
+                    one = state_volume(run.plan.linear_context, kind, shares, index, heads)
+                asked += one.forward + one.backward
     return attend.wire.sent, asked
 
 
 def test_recomputed_blocks_send_nothing_again_and_short_documents_nothing_at_all(ranks: Ranks) -> None:
     plan = {"cp": 2, "context_groups": "dynamic", "context_tokens": 12}
-    once = ranks.run(sent_bytes, 2, run_of(None, plan))
-    assert [sent for sent, _ in ranks.run(sent_bytes, 2, run_of(None, {**plan, "recompute": "full"}))] == [
+    once = ranks.run(sent_bytes, 2, run_of({}, plan))
+    assert [sent for sent, _ in ranks.run(sent_bytes, 2, run_of({}, {**plan, "recompute": "full"}))] == [
         sent for sent, _ in once
     ]
-    static = ranks.run(sent_bytes, 2, run_of(None, {"cp": 2}))
+    static = ranks.run(sent_bytes, 2, run_of({}, {"cp": 2}))
     assert all(0 < mine < other for (mine, _), (other, _) in zip(once, static, strict=True))
 
 
-@pytest.mark.parametrize("way", [{"context": "ulysses"}, {"context": "mesh", "ulysses": 2}], ids=str)
-def test_shared_heads_send_what_the_formula_says(ranks: Ranks, way: dict[str, Any]) -> None:
-    plan = {"cp": 4, "context_groups": "dynamic", "context_tokens": 7, **way}
-    assert all(sent == asked > 0 for sent, asked in ranks.run(sent_bytes, 4, run_of(None, plan)))
+def test_groups_send_what_the_formula_says(ranks: Ranks) -> None:
+    for changes, way in (
+        ({}, {"context": "ulysses"}),
+        ({}, {"context": "mesh", "ulysses": 2}),
+        (STATES, {"linear_context": "ring"}),
+        (STATES, CONTIGUOUS),
+    ):
+        plan = {"cp": 4, "context_groups": "dynamic", "context_tokens": 7, **way}
+        assert all(sent == asked > 0 for sent, asked in ranks.run(sent_bytes, 4, run_of(changes, plan)))

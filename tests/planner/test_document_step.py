@@ -24,6 +24,7 @@ from stretto.spec.run import RunSpec
 from stretto.spec.training import TrainingSpec
 
 ROW = 32768
+HYBRID = ("linear", "softmax", "delta", "softmax")
 
 
 def run_of(cluster: str = "h100:8", **plan: Any) -> RunSpec:
@@ -56,6 +57,20 @@ def test_documents_as_long_as_rows_are_rows(plan: dict[str, Any]) -> None:
         assert step.data_communication == pytest.approx(known.time.data_communication)
         peak = max(rank.total for rank in document_memory(request, [ROW] * 8))
         assert peak == pytest.approx(known.peak_bytes, rel=0.01)
+
+
+@pytest.mark.parametrize("recompute", ["full", "none"])
+def test_layers_that_keep_states_are_counted_by_themselves(recompute: Any) -> None:
+    run = run_of(cp=8)
+    run = replace(run, plan=replace(run.plan, recompute=recompute), model=replace(run.model, attention=HYBRID))
+    request = Request(run=run)
+    step, known = document_step(request, [ROW] * 8), estimate(request, replace(run.plan, context_groups="static"))
+    assert step.total == pytest.approx(known.seconds, rel=1e-9)
+    short = document_step(request, [4096] * 64)
+    assert short.context_communication == 0.0 and short.total < step.total
+    calibrated = replace(request, calibration=Calibration(machine=MACHINE))
+    with pytest.raises(UnsupportedError, match=r"delta layers .* in groups isn't calibrated"):
+        document_step(calibrated, [ROW] * 8)
 
 
 def test_short_documents_pay_for_no_messages_and_the_fullest_rank_is_the_step() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from stretto.planner.document_costs import costs_of
-from stretto.planner.group_messages import Links, token_cost
+from stretto.planner.group_messages import Links, state_bytes, token_cost
 from stretto.planner.sequence_volume import Heads, sequence_volume
+from stretto.planner.state_volume import state_volume
 from stretto.spec.cluster import ClusterSpec
 from stretto.spec.model import ModelSpec
 from stretto.spec.plan import PlanSpec
@@ -45,8 +46,16 @@ def sum_of(who: Arrangement, rank: int, heads: Heads) -> int:
     return volume.forward + volume.backward
 
 
-def run_of(**plan: object) -> RunSpec:
-    model = ModelSpec(vocab_size=64, hidden_size=64, intermediate_size=96, num_layers=3, num_heads=8, num_kv_heads=4)
+def run_of(attention: tuple[str, ...] = ("softmax",), **plan: object) -> RunSpec:
+    model = ModelSpec(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=96,
+        num_layers=3,
+        num_heads=8,
+        num_kv_heads=4,
+        attention=attention,
+    )
     cluster = ClusterSpec(
         devices_per_node=4,
         num_nodes=2,
@@ -77,3 +86,16 @@ def test_groups_that_heads_cant_be_split_over_are_left_out() -> None:
     # A double ring goes between nodes once.
     double, ring = costs_of(run_of(inner_ring=4)), costs_of(run_of())
     assert double.sent(4) == ring.sent(4) and double.sent(8) < ring.sent(8)
+
+
+@pytest.mark.parametrize("layout", ["zigzag", "contiguous"])
+def test_states_are_sent_whatever_the_length(layout: str) -> None:
+    run = run_of(("linear", "delta", "softmax"), context_layout=layout)
+    heads = Heads(rows=1, heads=8, kv_heads=4, head_size=8, element_bytes=4)
+    shares = cut_sequence(160, 4, layout)
+    kinds = [state_volume("all-gather", kind, shares, 0, heads) for kind in ("linear", "delta")]
+    assert 3 * state_bytes(run, sum_bytes=4) == sum(volume.forward + volume.backward for volume in kinds)
+    costs, plain = costs_of(run), costs_of(run_of())
+    assert costs.exchange * 3 == plain.exchange and costs.pair * 3 == plain.pair, "one layer of three has keys"
+    short, long = (costs.time(n, 4) - costs.token * n / 4 - costs.pair * costs.pairs(n) / 4 for n in (10**5, 10**6))
+    assert short == pytest.approx(long, rel=1e-3) == pytest.approx(3 * 250.0 * state_bytes(run, sum_bytes=4), rel=1e-3)

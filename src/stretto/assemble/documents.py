@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from stretto.parallel.mesh import DATA, Mesh
 from stretto.parallel.sequence.backends import kernel_for
-from stretto.parallel.sequence.groups import GroupedAttend
+from stretto.parallel.sequence.groups import GroupedAttend, GroupedStates
 from stretto.parallel.sequence.pieces import Kernel
 from stretto.parallel.sequence.results import Results
+from stretto.parallel.sequence.states import WAYS
 from stretto.parallel.wire import Wire
 from stretto.planner.document_costs import Costs, costs_of
 from stretto.planner.document_groups import Placement, assign
@@ -135,11 +136,12 @@ def tokens_of(plan: PlanSpec, sequence_length: int) -> int:
 
 
 class GroupFiller:
-    """Puts attention of placed documents into the ``attend`` of a model's blocks."""
+    """Puts attention of placed documents into the ``attend`` of a model's blocks, and states into ``states``."""
 
     def __init__(self, plan: PlanSpec, mesh: Mesh) -> None:
         self._arrange, self._backend = cache(partial(Arrangement.of_group, plan)), plan.attention_backend
         self._kernel: Kernel | None = None
+        self._way = WAYS[plan.linear_context]
         self._results = Results() if plan.recompute == "full" else None
         self.wire = Wire(mesh.group(*DATA))
 
@@ -156,4 +158,9 @@ class GroupFiller:
                     kernel=self._kernel,
                     local=opening.attend if self._backend == "auto" else None,
                     results=self._results,
+                )
+            if hasattr(module, "states"):
+                opening = cast(Any, module)
+                opening.states = GroupedStates(
+                    wire=self.wire, way=self._way, local=opening.states, results=self._results
                 )

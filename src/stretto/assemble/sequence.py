@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from stretto.parallel.mesh import Mesh
 from stretto.parallel.sequence.backends import kernel_for
-from stretto.parallel.sequence.groups import GroupedAttend
+from stretto.parallel.sequence.groups import GroupedAttend, GroupedStates
 from stretto.parallel.sequence.opening import ContextAttend
 from stretto.parallel.sequence.pieces import Kernel
 from stretto.parallel.sequence.results import Results
@@ -126,4 +126,5 @@ class ContextFiller:
 def results_in(block: nn.Module) -> Results | None:
     """What keeps the results of a block's attention, if anything does."""
     openings = (getattr(module, name, None) for module in block.modules() for name in ("attend", "states"))
-    return next((o.results for o in openings if isinstance(o, ContextAttend | CutStates | GroupedAttend)), None)
+    kinds = ContextAttend | CutStates | GroupedAttend | GroupedStates
+    return next((opening.results for opening in openings if isinstance(opening, kinds)), None)

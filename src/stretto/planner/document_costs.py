@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from stretto.planner.flops import BACKWARD, parameters
-from stretto.planner.group_messages import Links, messages_of
+from stretto.planner.flops import BACKWARD, parameters, state_flops
+from stretto.planner.group_messages import Links, messages_of, num_softmax, state_bytes
 from stretto.spec.stages import stages_of
 
 if TYPE_CHECKING:
@@ -85,6 +85,10 @@ class Costs:
     messages: Mapping[int, float] | None = None
     """What a token of a document costs each rank in messages, by the size of its group; sizes that are missing can't
     share the heads.  None: keys and values go round, ``exchange`` from rank to rank."""
+    state: float = 0.0
+    """What a document costs each rank for every other one of its group, whatever its length: states between nodes."""
+    near_state: float = 0.0
+    """The same inside a node."""
 
     def serves(self, ranks: int) -> bool:
         """Whether so many ranks can share a document."""
@@ -97,12 +101,17 @@ class Costs:
 
     def passed(self, ranks: int) -> float:
         """An exchange between ``ranks`` ranks that follow each other, the first a multiple of them."""
-        return self.near_exchange if self.near and self.near % ranks == 0 else self.exchange
+        return self.near_exchange if self._near(ranks) else self.exchange
+
+    def _near(self, ranks: int) -> bool:
+        """Whether a group of so many is of one node."""
+        return bool(self.near) and self.near % ranks == 0
 
     def time(self, length: int, ranks: int) -> float:
         """How long each of ``ranks`` ranks works on a document that is cut over them."""
         attention = self.pair * self.pairs(length) / ranks
-        return self.token * -(-length // ranks) + max(attention, self.sent(ranks) * length)
+        states = (ranks - 1) * (self.near_state if self._near(ranks) else self.state)
+        return self.token * -(-length // ranks) + max(attention, self.sent(ranks) * length) + states
 
     def sent(self, ranks: int) -> float:
         """What a token of a document costs each of so many ranks in messages."""
@@ -141,17 +150,21 @@ def costs_of(run: RunSpec) -> Costs:
     way = peak / 2 / HOST_BYTES_PER_SECOND or FLOPS_PER_HOST_BYTE
     near = peak / 2 / inside if peak and inside else per_byte
     of_node = cluster.devices_per_node // run.plan.tp if several else 0
-    keys = 2 * model.kv_heads * model.head_size * model.num_layers
+    layers = num_softmax(model)
+    keys = 2 * model.kv_heads * model.head_size * layers
+    states = state_bytes(run, sum_bytes=max(size, 4))
     both = 1 + BACKWARD
     return Costs(
-        pair=both * 4 * model.num_layers * model.num_heads * model.head_size,
-        token=both * 2 * parameters(model).multiplying,
+        pair=both * 4 * layers * model.num_heads * model.head_size,
+        token=both * (2 * parameters(model).multiplying + state_flops(model)),
         exchange=keys * passed * per_byte,
         near=of_node,
         near_exchange=keys * passed * near,
         window=model.sliding_window,
         host=_host(run, element_bytes=size, per_byte=way) if run.plan.offload else None,
         messages=messages_of(run, Links(near=of_node, near_byte=near, byte=per_byte), element_bytes=size),
+        state=states * per_byte,
+        near_state=states * near,
     )
 
 

@@ -24,7 +24,7 @@ from stretto.planner.plan import Answer
 from stretto.planner.prediction import Prediction, of_documents
 from stretto.planner.request import Request
 from stretto.spec.check import check
-from stretto.spec.errors import StrettoError
+from stretto.spec.errors import StrettoError, UnsupportedError
 from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSpec
 from stretto.spec.units import format_bytes, format_seconds
@@ -85,7 +85,10 @@ def _of_plan(answer: Answer, number: int, documents: Steps) -> Proposal:
     static = _packed(answer.request, run, estimate, documents)
     best: tuple[Prediction, PlanSpec] | None = None
     for plan in grouped(run, pins):
-        found = _placed(answer.request, replace(run, plan=plan), estimate, documents)
+        try:
+            found = _placed(answer.request, replace(run, plan=plan), estimate, documents)
+        except UnsupportedError:  # no figures for it
+            continue
         if best is None or found.time.total < best[0].time.total:
             best = found, plan
     if best is None:

@@ -10,6 +10,7 @@ a calibrated machine (``measured_step``), where messages are copies, so that not
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from stretto.planner.communication import (
     ACTIVATION_BYTES,
     SUM_SHARE,
     boundary_seconds,
+    context_seconds,
     group,
     logits_seconds,
     tensor_seconds,
@@ -32,11 +34,11 @@ from stretto.planner.compute import (
 from stretto.planner.document_costs import Costs, block_numbers
 from stretto.planner.document_portions import Portion, alone
 from stretto.planner.flops import keys_per_query
+from stretto.planner.linear_layers import of_kind
 from stretto.planner.machine import Machine
 from stretto.planner.measured_step import (
     elements_of,
     ends,
-    exchanged_bytes,
     head,
     layer,
     layer_size,
@@ -91,7 +93,30 @@ class Published:
     """What the run places documents by."""
 
     def layer(self, portion: Portion) -> Turns:
-        """One layer."""
+        """One layer; on average, where they differ."""
+        model, forward, backward = self.work.model, Turn(), Turn()
+        for kind, number in Counter(map(model.attention_of, range(model.num_layers))).items():
+            alike = replace(self, work=of_kind(self.work, kind))
+            there, back = alike._with_keys(portion) if kind == "softmax" else alike._with_states(portion)
+            share = number / model.num_layers
+            forward, backward = forward + there.times(share), backward + back.times(share)
+        return forward, backward
+
+    def _with_states(self, portion: Portion) -> Turns:
+        """A layer that keeps a state, which goes through every document that is cut."""
+        one, rates, again = alone(self.work, portion.tokens, portion.ranks), self.calibration, Turn()
+        whole, between = layer_seconds(one, rates), sum(tensor_seconds(one, rates))
+        there, back = context_seconds(one, rates)
+        documents = len(portion.documents)
+        if self.work.plan.recompute == "full":
+            again = Turn(whole.forward, 0.0)
+        elif self.work.plan.recompute == "selective":
+            again = Turn(attention_seconds(one, rates).forward, documents * there)
+        forward = Turn(whole.forward, documents * there + between / 3)
+        return forward, Turn(whole.backward, documents * back + between * 2 / 3) + again
+
+    def _with_keys(self, portion: Portion) -> Turns:
+        """A softmax layer."""
         model, rates = self.work.model, self.calibration
         one = alone(self.work, portion.tokens)
         whole, own = layer_seconds(one, rates), attention_seconds(one, rates)
@@ -123,7 +148,7 @@ class Published:
         messages = None if scale.messages is None else {n: rate * cost for n, cost in scale.messages.items()}
         return replace(
             scale, pair=pair, token=token, exchange=rate * scale.exchange, near_exchange=rate * scale.near_exchange,
-            messages=messages, host=None,
+            messages=messages, state=rate * scale.state, near_state=rate * scale.near_state, host=None,
         )  # fmt: skip
 
     def _both(self, portion: Portion) -> float:
@@ -189,7 +214,7 @@ class Measured:
         attention = self._attention(portion)
         forward = products[0] + attention[0] + machine.rest_forward.at(elements)
         inputs = products[1] + attention[1] + machine.rest_backward.at(elements)
-        handed = self._handed(one, portion)
+        handed = self._handed(portion)
         if plan.recompute == "full":
             inputs += forward - attention[0] * (portion.ranks > 1)
         elif plan.recompute == "selective":
@@ -210,14 +235,14 @@ class Measured:
         curves = self.machine.attention_forward, self.machine.attention_backward
         return sum(curves[0].at(size) for size in sizes), sum(curves[1].at(size) for size in sizes)
 
-    def _handed(self, one: Workload, portion: Portion) -> tuple[float, float]:
-        """Keys and values that go round, and backward once more, with their gradients."""
-        if portion.ranks == 1:
+    def _handed(self, portion: Portion) -> tuple[float, float]:
+        """Keys and values that go round, message by message, and backward once more, with their gradients."""
+        ranks, model = portion.ranks, self.work.model
+        if ranks == 1:
             return 0.0, 0.0
-        model, machine = self.work.model, self.machine
         width = 2 * model.kv_heads * model.head_size / self.work.plan.tp * self.work.stack.parameter_bytes
-        once = sum(machine.collective("exchange", portion.ranks, width * n) for n in portion.documents)
-        once *= machine.factor("exchange", exchanged_bytes(one)) * volume(self.costs, portion.ranks)
+        width *= volume(self.costs, ranks) / ranks
+        once = (ranks - 1) * sum(self.machine.messages.at(width * length) for length in portion.documents)
         return once, 2 * once
 
     def _copied(self, portion: Portion) -> float:
@@ -226,7 +251,7 @@ class Measured:
             return 0.0
         numbers = block_numbers(self.work.model, self.work.plan.recompute) / self.work.plan.tp
         moved = self.machine.copy.at(portion.tokens * numbers * self.work.stack.parameter_bytes)
-        return moved * portion.away / self.work.model.num_layers
+        return moved * portion.away / max(self.work.layers)
 
     def ends(self, portion: Portion) -> tuple[Turns, Turns]:
         """The embedding, and logits and loss."""

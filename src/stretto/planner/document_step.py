@@ -42,7 +42,8 @@ Held = Sequence[Sequence[Portion]]
 
 
 def document_step(request: Request, lengths: Sequence[int]) -> StepTime:
-    """A step of the request's run with documents of ``lengths``; UnsupportedError where rates are only assumed.
+    """A step of the request's run with documents of ``lengths``; UnsupportedError where rates are only assumed, and for
+    layers that keep a state on a calibrated machine, whose figures have no such document.
 
     ConfigError for a document that doesn't fit on all ranks together.
     """
@@ -56,6 +57,8 @@ def document_step(request: Request, lengths: Sequence[int]) -> StepTime:
     work = step_work(request.work(run.plan), len(held[0]))
     calibration, seconds = rates_of(request, work)
     machine = calibration.machine
+    if machine is not None and run.model.keeps_states:
+        raise UnsupportedError("What linear and delta layers take of documents in groups isn't calibrated.")
     played = _play(work, held, _operations(work, held, seconds), message=seconds.message)
     if machine is None:
         time = StepTime(

@@ -22,6 +22,7 @@ from stretto.planner.sequence_volume import Heads, at_seat
 from stretto.spec.sequence import Arrangement, heads_of
 
 if TYPE_CHECKING:
+    from stretto.spec.model import ModelSpec
     from stretto.spec.run import RunSpec
 
 
@@ -63,8 +64,27 @@ def messages_of(run: RunSpec, links: Links, *, element_bytes: int) -> dict[int, 
     )
     pool = plan.cp * plan.dp
     groups = [Arrangement.of_group(plan, n) for n in range(2, pool + 1) if pool % n == 0]
-    whole = plan.tp * model.num_layers
+    whole = plan.tp * num_softmax(model)
     return {who.ranks: whole * token_cost(who, heads, links) for who in groups if heads.heads % who.ulysses == 0}
+
+
+def num_softmax(model: ModelSpec) -> int:
+    """Layers whose tokens look at each other; the others keep a state."""
+    return sum(model.attention_of(layer) == "softmax" for layer in range(model.num_layers))
+
+
+def state_bytes(run: RunSpec, *, sum_bytes: int) -> int:
+    """Bytes of states for every other rank of a group, forward and backward, of all layers (``state_volume``).
+
+    So much a rank sends each of them (LASP-2), or is handed on so often, one hop after the other (LASP).
+    """
+    plan, model, found = run.plan, run.model, 0
+    state = model.head_size**2
+    for kind in map(model.attention_of, range(model.num_layers)):
+        if kind != "softmax":
+            through = 0 if plan.linear_context == "ring" else 1 if kind == "linear" else state
+            found += model.kv_heads * (2 * state + through) * sum_bytes
+    return found * (2 if plan.context_layout == "zigzag" else 1)
 
 
 def token_cost(who: Arrangement, heads: Heads, links: Links) -> float:

@@ -63,7 +63,6 @@ def _of_model(run: RunSpec) -> tuple[tuple[bool, str, str], ...]:
     model = run.model
     return (
         (model.family == "foreign", "a foreign model, which sees whole rows only", "use family llama or gpt2"),
-        (model.keeps_states, "linear or delta layers in this version", 'set model.attention = ["softmax"]'),
         (
             model.dropout > 0,
             f"model.dropout = {model.dropout:g}, which is keyed by places in rows",

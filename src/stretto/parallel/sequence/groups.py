@@ -8,13 +8,15 @@ but their numbers: none has to be made, and no rank that a document doesn't conc
 several documents meet them in the same order, so nothing can block.
 
 Inside a group everything is as it is over cp: the ranks share the heads (Ulysses, FlexSP's way), pass keys round, or
-sit together at the seats of a ring, as far as their number lets them.
+sit together at the seats of a ring, as far as their number lets them.  Layers that keep a state hand it through each
+document by itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,9 +28,10 @@ from stretto.parallel.sequence.results import Results
 from stretto.parallel.sequence.ring import Ring
 from stretto.parallel.sequence.shared_seat import SharedSeat, attend_together
 from stretto.parallel.sequence.sight import Sight
+from stretto.parallel.sequence.states import Chain, Stretch, Way, begin
 from stretto.parallel.sequence.ulysses import Exchange
 from stretto.parallel.wire import Wire
-from stretto.spec.sequence import Arrangement, Section, count
+from stretto.spec.sequence import Arrangement, Ranges, Section, count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,11 +50,9 @@ class GroupedAttend:
     @torch.compiler.disable
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, context: Cut, /) -> Tensor:
         """[1, H, T, K] of q, [1, G, T, K] of k and v, T own tokens -> [1, H, T, K]."""
-        part = context.part
-        assert part is not None and part.sections, "the batch was not placed"
         sight = Sight(context.first)
         found = []
-        for section in part.sections:
+        for section in _sections(context):
             length = count(section.shares[self.wire.index - section.first])
             own = [x.narrow(2, section.start, length) for x in (q, k, v)]
             if self.local is not None and len(section.shares) == 1 and context.first is None:
@@ -98,3 +99,44 @@ class GroupedAttend:
 def _on_wire(section: Section, members: tuple[int, ...]) -> tuple[int, ...]:
     """Where members of a group are among all ranks."""
     return tuple(section.first + member for member in members)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupedStates:
+    """Fills the opening ``states`` of a linear layer: each document has a chain of its own."""
+
+    wire: Wire
+    way: Way
+    local: Any
+    """The opening of whole documents, before which nothing was."""
+    results: Results | None = None
+    """Keeps states for blocks that are recomputed, so that nothing travels a second time."""
+
+    def lengths(self, context: Cut, tokens: int, /) -> Sequence[int]:
+        """Tokens of each of this rank's stretches, document by document."""
+        return [count([part]) for section in _sections(context) for part in self._own(section)]
+
+    @torch.compiler.disable
+    def begin(self, stretches: Sequence[Stretch], context: Cut, /) -> Callable[[], Sequence[Tensor]]:
+        """Send for the state before each stretch, [1, G, K, K]; a call of what is returned waits for them."""
+        coming: list[Callable[[], Sequence[Tensor]]] = []
+        rest = iter(stretches)
+        for section in _sections(context):
+            own = [next(rest) for _ in self._own(section)]
+            if not own:  # a document with fewer tokens than ranks
+                continue
+            if len(section.shares) == 1:
+                coming.append(self.local.begin(own, context))
+            else:
+                way = self.way(Chain.of(self.wire, section.shares, section.first))
+                coming.append(begin(way, own, self.results))
+        return lambda: [state for wait in coming for state in wait()]
+
+    def _own(self, section: Section) -> Ranges:
+        """This rank's stretches of a document, none of them empty."""
+        return tuple(part for part in section.shares[self.wire.index - section.first] if count([part]))
+
+
+def _sections(context: Cut) -> tuple[Section, ...]:
+    assert context.part is not None and context.part.sections, "the batch was not placed"
+    return context.part.sections

@@ -30,7 +30,7 @@ from torch.autograd.function import once_differentiable
 from stretto.parallel.sequence.results import Results
 from stretto.parallel.wire import Transfer, Wire
 from stretto.spec.contract import SequencePart
-from stretto.spec.sequence import Range, Ranges
+from stretto.spec.sequence import Range, Ranges, count
 
 
 class Cut(Protocol):
@@ -54,12 +54,13 @@ class Chain:
 
     wire: Wire
     owners: tuple[int, ...]
-    """Whose each stretch is."""
+    """Whose each stretch is, by the rank on the wire."""
 
     @classmethod
-    def of(cls, wire: Wire, shares: tuple[Ranges, ...]) -> Chain:
-        """The chain of rows that are cut in ``shares``."""
-        order: list[tuple[Range, int]] = sorted((part, rank) for rank, ranges in enumerate(shares) for part in ranges)
+    def of(cls, wire: Wire, shares: tuple[Ranges, ...], first: int = 0) -> Chain:
+        """The chain of rows that are cut in ``shares``, of ranks that follow each other from ``first`` on."""
+        held = [(part, first + rank) for rank, ranges in enumerate(shares) for part in ranges if count([part])]
+        order: list[tuple[Range, int]] = sorted(held)
         return cls(wire=wire, owners=tuple(rank for _, rank in order))
 
     @property
@@ -73,7 +74,7 @@ class Chain:
 
     def gather(self, own: Sequence[Tensor]) -> Gathering:
         """Send ``own[i]`` [p, ...] of this rank's stretches to all."""
-        others = [rank for rank in range(max(self.owners) + 1) if rank != self.wire.index]
+        others = sorted({*self.owners} - {self.wire.index})
         packed = torch.cat([x.flatten(1) for x in own], dim=1)
         sends = [(packed, rank) for rank in others]
         receives = [(packed.new_empty(len(self.held(rank)), packed.shape[1]), rank) for rank in others]
@@ -301,10 +302,17 @@ class CutStates:
         """Send for the state before each stretch, [B, G, K, K]; a call of what is returned waits for them."""
         part = context.part
         assert part is not None, "the batch was not cut over cp"
-        throughs, gains = zip(*(stretch.total() for stretch in stretches), strict=True)
-        passage = Passage(self.way(Chain.of(self.wire, part.shares)), self.results)
-        both = _Begin.apply(torch.stack(throughs), torch.stack(gains), passage)
-        return lambda: _End.apply(*both, passage).unbind(0)
+        return begin(self.way(Chain.of(self.wire, part.shares)), stretches, self.results)
+
+
+def begin(
+    way: Gathered | Ringed, stretches: Sequence[Stretch], results: Results | None
+) -> Callable[[], Sequence[Tensor]]:
+    """Send for the state before each of this rank's stretches in a chain; a call of what is returned waits for them."""
+    throughs, gains = zip(*(stretch.total() for stretch in stretches), strict=True)
+    passage = Passage(way, results)
+    both = _Begin.apply(torch.stack(throughs), torch.stack(gains), passage)
+    return lambda: _End.apply(*both, passage).unbind(0)
 
 
 def _passed(through: Tensor, state: Tensor) -> Tensor:
