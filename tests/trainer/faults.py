@@ -357,3 +357,17 @@ def positions_as_if_contiguous() -> Iterator[None]:
 
     with patch.object(SequenceCut, "__call__", wrong):
         yield
+
+
+@contextmanager
+def frames_as_if_the_first() -> Iterator[None]:
+    """A part of a clip's frames gets the places of the first ones."""
+    cut = SequenceCut.__call__
+
+    def wrong(self: SequenceCut, batch: Any) -> Any:
+        found = cut(self, batch)
+        assert found.clips is not None
+        return replace(found, clips=replace(found.clips, frames=(0, found.clips.noisy.shape[1])))
+
+    with patch.object(SequenceCut, "__call__", wrong):
+        yield

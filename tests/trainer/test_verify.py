@@ -15,7 +15,7 @@ import pytest
 
 from ranks import Ranks
 from stretto.spec.data import DataSpec
-from stretto.spec.model import ModelSpec, RopeScaling
+from stretto.spec.model import ModelSpec, RopeScaling, VideoSpec
 from stretto.spec.plan import PlanSpec
 from stretto.spec.presets_model import model_preset
 from stretto.spec.run import RunSpec
@@ -35,6 +35,8 @@ FOREIGN = ModelSpec(
     num_layers=4,
     max_positions=128,
 )
+VIDEO = replace(model_preset("tiny-video"), video=VideoSpec(frames=4, patches=16, channels=4))
+SWITCHED = {"cp": 2, "context": "switch"}
 DYNAMIC = {"context_groups": "dynamic"}
 INTERLEAVED = {"pp": 2, "schedule": "interleaved", "chunks": 2}
 
@@ -73,6 +75,7 @@ CASES: list[Case] = [
     (faults.positions_as_if_contiguous, LLAMA, {"cp": 2, "tp": 2}, "blocks.0.attention.", "blocks.0.attention.o"),
     (faults.key_gradients_lost_on_the_ring, LLAMA, {"cp": 2, **DYNAMIC}, "inputs.tokens.weight", None),
     (faults.dropped_layer, LLAMA, {"pp": 2, "cp": 2, **DYNAMIC}, "blocks.2.", "blocks.2"),
+    (faults.frames_as_if_the_first, VIDEO, SWITCHED, "inputs.", "inputs"),
     (faults.decay_on_norms, LLAMA, {"pp": 2}, "blocks.0.attention_norm.weight", None),
 ]
 
@@ -92,6 +95,7 @@ HEALTHY: dict[str, tuple[ModelSpec, dict[str, Any]]] = {
     "hybrid-cp2-pp2": (replace(LLAMA, num_layers=6, attention=("delta", "linear", "softmax")), {"cp": 2, "pp": 2}),
     "documents": (LLAMA, {"cp": 2, "dp_shard": 2, "tp": 2, "offload": True, "zero": 3, **DYNAMIC}),
     "foreign": (FOREIGN, {"pp": 2, "tp": 2}),
+    "clips": (VIDEO, {**SWITCHED, "dp_shard": 2, "zero": 3, "recompute": "full"}),
 }
 
 

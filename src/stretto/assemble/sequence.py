@@ -77,16 +77,18 @@ class SequenceCut:
             cut_sequence(size, self.ranks, "contiguous")[self.index][0]
             for size in (clips.noisy.shape[1], clips.velocity.shape[2])
         )
-        velocity = clips.velocity[:, :, slice(*patches)]
-        here = batch.labels[:, : velocity.shape[1] * velocity.shape[2]]
+        whole = clips.velocity.shape[:3]
+
+        def own(x: Tensor) -> Tensor:
+            return x.view(whole)[:, :, slice(*patches)].flatten(1)
+
+        noisy, velocity = clips.noisy[:, slice(*frames)], clips.velocity[:, :, slice(*patches)]
         return replace(
             batch,
-            tokens=here,
-            labels=here,
-            positions=here,
-            clips=replace(
-                clips, noisy=clips.noisy[:, slice(*frames)], velocity=velocity, frames=frames, patches=patches
-            ),
+            tokens=own(batch.tokens),
+            labels=own(batch.labels),
+            positions=own(batch.positions),
+            clips=replace(clips, noisy=noisy, velocity=velocity, frames=frames, patches=patches),
         )
 
 

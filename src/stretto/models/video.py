@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from stretto.spec.contract import IGNORE
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -150,9 +152,10 @@ class VideoTransformer(nn.Module):
         """Blocks share nothing but the time, which has parameters and so travels with the clip."""
 
     def loss(self, predictions: Tensor, batch: Batch) -> Tensor:
-        """Sum over the tokens that are here, float32 at least."""
+        """Sum over the valid tokens that are here, float32 at least."""
         exact = torch.promote_types(predictions.dtype, torch.float32)
-        return (predictions.to(exact) - clips_of(batch).velocity.to(exact)).square().mean(-1).sum()
+        wrong = (predictions.to(exact) - clips_of(batch).velocity.to(exact)).square().mean(-1)
+        return wrong.masked_fill(batch.labels.view_as(wrong) == IGNORE, 0.0).sum()
 
     def initial_value(self, name: str) -> tuple[str, float] | None:
         """Biases start at 0, weights normal; what writes to the residual stream is scaled by 1 / sqrt(3 L)."""

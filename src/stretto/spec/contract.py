@@ -82,7 +82,7 @@ class Batch:
     part: SequencePart | None = None
     """Where the T tokens sit, if rows are cut over cp; None: these are whole rows."""
     clips: Clips | None = None
-    """Of clips, what they are; tokens, labels and positions are then 0, one for each patch of each frame here."""
+    """Of clips, what they are; tokens, positions and labels (but for IGNORE) are 0, for each patch of each frame."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,15 +5,18 @@ bias that is added twice can't be seen while it is zero.
 
 Batches are made to betray: the number of valid tokens differs widely from row to row (one row counts
 everywhere, one in a single token), so that means of means are wrong; rows hold one, two or three documents.
+Clips are noise, with times and targets that are noise, too.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 
-from stretto.spec.contract import IGNORE, Batch, Stack
+from stretto.spec.contract import IGNORE, Batch, Clips, Stack
+from stretto.spec.model import VideoSpec
 from stretto.spec.run import RunSpec
 
 
@@ -53,13 +56,35 @@ def global_batch(run: RunSpec, step: int) -> Batch:
         if run.plan.context_groups == "dynamic":  # what no label follows would be left out, and couldn't be compared
             last = torch.cat([documents[row][1:] != documents[row][:-1], torch.ones(1, dtype=torch.bool)])
             labels[row, last] = tokens[row, last]
-    first = (step - 1) * rows
+    first, clip = (step - 1) * rows, run.model.video
     return Batch(
         tokens=tokens,
         labels=labels,
         positions=positions,
-        documents=documents if run.data.isolate_documents else None,
+        documents=documents if run.data.isolate_documents and clip is None else None,
         samples=torch.arange(first, first + rows),
+        clips=None if clip is None else random_clips(rows, clip, generator),
+    )
+
+
+def random_clips(rows: int, clip: VideoSpec, generator: torch.Generator) -> Clips:
+    """Whole clips of ``rows`` rows."""
+    shape = (rows, clip.frames, clip.patches, clip.channels)
+    return Clips(
+        noisy=torch.randn(shape, generator=generator),
+        velocity=torch.randn(shape, generator=generator),
+        time=torch.rand(rows, generator=generator),
+        frames=(0, clip.frames),
+        patches=(0, clip.patches),
+    )
+
+
+def rows_of_clips(clips: Clips | None, start: int, stop: int) -> Clips | None:
+    """Rows ``start`` to ``stop``, where there are clips."""
+    if clips is None:
+        return None
+    return replace(
+        clips, noisy=clips.noisy[start:stop], velocity=clips.velocity[start:stop], time=clips.time[start:stop]
     )
 
 
@@ -94,4 +119,5 @@ def part_of(batch: Batch, start: int, stop: int) -> Batch:
         positions=batch.positions[start:stop],
         documents=documents,
         samples=batch.samples[start:stop],
+        clips=rows_of_clips(batch.clips, start, stop),
     )

@@ -24,7 +24,7 @@ from stretto.trainer.structure import make_stack
 from stretto.trainer.verify_documents import PlacedOutputs
 from stretto.trainer.verify_inputs import lively, micro_batches
 from stretto.trainer.verify_modules import Heard, ModuleWatch
-from stretto.trainer.verify_sequence import runs_of, with_whole_losses
+from stretto.trainer.verify_sequence import place_in_clip, runs_of, with_whole_losses
 
 Around = Callable[[], AbstractContextManager[Any]]
 """Entered on each rank around all that it does there; importable, since it travels to the rank."""
@@ -122,6 +122,8 @@ class Outputs:
     def _patches(self, name: str, row: int, y: Tensor, batch: Batch) -> list[Patch]:
         if y.ndim == 0:
             return [Patch(name, (row, len(batch.samples)), y.numpy().copy())]
+        if batch.clips is not None:
+            return [Patch(name, (row, *place_in_clip(name, batch.clips)), y.numpy().copy())]
         start = batch.tokens.shape[1] // self._mesh.size("tp") * self._mesh.index("tp")
         rest = (0,) * (y.ndim - 2)
         return [

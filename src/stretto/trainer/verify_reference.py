@@ -25,7 +25,7 @@ from stretto.spec.run import RunSpec
 from stretto.spec.sharding import Sharding
 from stretto.trainer.freezing import freeze
 from stretto.trainer.rate import learning_rate
-from stretto.trainer.verify_inputs import global_batch, lively
+from stretto.trainer.verify_inputs import global_batch, lively, rows_of_clips
 from stretto.trainer.verify_modules import Key, ModuleWatch, whole_values
 
 Arrays = dict[str, np.ndarray]
@@ -42,7 +42,7 @@ class ReferenceStep:
     tokens: int
     """Valid tokens."""
     outputs: Arrays
-    """Output of each part: [rows, T, D]; of ``outputs`` the summed loss, [rows]."""
+    """Output of each part: [rows, T, D], of clips [rows, F, P, D]; of ``outputs`` the summed loss, [rows]."""
     gradients: Arrays
     """Before clipping, by parameter in model order; zeros where a parameter got none."""
     weights: Arrays
@@ -140,7 +140,8 @@ def differentiate(
         (loss / tokens).backward()
         for part, value in values.items():
             first: Tensor = value if isinstance(value, Tensor) else value[0]
-            where = outputs.setdefault(part, np.zeros((rows, length, *first.shape[2:])))
+            row_shape = first.shape[1:] if batch.documents is None else (length, *first.shape[2:])
+            where = outputs.setdefault(part, np.zeros((rows, *row_shape)))
             where[row, start:stop] = first.detach()[0].numpy()
         outputs.setdefault("outputs", np.zeros(rows))[row] += loss.item()
     return float(outputs["outputs"].sum()) / tokens, outputs
@@ -168,4 +169,5 @@ def piece_of(batch: Batch, row: int, start: int, stop: int, *, whole: bool) -> B
         positions=batch.positions[window],
         documents=batch.documents[window] if whole and batch.documents is not None else None,
         samples=batch.samples[row : row + 1],
+        clips=rows_of_clips(batch.clips, row, row + 1),
     )

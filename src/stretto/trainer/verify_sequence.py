@@ -10,7 +10,7 @@ import torch
 
 from stretto.parallel.collectives import all_reduce
 from stretto.parallel.mesh import Mesh
-from stretto.spec.contract import Batch
+from stretto.spec.contract import Batch, Clips
 from stretto.spec.run import RunSpec
 from stretto.spec.sequence import cut_sequence
 
@@ -32,6 +32,11 @@ def runs_of(batch: Batch, start: int, length: int) -> Iterator[tuple[int, slice]
         if i == length or tokens[i] != tokens[i - 1] + 1:
             yield tokens[at], slice(at, i)
             at = i
+
+
+def place_in_clip(part: str, clips: Clips) -> tuple[int, int, int]:
+    """Where what a part gives begins in a whole clip [F, P, D]: inputs give frames, blocks patches."""
+    return (clips.frames[0], 0, 0) if part == "inputs" else (0, clips.patches[0], 0)
 
 
 def with_whole_losses(patches: Sequence[Patch], mesh: Mesh) -> list[Patch]:

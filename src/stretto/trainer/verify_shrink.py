@@ -20,7 +20,7 @@ from typing import Any
 from stretto.spec.check import check
 from stretto.spec.cluster import ClusterSpec
 from stretto.spec.front import FILL, fills, front_layers, wholly_frozen
-from stretto.spec.model import ModelSpec
+from stretto.spec.model import ModelSpec, VideoSpec
 from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSpec
 from stretto.spec.sequence import Arrangement, pool_of
@@ -99,6 +99,8 @@ def shrink(run: RunSpec) -> Shrunk:
         room = -(-training.sequence_length // min(plan.cp * plan.dp, 4))
         plan = replace(plan, context_tokens=room)
     model = run.model if foreign else shrink_model(run, plan, training)
+    if model.video is not None:
+        training = replace(training, sequence_length=model.video.tokens)
     if fills(plan):
         ahead = min(front_layers(run), AHEAD)
         if ahead < front_layers(run):
@@ -169,6 +171,8 @@ def shrink_stages(layers: tuple[int, ...]) -> tuple[int, ...]:
 def shrink_model(run: RunSpec, plan: PlanSpec, training: TrainingSpec) -> ModelSpec:
     """Narrow, with the ratio of query to key/value heads and several heads per tp rank where there were."""
     model, length = run.model, training.sequence_length
+    if model.video is not None:
+        return shrink_clips(model, model.video, plan)
     kv_heads = plan.tp * min(2, max(1, model.kv_heads // run.plan.tp))
     shared = Arrangement.of_group(plan, pool_of(plan)).ulysses
     kv_heads *= shared // math.gcd(shared, kv_heads // plan.tp * (model.num_heads // model.kv_heads))
@@ -198,6 +202,21 @@ def shrink_model(run: RunSpec, plan: PlanSpec, training: TrainingSpec) -> ModelS
         sliding_window=window,
         initial_std=0.2,
         attention=tuple(dict.fromkeys(model.attention)),  # of a pattern, each kind once
+    )
+
+
+def shrink_clips(model: ModelSpec, clip: VideoSpec, plan: PlanSpec) -> ModelSpec:
+    """The same for clips, with frames and patches that aren't equally many on each cp rank."""
+    clip = VideoSpec(frames=2 * plan.cp + 1, patches=2 * plan.cp + 3, channels=min(clip.channels, 3))
+    return replace(
+        model,
+        name="verify",
+        hidden_size=16,
+        intermediate_size=24,
+        num_layers=sum(plan.stages or ()),
+        num_heads=2,
+        initial_std=0.2,
+        video=clip,
     )
 
 
