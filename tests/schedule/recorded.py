@@ -43,7 +43,7 @@ def play(schedule: Schedule, *, times: Mapping[int, float], more: Mapping[str, f
                 else:
                     seconds = SECONDS.get(op.kind, 0.0) * times.get(op.stage, 1.0)
                     end, peer, carried = free + round(seconds * 1e9) + late, None, 0
-                done.append((str(op), peer, free, end, carried))
+                done.append((str(op), peer, free, end, carried, 0))
     return events
 
 
@@ -88,10 +88,10 @@ def write_run(
             clock = APART if place % len(hosts) else 0
             events = play(schedule, times=times[pipeline], more=(more or {}) if step in late_steps else {})
             begin, over = 1000 * step * MILLISECOND + clock, max(event[3] for rank in events for event in rank)
-            shifted = [(name, peer, start + begin, end + begin, n) for name, peer, start, end, n in events[place]]
+            shifted = [(name, peer, start + begin, end + begin, n, 0) for name, peer, start, end, n, _ in events[place]]
             settled = begin + over + MILLISECOND
-            shifted.append(("REDUCE_GRAD", None, shifted[-1][3], settled, 0))
-            shifted.append(("OPT", None, settled, settled + 2 * MILLISECOND, 0))
+            shifted.append(("REDUCE_GRAD", None, shifted[-1][3], settled, 0, 0))
+            shifted.append(("OPT", None, settled, settled + 2 * MILLISECOND, 0, 0))
             parts.append(record(step, begin - MILLISECOND, settled + 2 * MILLISECOND, shifted))
         path_of(folder, rank).write_bytes(b"".join(parts))
     return run

@@ -36,18 +36,11 @@ def test_a_plan_with_dynamic_groups_is_fine() -> None:
         ({"pp": 2, "schedule": "zb-h1"}, {}, r"zb-h1.*it may be 1f1b or gpipe"),
         ({"passes": ("offload",)}, {}, r"steps differ in their micro-batches"),
         ({"compile": "regions"}, {}, r'set plan\.compile = "none"'),
-        ({}, {"dropout": 0.1}, r"model\.dropout = 0\.1"),
     ],
 )
 def test_what_it_cannot_be_combined_with(plan: dict[str, Any], model: dict[str, Any], words: str) -> None:
     with pytest.raises(UnsupportedError, match=words):
         check(run_of(plan, **model), data=False)
-
-
-def test_steps_that_differ_are_not_traced() -> None:
-    run = run_of({})
-    with pytest.raises(UnsupportedError, match=r"run\.trace = '3-4'; steps differ"):
-        check(replace(run, run=replace(run.run, trace="3-4")), data=False)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stretto.cli import calibrate, refine
+from stretto.cli import calibrate, diagnose_documents, refine
 from stretto.spec.errors import ConfigError
 from stretto.spec.units import format_bytes, format_seconds
 
@@ -23,7 +23,8 @@ difference is: a slow stage or rank, late messages, idle time that isn't predict
 median length is looked at; where a rank was slow once, that is named in whatever step it was. A run records its last
 8 steps, or others where run.trace says so (20-30); --costs-out writes the medians as a costs file for
 stretto simulate --costs. With --calibrate no run is read: this machine's CPU is measured for stretto plan; with
---refine what the run measured corrects such a calibration."""
+--refine what the run measured corrects such a calibration. Of steps that place documents in groups of their own it
+says which ranks computed longest, what they waited for, and which documents it was."""
 EXAMPLES = (
     "stretto diagnose runs/tiny",
     "stretto diagnose runs/tiny --step 20 --html measured.html --trace measured.json",
@@ -64,7 +65,14 @@ def execute(options: argparse.Namespace) -> int:
     _check_outputs(options)
     from stretto.resilience.stall import read_stalls
     from stretto.schedule.measured.diagnosis import diagnose
+    from stretto.schedule.measured.document_diagnosis import has_documents
 
+    if has_documents(options.run):
+        stalls = read_stalls(options.run)
+        diagnose_documents.execute(options, OUTPUTS, [asdict(stall) for stall in stalls])
+        if not options.json:
+            print("\n".join(map(_told, stalls[:_STALLS_SHOWN])), end="\n" * bool(stalls))
+        return 0
     found = diagnose(options.run, step=options.step)
     for path, content in _files(options, found).items():
         path.write_text(content, encoding="utf-8")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from stretto.planner.plan import Answer
     from stretto.planner.request import Objective
     from stretto.schedule.measured.diagnosis import Diagnosis
+    from stretto.schedule.measured.document_diagnosis import DocumentDiagnosis
     from stretto.schedule.schedule import Schedule
     from stretto.schedule.simulate import Costs, Figures
     from stretto.trainer.verify import VerifyReport
@@ -157,14 +158,16 @@ def simulate(
     return figures
 
 
-def diagnose(run: str | Path, *, step: int | None = None) -> Diagnosis:
+def diagnose(run: str | Path, *, step: int | None = None) -> Diagnosis | DocumentDiagnosis:
     """Measured over simulated, of the run in a directory that recorded steps (``run.trace``).
 
+    Of a run whose documents have groups of their own: where the time of each rank goes, and which documents it is.
     ``step`` is looked at instead of the one of median length.  Raises ConfigError where nothing was recorded.
     """
     from stretto.schedule.measured.diagnosis import diagnose as of_run
+    from stretto.schedule.measured.document_diagnosis import diagnose_documents, has_documents
 
-    return of_run(run, step=step)
+    return diagnose_documents(run, step=step) if has_documents(Path(run)) else of_run(run, step=step)
 
 
 def _made(schedule: Schedule | str | Path) -> Schedule | None:

@@ -6,7 +6,7 @@ from stretto.spec import capabilities
 from stretto.spec.check_values import one_of
 from stretto.spec.errors import ConfigError, UnsupportedError
 from stretto.spec.plan import PlanSpec
-from stretto.spec.run import RunSettings, RunSpec
+from stretto.spec.run import RunSpec
 from stretto.spec.sequence import Arrangement, group_sizes, pool_of
 
 
@@ -21,9 +21,9 @@ def check_groups(run: RunSpec) -> None:
                 'plan.context_groups = "static"; set it to "dynamic", or leave plan.context_tokens out.'
             )
         return
-    traced = run.run.trace not in ("off", RunSettings().trace)
-    trace = (traced, f"run.trace = {run.run.trace!r}", "steps differ in their micro-batches; leave it out")
-    for met, what, choice in (*_of_plan(plan), *_of_model(run), trace):
+    foreign = run.model.family == "foreign"
+    whole = (foreign, "a foreign model, which sees whole rows only", "use family llama or gpt2")
+    for met, what, choice in (*_of_plan(plan), whole):
         if met:
             raise UnsupportedError(f'plan.context_groups = "dynamic" can\'t be combined with {what}; {choice}.')
     _memory(run)
@@ -56,18 +56,6 @@ def _of_plan(plan: PlanSpec) -> tuple[tuple[bool, str, str], ...]:
         ),
         (plan.compile != "none", f"plan.compile = {plan.compile!r} in this version", 'set plan.compile = "none"'),
         (plan.asynchronous != "none", f"plan.asynchronous = {plan.asynchronous!r}", "leave plan.asynchronous out"),
-    )
-
-
-def _of_model(run: RunSpec) -> tuple[tuple[bool, str, str], ...]:
-    model = run.model
-    return (
-        (model.family == "foreign", "a foreign model, which sees whole rows only", "use family llama or gpt2"),
-        (
-            model.dropout > 0,
-            f"model.dropout = {model.dropout:g}, which is keyed by places in rows",
-            "set model.dropout = 0",
-        ),
     )
 
 

@@ -15,9 +15,11 @@ from torch import Tensor
 from stretto.parallel.pipeline.runtime import Runtime, Seat
 from stretto.parallel.pipeline.selective import SelectiveStage
 from stretto.parallel.pipeline.stage import Stage
+from stretto.resilience.recorder import Recorder
 from stretto.schedule.schedule import Schedule
 from stretto.spec.contract import Batch
 from stretto.spec.run import RunSpec
+from stretto.trainer.recording import held_of
 from stretto.trainer.schedules import schedules_of
 
 
@@ -33,6 +35,7 @@ class Elastic(Runtime):
 
     def __init__(self, stages: Mapping[int, Stage], schedule: Schedule, seat: Seat, *, run: RunSpec) -> None:
         super().__init__(stages, schedule, seat)
+        self._recorder = seat.observer if isinstance(seat.observer, Recorder) else None
         self._usual, self._run, self._forward_only = schedule.num_microbatches, run, schedule.forward_only
         self._make: Callable[[Schedule], Runtime] = lambda other: Runtime(stages, other, seat)
         self._others: dict[int, Runtime] = {}
@@ -49,6 +52,8 @@ class Elastic(Runtime):
     ) -> Tensor | None:
         """See Runtime."""
         number = len(batches)
+        if self._recorder is not None and self._recorder.noting:
+            self._recorder.placed += held_of(batches)
         if number == self._usual:
             return super().step(batches, context_of, scale, confirm=confirm)
         if number not in self._others:

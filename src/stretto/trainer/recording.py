@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
+
+from torch import nn
 
 from stretto.parallel.pipeline.segment import Value, tensors_of
+from stretto.parallel.wire import Wire
 from stretto.resilience.recorder import Recorder, epoch_of_clock
+from stretto.schedule.measured.document_format import Held
 from stretto.schedule.measured.format import FOLDER, Source
-from stretto.spec.contract import Observer
+from stretto.schedule.measured.identity import identity
+from stretto.spec.contract import Batch, Observer, Stack
 from stretto.spec.run import RunSpec
+from stretto.spec.sequence import count
 from stretto.spec.traced_steps import traced_steps
 from stretto.trainer.processor import processor_name, usable_cores
 
@@ -21,12 +27,9 @@ if TYPE_CHECKING:
 
 
 def recorder_of(run: RunSpec, world: World, observer: Observer, *, device: str) -> Recorder | None:
-    """The recorder that ``run.trace`` asks for; None where it is off.
-
-    Steps with dynamic groups have as many micro-batches as they need, so no one schedule says what they played.
-    """
+    """The recorder that ``run.trace`` asks for; None where it is off."""
     steps = traced_steps(run.run.trace)
-    if run.run.trace == "off" or run.plan.context_groups == "dynamic":
+    if run.run.trace == "off":
         return None
     plan = run.plan
     pipelines = plan.num_ranks // plan.pp
@@ -41,9 +44,34 @@ def recorder_of(run: RunSpec, world: World, observer: Observer, *, device: str) 
         processor=processor_name(),
         cores=usable_cores(),
         compiled=plan.compile,
+        plan=identity(run),
     )
     wanted = None if steps is None else lambda step: any(first <= step <= last for first, last in steps)
     return Recorder(observer, Path(run.run.dir) / FOLDER, source=source, wanted=wanted)
+
+
+def held_of(batches: Sequence[Batch]) -> list[Held]:
+    """What this rank has of the documents of its micro-batches."""
+    found = []
+    for number, batch in enumerate(batches):
+        part = batch.part
+        assert part is not None and part.sources is not None, "the batch was placed"
+        samples = part.sources[:, 0].tolist()
+        ends = [*(section.start for section in part.sections[1:]), len(samples)]
+        for section, end in zip(part.sections, ends, strict=True):
+            if end == section.start or samples[section.start] >= 0:  # else it fills up
+                length = sum(count(share) for share in section.shares)
+                held = Held(number, section.first, len(section.shares), length, end - section.start, part.away)
+                found.append(held)
+    return found
+
+
+def waited_in(stack: Stack) -> Callable[[], float]:
+    """Tells the seconds that attention has waited for messages so far."""
+    modules = cast(nn.Module, stack).modules()
+    openings = [getattr(module, name, None) for module in modules for name in ("attend", "states")]
+    wires = {id(wire): wire for opening in openings if isinstance(wire := getattr(opening, "wire", None), Wire)}
+    return lambda: sum(wire.waited for wire in wires.values())
 
 
 class Metered:

@@ -37,7 +37,7 @@ from stretto.trainer.freezing import spare, trained_parts
 from stretto.trainer.host_memory import limit_host_memory
 from stretto.trainer.optimizer import build_optimizer
 from stretto.trainer.post_validation import PostValidation
-from stretto.trainer.recording import Metered
+from stretto.trainer.recording import Metered, waited_in
 from stretto.trainer.schedules import schedules_of
 from stretto.trainer.step import StepResult, TrainStep
 from stretto.trainer.structure import make_stack
@@ -151,6 +151,8 @@ class Session:
         stack = stack or make_stack(run)
         trained = trained_parts(stack)
         model = _assembled(run, stack, mesh, training, device=device, reader=reader)
+        if isinstance(observer, Recorder) and run.plan.context_groups == "dynamic":
+            observer.waited = waited_in(stack)
         vocabulary = Vocabulary.join(model.shard, mesh, device) if model.shard is not None else None
         pp = mesh.index("pp")
         ends = last_and_first(run, training)

@@ -14,8 +14,9 @@ A rank's file is a line of JSON that says whose it is, then one record for each 
 
 Times are nanoseconds of the machine's monotonic clock, which all processes of one machine share; ``epoch`` is
 where that clock stood at 0, in nanoseconds since 1970.  ``kind`` counts as ``Kind`` does; what an operation doesn't
-have (the stage of OPT, the peer of F) is -1.  ``wait`` is the time in which the rank waited for a message,
-``bytes`` what a message carried.  A record that a dying process left half-written isn't read.
+have (the stage of OPT, the peer of F) is -1.  ``wait`` is the time in which the rank waited for a message (inside an
+operation for those of attention, where documents have groups of their own), ``bytes`` what a message carried.  A record
+that a dying process left half-written isn't read.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ RECEIVES = frozenset({Kind.RECV_F, Kind.RECV_B})
 WHOLE = frozenset(kind.name for kind in Kind)
 """Operations that are named by their kind alone: those of the step, not of a stage."""
 
-Event = tuple[str, int | None, int, int, int]
-"""Operation as the Observer hears it, peer, start, end (ns), bytes."""
+Event = tuple[str, int | None, int, int, int, int]
+"""Operation as the Observer hears it, peer, start, end (ns), bytes, and how long it waited for messages (ns)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +79,8 @@ class Source:
     """Of that machine, those that the rank may use; 0 where it isn't known."""
     compiled: str = "none"
     """``plan.compile``: under ``blocks`` a backward is one operation, I."""
+    plan: str = ""
+    """What was played (``identity``); empty where an older version recorded it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -118,11 +121,11 @@ def header(source: Source) -> bytes:
 def record(step: int, begin: int, end: int, events: Sequence[Event]) -> bytes:
     """One step as bytes; what is no operation of a schedule (saving) is left out."""
     rows = []
-    for name, peer, start, over, carried in events:
+    for name, peer, start, over, carried, waited in events:
         place = _place(name)
         if place is not None:
             kind, stage, microbatch = place
-            wait = over - start if kind in RECEIVES else 0
+            wait = over - start if kind in RECEIVES else waited
             rows.append(ROW.pack(kind, stage, -1 if peer is None else peer, microbatch, start, over, wait, carried))
     return HEAD.pack(step, begin, end, len(rows)) + b"".join(rows)
 

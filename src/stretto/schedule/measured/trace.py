@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from stretto.schedule.document import load as load_schedule
 from stretto.schedule.measured.format import FOLDER, SCHEDULE, RankTrace, path_of, read
+from stretto.schedule.measured.identity import check_identity, places_documents
 from stretto.schedule.op import Kind, text
 from stretto.schedule.schedule import Schedule
 from stretto.spec.errors import ConfigError, ScheduleError
@@ -129,14 +130,38 @@ class Trace:
 def load(run: Path) -> Trace:
     """The trace of a run's directory.
 
-    Raises ConfigError where there is no run, no trace, no schedule, or a rank's part is missing.
+    Raises ConfigError where there is no run, no trace, no schedule, or a rank's part is missing, and where it is of
+    another plan than the run's, or of steps without a schedule of their own.
     """
     folder = run / FOLDER
-    _check_run(run, folder)
+    ranks, common = recorded(run)
+    if places_documents(ranks[0].source.plan):
+        raise ConfigError(
+            f"The steps of the run in {run} have as many micro-batches as their documents need "
+            '(plan.context_groups = "dynamic"), so that no one schedule says what they played; stretto diagnose '
+            f"{run} reads them by themselves."
+        )
     try:
         schedule = load_schedule(folder / SCHEDULE)
     except ScheduleError as error:
         raise ConfigError(f"The schedule that the run in {run} played is unknown: {error} {_again(run)}") from None
+    pipelines = _pipelines(ranks, schedule, folder)
+    return Trace(
+        schedule=schedule,
+        ranks=ranks,
+        pipelines=pipelines,
+        steps=common,
+        num_hosts=len({rank.source.host for rank in ranks}),
+    )
+
+
+def recorded(run: Path) -> tuple[tuple[RankTrace, ...], tuple[int, ...]]:
+    """What all ranks of a run recorded, and the steps that all of them did: without the first, where there are others.
+
+    Raises ConfigError where there is no run, no trace, or a rank's part is missing, and where it is of another plan.
+    """
+    folder = run / FOLDER
+    _check_run(run, folder)
     size = read(path_of(folder, 0)).source.world_size
     missing = next((rank for rank in range(size) if not path_of(folder, rank).is_file()), None)
     if missing is not None:
@@ -146,14 +171,8 @@ def load(run: Path) -> Trace:
     common = sorted(set.intersection(*(set(rank.steps) for rank in ranks)))
     if not common:
         raise ConfigError(f"The trace in {folder} holds no step of all ranks. {_again(run)}")
-    pipelines = _pipelines(ranks, schedule, folder)
-    return Trace(
-        schedule=schedule,
-        ranks=ranks,
-        pipelines=pipelines,
-        steps=tuple(step for step in common if step > 1) or tuple(common),
-        num_hosts=len({rank.source.host for rank in ranks}),
-    )
+    check_identity(run, [rank.source.plan for rank in ranks])
+    return ranks, tuple(step for step in common if step > 1) or tuple(common)
 
 
 def _check_run(run: Path, folder: Path) -> None:
@@ -171,8 +190,7 @@ def _again(run: Path) -> str:
     """How to record."""
     return (
         f"Record one: stretto train {run / 'run.toml'} --set run.trace=last (or steps, run.trace=20-30); where the run "
-        "is finished, also give it more steps (training.steps) or another run.dir. Runs with plan.context_groups = "
-        '"dynamic" record none.'
+        "is finished, also give it more steps (training.steps) or another run.dir."
     )
 
 
