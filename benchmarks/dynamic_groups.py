@@ -200,7 +200,8 @@ def sides_of(
     """What each side plays, and what is to be said of the placing; ``costs`` without and with the host's memory."""
     rank = wire.index
     static = ContextAttend(wire=wire, arrangement=Arrangement(ranks=ranks), local=NoDropout(), kernel=kernel)
-    grouped = GroupedAttend(wire=wire, arrange=partial(Arrangement.of_group, PlanSpec()), kernel=kernel)
+    arrange = partial(Arrangement.of_group, PlanSpec())
+    grouped = GroupedAttend(wire=wire, arrange=arrange, local=NoDropout(), kernel=kernel)
     start = time.perf_counter()
     placement, away = (assign(lengths, ranks, costs[host], memory_tokens=LONGEST // ranks) for host in (False, True))
     took = (time.perf_counter() - start) / 2

@@ -8,8 +8,17 @@ import pytest
 import torch
 
 from stretto.models.context import Context
-from stretto.models.dropout import Dropout, drop_attention, extend, mix, mix_integer, sample_keys, signed
-from stretto.spec.contract import Place
+from stretto.models.dropout import (
+    AttentionDropout,
+    Dropout,
+    drop_attention,
+    extend,
+    mix,
+    mix_integer,
+    sample_keys,
+    signed,
+)
+from stretto.spec.contract import Place, SequencePart
 
 
 def context(*, samples=(0, 1, 2, 3), **place) -> Context:
@@ -81,3 +90,16 @@ def test_some_samples_and_heads_drop_what_all_drop():
     whole = drop_attention(weights, 0.4, 2, full)
     half = dataclasses.replace(full, samples=full.samples[2:], place=Place(step=1, head_start=3))
     assert torch.equal(whole[2:, 3:], drop_attention(weights[2:, 3:], 0.4, 2, half))
+
+
+def test_documents_elsewhere_drop_what_their_rows_drop():
+    """Tokens 5 to 8 of sample 2 and 1 to 3 of sample 0, side by side on a tp rank whose first is the second of them."""
+    whole = Dropout(0.5, 1)(torch.ones(4, 9, 32), context())
+    sources = torch.tensor([[2, 5], [2, 6], [2, 7], [2, 8], [0, 1], [0, 2], [0, 3]])
+    part = SequencePart(shares=(((0, 4),),), tokens=torch.zeros(7, dtype=torch.int64), documents=None, sources=sources)
+    moved = dataclasses.replace(context(samples=(0,), token_start=1), part=part)
+    found = Dropout(0.5, 1)(torch.ones(1, 6, 32), moved)
+    assert torch.equal(found, torch.cat([whole[2, 6:9], whole[0, 1:4]]).unsqueeze(0))
+    weights = AttentionDropout(0.5, 3, context())((0, 2), (0, 9), (0, 9))
+    of_document = AttentionDropout(0.5, 3, moved).of_document(2, 5)((0, 2), (0, 4), (0, 4))
+    assert torch.equal(of_document, weights[2:3, :, 5:9, 5:9])

@@ -100,7 +100,8 @@ class DocumentCut:
                 continue
             document = documents[piece.document]
             shares = cut_sequence(len(document[0]), piece.ranks, self.layout)
-            sections.append(Section(first=piece.first, shares=shares, start=at))
+            sample, place = document[3][0].tolist()
+            sections.append(Section(first=piece.first, shares=shares, start=at, sample=sample, place=place))
             places.append(torch.cat([torch.arange(*part, device=device) for part in shares[seat]] or [nothing]))
             tokens, labels, positions, sources = (x[places[-1]] for x in document)
             found.append((tokens, labels, positions, sources))
@@ -156,7 +157,8 @@ class GroupFiller:
                     wire=self.wire,
                     arrange=self._arrange,
                     kernel=self._kernel,
-                    local=opening.attend if self._backend == "auto" else None,
+                    local=opening.attend,
+                    whole=opening.attend if self._backend == "auto" else None,
                     results=self._results,
                 )
             if hasattr(module, "states"):

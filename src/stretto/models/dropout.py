@@ -65,10 +65,25 @@ def extend(keys: Tensor, index: Tensor) -> Tensor:
 
 def sample_keys(context: Context, site: int) -> Tensor:
     """Return one key per sequence, int64 [B], for this seed, step and site."""
+    return keys_of(context.samples, context, site)
+
+
+def keys_of(samples: Tensor, context: Context, site: int) -> Tensor:
+    """Return one key per sample for this seed, step and site, int64 like ``samples``."""
     key = 0
     for number in (context.place.seed, context.place.step, site):
         key = mix_integer(key + (number + 1) * STRIDE)
-    return mix(context.samples * signed(STRIDE) + signed(key))
+    return mix(samples * signed(STRIDE) + signed(key))
+
+
+def token_keys(context: Context, site: int, length: int, device: torch.device) -> Tensor:
+    """Return one key per token between attention and feed-forward, int64 [B, ``length``], by its place in its row."""
+    sources = None if context.part is None else context.part.sources
+    if sources is None:
+        return extend(sample_keys(context, site), context.tokens(length, device))
+    start = context.place.token_start
+    samples, places = sources[start : start + length].unbind(1)
+    return mix(keys_of(samples, context, site) + places * signed(STRIDE)).unsqueeze(0)
 
 
 def kept(keys: Tensor, p: float) -> Tensor:
@@ -101,9 +116,8 @@ class Dropout:
         """Drop where something is dropped."""
         if not context.place.training:
             return x_BTD
-        tokens = context.tokens(x_BTD.size(1), x_BTD.device)
         channels = torch.arange(x_BTD.size(2), device=x_BTD.device)
-        keys = extend(extend(sample_keys(context, self.site), tokens), channels)
+        keys = extend(token_keys(context, self.site, x_BTD.size(1), x_BTD.device), channels)
         return scale_kept(x_BTD, kept(keys, self.p), self.p)
 
 
@@ -118,14 +132,24 @@ class AttentionDropout:
         self.p = p
         self.head_start = context.place.head_start
         self.keys = sample_keys(context, site)
+        self.start = 0
+        self._context, self._site = context, site
+
+    def of_document(self, sample: int, start: int) -> AttentionDropout:
+        """Return the same for a document at token ``start`` of a sample's row, in which tokens are then counted."""
+        found = AttentionDropout(self.p, self._site, self._context)
+        found.keys = keys_of(torch.full_like(self.keys[:1], sample), self._context, self._site)
+        found.start = start
+        return found
 
     def kept(self, heads: Span, queries: Span, keys: Span) -> Tensor:
         """Return which weights stay, bool [B, heads, queries, keys].
 
-        Heads count among those of this rank (``place.head_start`` onwards), queries and keys in the whole row.
+        Heads count among those of this rank (``place.head_start`` onwards), queries and keys in the whole row, or in
+        the document.
         """
         h, q, k = (torch.arange(*span, device=self.keys.device) for span in (heads, queries, keys))
-        return kept(extend(extend(extend(self.keys, h + self.head_start), q), k), self.p)
+        return kept(extend(extend(extend(self.keys, h + self.head_start), q + self.start), k + self.start), self.p)
 
     def __call__(self, heads: Span, queries: Span, keys: Span) -> Tensor:
         """Return the factor of each weight, 0 or 1 / (1 - p)."""

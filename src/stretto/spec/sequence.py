@@ -90,6 +90,10 @@ class Section:
     """Tokens of each rank of the group, counted over the document."""
     start: int
     """Where this rank's part begins among its tokens."""
+    sample: int = -1
+    """The document's; -1: it only fills up."""
+    place: int = 0
+    """Where in the sample's row the document begins."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

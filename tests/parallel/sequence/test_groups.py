@@ -12,9 +12,9 @@ from stretto.spec.sequence import Arrangement, Section, cut_sequence
 
 
 def test_ranks_share_heads_as_far_as_their_number_lets_them() -> None:
-    kernel: Any = None
+    nobody: Any = None
     plan = PlanSpec(context="mesh", ulysses=4, inner_ring=2)
-    attend = GroupedAttend(wire=Wire(None), arrange=partial(Arrangement.of_group, plan), kernel=kernel)
+    attend = GroupedAttend(wire=Wire(None), arrange=partial(Arrangement.of_group, plan), local=nobody, kernel=nobody)
 
     def found(tokens: int, ranks: int) -> tuple[int, int, int]:
         section = Section(first=0, shares=cut_sequence(tokens, ranks, "zigzag"), start=0)

@@ -16,12 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from stretto.parallel.sequence.alone import Alone
+from stretto.parallel.sequence.blockwise import Drop
 from stretto.parallel.sequence.opening import Cut, scheme_of
 from stretto.parallel.sequence.pieces import Kernel, Scheme, Task, attend_over
 from stretto.parallel.sequence.results import Results
@@ -34,6 +35,20 @@ from stretto.parallel.wire import Wire
 from stretto.spec.sequence import Arrangement, Ranges, Section, count
 
 
+class PlacedDrop(Drop, Protocol):
+    """Dropout of attention weights, of documents wherever they are."""
+
+    def of_document(self, sample: int, start: int, /) -> Drop:
+        """That of a document at token ``start`` of a sample's row, in which queries and keys are counted."""
+
+
+class Placed(Protocol):
+    """The attention that the opening stands in for."""
+
+    def weight_dropout(self, context: Any, /) -> PlacedDrop | None:
+        """Dropout of attention weights, None where nothing is dropped."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupedAttend:
     """Attention of a rank's parts of documents, each to all of its own document."""
@@ -42,7 +57,9 @@ class GroupedAttend:
     arrange: Callable[[int], Arrangement]
     """Who sits where in a group of so many ranks."""
     kernel: Kernel
-    local: Callable[..., Tensor] | None = None
+    local: Placed
+    """The attention that the opening stands in for."""
+    whole: Callable[..., Tensor] | None = None
     """Attention over whole documents, for those that a rank has to itself; None: the kernel does them too."""
     results: Results | None = None
     """Keeps results of cut documents for blocks that are recomputed."""
@@ -50,28 +67,43 @@ class GroupedAttend:
     @torch.compiler.disable
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, context: Cut, /) -> Tensor:
         """[1, H, T, K] of q, [1, G, T, K] of k and v, T own tokens -> [1, H, T, K]."""
-        sight = Sight(context.first)
+        sight, dropped = Sight(context.first), self.local.weight_dropout(context)
+        whole = self.whole if context.first is None and dropped is None else None
         found = []
         for section in _sections(context):
             length = count(section.shares[self.wire.index - section.first])
             own = [x.narrow(2, section.start, length) for x in (q, k, v)]
-            if self.local is not None and len(section.shares) == 1 and context.first is None:
-                found.append(self.local(*own, context))
+            if whole is not None and len(section.shares) == 1:
+                found.append(whole(*own, context))
             else:
-                found.append(self._attend(section, sight, own))
+                drop = None if dropped is None else dropped.of_document(section.sample, section.place)
+                found.append(self._attend(section, sight, drop, own))
         return torch.cat(found, dim=2)
 
-    def _attend(self, section: Section, sight: Sight, own: list[Tensor]) -> Tensor:
+    def _attend(self, section: Section, sight: Sight, drop: Drop | None, own: list[Tensor]) -> Tensor:
         """Own tokens of one document to all of it."""
         who = self.arrangement(section)
-        task = Task(kernel=self.kernel, seats=who.seated(section.shares), sight=sight, results=self.results)
-        scheme = self._scheme(who, section)
-        if who.ulysses == 1:
+        scheme, exchange = self._scheme(who, section), self._exchange(who, section, own)
+        task = Task(
+            kernel=self.kernel,
+            seats=who.seated(section.shares),
+            sight=sight,
+            drop=drop,
+            first_head=0 if exchange is None else exchange.of_queries(exchange.index)[0],
+            results=self.results,
+        )
+        if exchange is None:
             return attend_over(scheme, task, *own)
         assert isinstance(scheme, Ring), "only a ring has seats that ranks share"
+        return attend_together(SharedSeat(exchange=exchange, ring=scheme), task, *own)
+
+    def _exchange(self, who: Arrangement, section: Section, own: list[Tensor]) -> Exchange | None:
+        """Between the ranks of a document that share heads."""
+        if who.ulysses == 1:
+            return None
         index = self.wire.index - section.first
         sharers = who.sharers(index)
-        exchange = Exchange(
+        return Exchange(
             wire=self.wire,
             members=_on_wire(section, sharers),
             index=sharers.index(index),
@@ -79,7 +111,6 @@ class GroupedAttend:
             heads=own[0].shape[1],
             kv_heads=own[1].shape[1],
         )
-        return attend_together(SharedSeat(exchange=exchange, ring=scheme), task, *own)
 
     def arrangement(self, section: Section) -> Arrangement:
         """Who sits where in a document's group; a plain ring where a rank has no token of it, and nothing to share."""
