@@ -65,6 +65,8 @@ def test_placed_steps_are_recorded_and_diagnosed(
     assert figures["step"] == 3 and len(figures["ranks"]) == 4 and figures["findings"]
     assert main(["diagnose", str(folder), "--costs-out", str(folder / "c.json")]) == 2
     assert "--costs-out is of a schedule" in capsys.readouterr().err
+    assert main(["simulate", "--schedule-file", str(folder / "trace" / "schedule.json")]) == 2
+    assert f"no one schedule can be simulated; stretto diagnose {folder} says" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="no one schedule says what they played"):
         load(folder)
     with pytest.raises(ConfigError, match=r"Step 9 .* recorded steps: 2, 3"):

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from stretto.spec.errors import ConfigError, ScheduleError, nearest
+from stretto.spec.errors import ConfigError, ScheduleError, UnsupportedError, nearest
 
 if TYPE_CHECKING:
     from stretto.schedule.schedule import Schedule
@@ -66,7 +66,6 @@ def _first(options: argparse.Namespace, costs: Costs) -> Timed:
 
 def _asked(options: argparse.Namespace, costs: Costs) -> tuple[Schedule, Result | None]:
     """The schedule before the passes."""
-    from stretto.schedule.document import load
     from stretto.schedule.families import FAMILIES
 
     shape = {"--pp": options.pp, "--microbatches": options.microbatches, "--chunks": options.chunks}
@@ -77,7 +76,7 @@ def _asked(options: argparse.Namespace, costs: Costs) -> tuple[Schedule, Result 
         given += [f"--{name.replace('_', '-')}" for name in search]
         if given:
             raise ConfigError(f"The schedule file says its own shape; leave out {', '.join(given)}.")
-        return load(options.schedule_file), None
+        return _read(options.schedule_file), None
     missing = [name for name in ("--pp", "--microbatches") if shape[name] is None]
     if missing:
         raise ConfigError(f"--schedule {options.schedule} also needs {' and '.join(missing)}.")
@@ -87,16 +86,30 @@ def _asked(options: argparse.Namespace, costs: Costs) -> tuple[Schedule, Result 
     return _built(options.schedule, chosen, options, costs, limit=None if later else options.memory_limit)
 
 
+def _read(path: Path) -> Schedule:
+    """The schedule of a file; UnsupportedError where a run's steps have none, since each places its own documents."""
+    from stretto.schedule.document import load
+    from stretto.schedule.measured.document_format import documents_path
+
+    if not path.is_file() and documents_path(path.parent, 0).is_file():
+        run = path.parent.parent
+        raise UnsupportedError(
+            f"There is no {path}: with plan.context_groups = \"dynamic\" each step has as many micro-batches as its "
+            f"documents need, so that no one schedule can be simulated; stretto diagnose {run} says where the time of "
+            f"its steps goes, and stretto plan {run / 'run.toml'} what they should take."
+        )
+    return load(path)
+
+
 def _other(text: str, options: argparse.Namespace, costs: Costs) -> Timed:
     """A schedule of ``--against``: a file, or a family in the shape of the first.
 
     It shows what would be otherwise: no pass changes it, and only families that can fit themselves to the limit do.
     """
-    from stretto.schedule.document import load
     from stretto.schedule.families import FAMILIES
 
     if text.endswith(".json") or os.sep in text:
-        return _timed(load(Path(text)), options, costs, None)
+        return _timed(_read(Path(text)), options, costs, None)
     name, settings = _named(text, "--against")
     if options.pp is None or options.microbatches is None:
         raise ConfigError(f"--against {name} takes its shape from --schedule; against a schedule file, name another.")

@@ -1,4 +1,4 @@
-"""``stretto diagnose`` of steps that place documents: what each rank computed and waited for, and which document it was.
+"""``stretto diagnose`` of steps that place documents: where each rank's time goes, and which document it was.
 
     first operation anywhere ├──────────────────── span ────────────────────┤ last operation anywhere
     a rank                   │ computing │ messages │ pipeline │    idle    │
