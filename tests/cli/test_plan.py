@@ -48,6 +48,19 @@ def test_list_and_run_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert f"wrote {out}: stretto train {out}" in text
 
 
+def test_clips_need_no_length_and_train_as_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run.toml"
+    asked = ["plan", "--model", "stdit-xl", "--cluster", "h100:16", "--global-batch", "4"]
+    assert main([*asked, "--out", str(out), "--html", str(tmp_path / "plans.html")]) == 0
+    assert "switch" in capsys.readouterr().out
+    run = load_run(out)
+    check(run, world_size=16)
+    assert run.plan.cp >= 4 and run.training.sequence_length == 16 * 1024
+    assert "clips are all of one length" in refused(
+        capsys, *asked, "--lengths", "lognormal:median=64,sigma=1,min=8,max=99"
+    )
+
+
 def test_json_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*ASKED, "--json", "--top", "2"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stretto.spec.capabilities import EMBEDDED_CLIPS, EMBEDDED_CORPUS
 from stretto.spec.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     asked = parser.add_argument_group("what to plan, without a run file")
     asked.add_argument("--model", metavar="NAME|DIR", help="preset, or Hugging Face directory")
     asked.add_argument("--cluster", metavar="NAME:N|FILE", help="preset and number of devices, or a cluster file")
-    asked.add_argument("--seq-len", type=int, metavar="T", help="tokens of a sequence")
+    asked.add_argument("--seq-len", type=int, metavar="T", help="tokens of a sequence (those of a clip)")
     asked.add_argument("--global-batch", type=int, metavar="B", help="sequences of a step")
     asked.add_argument("--dtype", help="bfloat16 (float32 on a CPU), float32 or float64")
     parser.add_argument(
@@ -274,7 +275,11 @@ def _of_file(options: argparse.Namespace) -> tuple[Any, dict[str, Any], Price]:
 def _of_options(options: argparse.Namespace) -> tuple[Any, dict[str, Any], Price]:
     from stretto.spec.resolve import resolve_open
 
-    missing = [f"--{_flag(name)}" for name in NEEDED if getattr(options, name) is None]
+    model: Any = None if options.model is None else _model(options.model, options.overrides)
+    clip = None if model is None else model.video
+    length = clip.tokens if clip is not None and options.seq_len is None else options.seq_len
+    given = {**vars(options), "seq_len": length}
+    missing = [f"--{_flag(name)}" for name in NEEDED if given[name] is None]
     if missing:
         raise ConfigError(f"Without a run file plan also needs {', '.join(missing)}.")
     run, pins, _ = resolve_open("", "--set", options.overrides)
@@ -283,11 +288,9 @@ def _of_options(options: argparse.Namespace) -> tuple[Any, dict[str, Any], Price
     dtype: Any = ("float32" if cpu else "bfloat16") if options.dtype is None else options.dtype
     if any(word.partition("=")[0].strip() == "training.dtype" for word in options.overrides):
         dtype = run.training.dtype
-    training = replace(
-        run.training, sequence_length=options.seq_len, global_batch_size=options.global_batch, dtype=dtype
-    )
-    data = run.data if run.data.path or run.data.sources else replace(run.data, path="stdlib")
-    model = _model(options.model, options.overrides)
+    training = replace(run.training, sequence_length=length, global_batch_size=options.global_batch, dtype=dtype)
+    drawn = EMBEDDED_CORPUS if clip is None else EMBEDDED_CLIPS
+    data = run.data if run.data.path or run.data.sources else replace(run.data, path=drawn)
     return replace(run, model=model, cluster=cluster, training=training, data=data), pins, price
 
 
