@@ -42,7 +42,8 @@ def ways(ranks: int) -> dict[str, dict[str, Any]]:
         for inner in ("ulysses", "ring"):
             name = f"mesh {ulysses}x{ranks // ulysses}, {inner} inside"
             found[name] = {"context": "mesh", "ulysses": ulysses, "context_inner": inner}
-    return found
+    rings = [name for name in found if "ring inside" not in name and name != "ulysses"]
+    return found | {f"{name}, keys kept": {**found[name], "context_keep": True} for name in rings}
 
 
 def side_of(args: argparse.Namespace, wire: Wire, way: dict[str, Any], kv_heads: int) -> Side:

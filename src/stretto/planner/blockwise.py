@@ -95,6 +95,15 @@ def kept_bytes(work: Workload) -> float:
     return work.tokens * work.model.num_heads / work.plan.tp * (2 * work.model.head_size + 4)
 
 
+def brought_bytes(work: Workload) -> float:
+    """Keys and values of other seats in 16 bit, which a layer keeps with ``plan.context_keep``."""
+    plan, model = work.plan, work.model
+    if not plan.context_keep or plan.cp == 1:
+        return 0.0
+    each = 2 * 2 * model.head_size * max(model.kv_heads / plan.tp, sharers(work))
+    return work.tokens * each * (plan.cp // sharers(work) - 1)
+
+
 def temporary_bytes(work: Workload) -> float:
     """What a layer's attention holds while it is differentiated.
 

@@ -72,7 +72,9 @@ def cores(request: Request, ranks: int) -> Iterator[PlanSpec]:
 
 
 def _recomputes(request: Request) -> tuple[str, ...]:
-    """What the backward pass can recompute; of clips no scores, since nothing keeps them."""
+    """What the backward pass can recompute; of clips no scores, since nothing keeps them, and nothing beside kept keys."""
+    if request.pins.get("context_keep"):
+        return ("none",)
     return tuple(way for way in capabilities.RECOMPUTE if way != "selective" or request.model.video is None)
 
 
@@ -128,6 +130,8 @@ def _attention_ways(request: Request, core: PlanSpec) -> Iterator[PlanSpec]:
         if way == capabilities.SWITCH:  # of clips alone
             continue
         if inner > 1 and way not in ("ring", "mesh"):
+            continue
+        if core.context_keep and way not in capabilities.KEEPING_CONTEXT:
             continue
         if way == "mesh":
             for sharers in request.values("ulysses", divisors(core.cp)):

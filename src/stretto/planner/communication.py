@@ -25,6 +25,7 @@ from stretto.planner.congestion import slowdown
 from stretto.planner.linear_layers import kind_of, mean
 from stretto.planner.workload import Workload
 from stretto.spec.cluster import ClusterSpec
+from stretto.spec.sequence import Arrangement
 
 ACTIVATION_BYTES = 2
 """Of an activation that is sent, 16-bit."""
@@ -138,21 +139,23 @@ def context_seconds(work: Workload, calibration: Calibration) -> tuple[float, fl
     ways = group(work, plan.cp, plan.tp, calibration)
     row = work.tokens * model.head_size / plan.tp * ACTIVATION_BYTES
     keys, queries, seen = 2 * model.kv_heads * row, 2 * model.num_heads * row, _seen_share(work)
+    again = not plan.context_keep
     if plan.context == "all-gather":
         gathered = ways.all_gather(seen * keys * plan.cp)
-        return gathered, (1 + SUM_SHARE) * gathered
+        return gathered, (again + SUM_SHARE) * gathered
     seats = {"ulysses": 1, "mesh": plan.cp // plan.ulysses}.get(plan.context, plan.cp)
     attention = attention_seconds(work, calibration)
     exchanged = _exchanged(group(work, plan.cp // seats, plan.tp, calibration), work, calibration, (keys, queries))
     if seats == 1:
         return exchanged
-    carried, back = seen * keys, seen * (1 + SUM_SHARE) * keys
+    carried, back = seen * keys, seen * (again + SUM_SHARE) * keys
     if plan.context == "token-ring":
         carried, back = seen * (0.5 + SUM_SHARE) * queries, seen * (1 + 1.5 * SUM_SHARE) * queries
+    pieces = Arrangement.of(plan).pieces
     ring = group(work, seats, plan.tp * plan.cp // seats, calibration)
     return (
-        exchanged[0] + under(ring, carried, attention.forward, calibration),
-        exchanged[1] + under(ring, back, attention.backward, calibration),
+        exchanged[0] + under(ring, carried, attention.forward, calibration, pieces),
+        exchanged[1] + under(ring, back, attention.backward, calibration, pieces),
     )
 
 
@@ -174,7 +177,7 @@ def _exchanged(
     Of a seat's block each of its n ranks can do own queries to own keys (1/n^2) without the others, and own queries to
     all keys (1/n) as these come.  Forward that hides what comes, and in the last block what leaves, or half of each
     where first and last block are the same; backward own queries to others' keys hide what comes, own to own what
-    leaves.
+    leaves.  With a ring outside keys alone are waited for first, and hide as late.
     """
     if sharers.size == 1:
         return 0.0, 0.0
@@ -190,6 +193,12 @@ def _exchanged(
 
     own, row = 1 / n**2, 1 / n / (2 if seats == 1 else 1)
     there, back = keys * repeated + queries / 2, queries / 2
+    if seats > 1 and work.plan.context_inner == "ulysses":  # the ring's messages go first
+        gradients = waits(back, backward * own) + waits(keys * repeated, backward * own)
+        return (
+            waits(keys * repeated, forward * own) + waits(queries / 2, forward * row) + waits(back, forward * row),
+            gradients + waits(queries / 2, backward * (1 / n - own)),
+        )
     return (
         waits(there, forward * max(own, row)) + waits(back, forward * row),
         waits(back, backward * (1 / n - own)) + waits(there, backward * own),
@@ -224,11 +233,14 @@ def _states_seconds(work: Workload, calibration: Calibration) -> tuple[float, fl
     return chain, chain
 
 
-def under(ring: Group, message: float, attention: float, calibration: Calibration) -> float:
-    """What a seat waits for n - 1 messages of so many bytes, each beside one of n blocks of its attention."""
-    travels = ring.latency + message / ring.bytes_per_second
-    waits = max(0.0, travels - attention / ring.size)
-    return (ring.size - 1) * (waits + calibration.overlap * (travels - waits))
+def under(ring: Group, message: float, attention: float, calibration: Calibration, pieces: int = 1) -> float:
+    """What a seat waits for n - 1 messages of so many bytes, beside n blocks of its attention.
+
+    Each hides under one block, and all but the last of its pieces under its own keys' block besides.
+    """
+    travels = (ring.size - 1) * (pieces * ring.latency + message / ring.bytes_per_second)
+    waits = max(0.0, travels - attention * (1 - 1 / (ring.size * pieces)))
+    return waits + calibration.overlap * (travels - waits)
 
 
 def boundary_seconds(work: Workload, calibration: Calibration) -> float:

@@ -64,6 +64,7 @@ def described(plan: PlanSpec) -> str:
         words.append(f"{plan.context} {plan.ulysses}" if plan.context == "mesh" else plan.context)
     if plan.cp > 1:
         words += [plan.context_layout] if plan.context_layout != PlanSpec().context_layout else []
+        words += ["keys kept"] if plan.context_keep else []
         words += [f"states by {plan.linear_context}"] if plan.linear_context != PlanSpec().linear_context else []
     if plan.dp_shard > 1:
         words.append(f"zero {plan.zero}")

@@ -24,7 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stretto.planner import video
-from stretto.planner.blockwise import cut_by_us, kept_bytes, temporary_bytes
+from stretto.planner.blockwise import brought_bytes, cut_by_us, kept_bytes, temporary_bytes
 from stretto.planner.groups import limits
 from stretto.planner.in_flight import CLOSED_FORMS, in_flight
 from stretto.planner.linear_layers import kept as kept_of_token
@@ -173,7 +173,7 @@ def layer_activation_bytes(work: Workload, *, recompute: str | None = None) -> f
         return work.tokens * (per_token + 2 * found.own + 4 * found.sums)
     if recompute == "none":
         per_token += SCORE_BYTES[stack.attention] * model.num_heads * work.sequence_length / tp
-    return work.tokens * per_token
+    return work.tokens * per_token + brought_bytes(work)
 
 
 def logits_bytes(work: Workload) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 from stretto.planner.estimate import Estimate
 from stretto.planner.explain import compared, too_large, undivided
+from stretto.planner.kept_keys import with_kept_keys
 from stretto.planner.pins import check_pins
 from stretto.planner.request import OBJECTIVES, Request
 from stretto.planner.search import Counts, key_of, search
@@ -76,9 +77,10 @@ def answer(request: Request, *, top: int = 5, thorough: bool = False, folder: Pa
         )
     check_pins(request)
     found = search(request, top=top, thorough=thorough)
-    plans = found.plans
+    plans = with_kept_keys(request, found.plans)
     if thorough and folder is not None and request.objective != "memory":
         plans = with_synthesized(request, plans, folder)
+    if plans != found.plans:
         plans = tuple(sorted(plans, key=lambda plan: key_of(request, plan.work, plan.seconds, plan.peak_bytes)))
     runnable = [plan for plan in plans if request.runs(plan.plan)]
     if not runnable:

@@ -8,10 +8,12 @@ With N tokens over n seats, H query and G key/value heads of size K, and e bytes
     token-ring    H (K e + (K+1) x) N (n-1)/n          H (2K e + 2x + K x) N (n-1)/n
     all-gather    2GK e N (n-1)/n                      2GK (e + x) N (n-1)/n
 
-x: bytes of a sum, 4 for bfloat16, else e.  A double ring sends what a ring sends, but over the slow links only once
-a round.  A mesh of u ranks a seat sends what Ulysses over u sends, and what a ring with 1/u of the heads and u times
-the tokens sends.  What follows is exact for uneven shares too (the ways are those of Ring Self-Attention,
-DeepSpeed-Ulysses, USP, LoongTrain and TokenRing; tests hold the runtime to it).
+x: bytes of a sum, 4 for bfloat16, else e.  Where keys that came are kept, backward sends their gradients only.
+
+A double ring sends what a ring sends, but over the slow links only once a round.  A mesh of u ranks a seat sends what
+Ulysses over u sends, and what a ring with 1/u of the heads and u times the tokens sends.  What follows is exact for
+uneven shares too (the ways are those of Ring Self-Attention, DeepSpeed-Ulysses, USP, LoongTrain and TokenRing; tests
+hold the runtime to it).
 
 Under a window or documents some seats see nothing of others.  Tokens go then only to those who see them:
 a ring takes them from one of these to the next and no further, and sends on what those still to come see.
@@ -20,7 +22,7 @@ a ring takes them from one of these to the next and no further, and sends on wha
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stretto.spec.reach import Reach, Seats, merged
 from stretto.spec.sequence import Arrangement, Ranges, count, heads_of, uneven_reads
@@ -82,8 +84,11 @@ def sequence_volume(
     if who.outside == "token-ring":
         return found + _token_ring(reach, seat, heads)
     if who.outside == "all-gather":
-        return found + _gathered(reach, seat, heads)
-    return found + _ring(reach, seat, who.inner_ring if who.inner_ring > 1 else len(seats), heads)
+        return found + _gathered(reach, seat, heads, keep=who.keep)
+    inner = who.inner_ring if who.inner_ring > 1 else len(seats)
+    for piece in range(who.pieces):
+        found += _ring(replace(reach, piece=(piece, who.pieces)), seat, inner, heads, keep=who.keep)
+    return found
 
 
 def _exchanged(tokens: list[int], index: int, heads: Heads) -> Volume:
@@ -113,7 +118,7 @@ def at_seat(heads: Heads, parts: int, index: int) -> Heads:
     )
 
 
-def _ring(reach: Reach, seat: int, inner: int, heads: Heads) -> Volume:
+def _ring(reach: Reach, seat: int, inner: int, heads: Heads, *, keep: bool) -> Volume:
     """Keys go on to those behind this seat that see some, and their gradients with what those up to it have found."""
     keys = sums = 0
     for owner in range(len(reach.seats)):
@@ -134,7 +139,7 @@ def _ring(reach: Reach, seat: int, inner: int, heads: Heads) -> Volume:
     token = 2 * heads.rows * heads.kv_heads * heads.head_size
     return Volume(
         forward=token * keys * heads.element_bytes,
-        backward=token * (keys * heads.element_bytes + sums * heads.sum_bytes),
+        backward=token * ((not keep) * keys * heads.element_bytes + sums * heads.sum_bytes),
     )
 
 
@@ -165,10 +170,9 @@ def _token_ring(reach: Reach, seat: int, heads: Heads) -> Volume:
     )
 
 
-def _gathered(reach: Reach, seat: int, heads: Heads) -> Volume:
+def _gathered(reach: Reach, seat: int, heads: Heads, *, keep: bool) -> Volume:
     others = [other for other in range(len(reach.seats)) if other != seat]
     token = 2 * heads.rows * heads.kv_heads * heads.head_size
     keys = token * sum(count(reach.reads(other, seat)) for other in others) * heads.element_bytes
-    return Volume(
-        forward=keys, backward=keys + token * sum(count(reach.reads(seat, other)) for other in others) * heads.sum_bytes
-    )
+    sums = token * sum(count(reach.reads(seat, other)) for other in others) * heads.sum_bytes
+    return Volume(forward=keys, backward=(not keep) * keys + sums)

@@ -41,6 +41,8 @@ CONTEXT_LAYOUTS = ("zigzag", "contiguous")
 """Which tokens a cp rank can hold (``plan.context_layout``)."""
 CONTEXT_INNER = ("ulysses", "ring")
 """What of the 2D mesh can lie inside (``plan.context_inner``)."""
+KEEPING_CONTEXT = ("ring", "mesh", "all-gather")
+"""Ways to cut attention in which keys come that can be kept (``plan.context_keep``)."""
 CONTEXT_GROUPS = ("static", "dynamic")
 """Which ranks can share a document (``plan.context_groups``)."""
 GROUPED_CONTEXT = ("ring", "ulysses", "mesh", "token-ring", "all-gather")

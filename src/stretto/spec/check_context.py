@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from stretto.spec import capabilities
 from stretto.spec.check_groups import check_groups
 from stretto.spec.check_values import one_of
@@ -45,6 +47,7 @@ def check_context(run: RunSpec) -> None:
             f'plan.cp = {plan.cp} and plan.compile = "{plan.compile}": linear and delta layers send their states in '
             'the middle of what would be compiled; set plan.compile = "none".'
         )
+    _kept(plan)
     _heads(run)
     _length(run)
 
@@ -118,6 +121,28 @@ def _seats(run: RunSpec) -> None:
         )
 
 
+def _kept(plan: PlanSpec) -> None:
+    """Whether there are keys to keep, and a backward that finds them."""
+    if not plan.context_keep:
+        return
+    ways = _either([f'"{way}"' for way in capabilities.KEEPING_CONTEXT])
+    if plan.context not in capabilities.KEEPING_CONTEXT:
+        raise ConfigError(
+            f"plan.context_keep keeps the keys that came from other ranks, but plan.context = {plan.context!r} brings "
+            f"none that would travel again; set plan.context = {ways}, or leave plan.context_keep out."
+        )
+    if plan.recompute != "none":
+        raise ConfigError(
+            f"plan.context_keep keeps keys for backward, but plan.recompute = {plan.recompute!r} gives up what is "
+            'kept; set plan.recompute = "none", or leave plan.context_keep out.'
+        )
+    if plan.context_groups != "static":
+        raise UnsupportedError(
+            "plan.context_keep isn't available with plan.context_groups = 'dynamic' in this version; leave one of them "
+            "out."
+        )
+
+
 def _heads(run: RunSpec) -> None:
     plan, model = run.plan, run.model
     ulysses = plan.ulysses if plan.context == "mesh" else Arrangement.of(plan).ulysses
@@ -166,6 +191,6 @@ def _divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]
 
 
-def _either(numbers: list[int]) -> str:
-    texts = [str(number) for number in numbers]
+def _either(choices: Sequence[int | str]) -> str:
+    texts = [str(number) for number in choices]
     return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} or {texts[-1]}"

@@ -34,6 +34,9 @@ class PlanSpec:
     """Which of the two dims of ``mesh`` has neighbouring ranks: ``ulysses`` or ``ring``."""
     inner_ring: int = 1
     """Seats of a double ring's inner level, for example the ranks of a node; 1: a plain ring."""
+    context_keep: bool = False
+    """Keep the keys and values that came from other ranks for backward, instead of sending them again: a third less
+    of a ring's messages, for memory that grows with the whole sequence."""
     context_groups: str = "static"
     """Which ranks share a document: ``static``, those of cp, or ``dynamic``: as many as it needs of all that read data,
     decided for every step."""

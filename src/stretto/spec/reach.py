@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from stretto.spec.sequence import Range, Ranges, joined
+from stretto.spec.sequence import Range, Ranges, count, joined
 
 Seats = tuple[Ranges, ...]
 """Tokens of each seat of a ring."""
@@ -32,6 +32,8 @@ class Reach:
     """Of each range of each seat, the first token of the row that its queries see; none: everybody sees all."""
     highs: tuple[tuple[int, ...], ...]
     """Of each range of each seat, the first token from which on no query sees its keys."""
+    piece: tuple[int, int] = (0, 1)
+    """(i, n): only the i-th of n equal pieces of what each seat holds counts as an owner's tokens."""
 
     @classmethod
     def of(cls, seats: Seats, low: Callable[[int], int], high: Callable[[int], int]) -> Reach:
@@ -59,17 +61,39 @@ class Reach:
 
     def reads(self, seat: int, owner: int) -> Ranges:
         """The tokens of ``owner`` whose keys queries of ``seat``, another, see."""
+        tokens = self._of(owner)
         if not self.lows:
-            return self.seats[owner]
+            return tokens
         ranges = zip(self.seats[seat], self.lows[seat], strict=True)
-        return common(self.seats[owner], [(low, start) for (start, _), low in ranges])
+        return common(tokens, [(low, start) for (start, _), low in ranges])
 
     def asks(self, seat: int, owner: int) -> Ranges:
         """The tokens of ``owner`` whose queries see keys of ``seat``, another."""
+        tokens = self._of(owner)
         if not self.highs:
-            return self.seats[owner]
+            return tokens
         ranges = zip(self.seats[seat], self.highs[seat], strict=True)
-        return common(self.seats[owner], [(stop, high) for (_, stop), high in ranges])
+        return common(tokens, [(stop, high) for (_, stop), high in ranges])
+
+    def _of(self, owner: int) -> Ranges:
+        index, pieces = self.piece
+        tokens = self.seats[owner]
+        size = count(tokens)
+        return part(tokens, size * index // pieces, size * (index + 1) // pieces)
+
+
+def part(tokens: Ranges, start: int, stop: int) -> Ranges:
+    """Those from the ``start``-th up to the ``stop``-th.
+
+    >>> part(((0, 4), (8, 12)), 2, 6)
+    ((2, 4), (8, 10))
+    """
+    found, at = [], 0
+    for first, last in tokens:
+        low, high = max(first, first + start - at), min(last, first + stop - at)
+        found += [(low, high)] if low < high else []
+        at += last - first
+    return tuple(found)
 
 
 def common(tokens: Ranges, others: Sequence[Range]) -> Ranges:

@@ -23,6 +23,9 @@ Range = tuple[int, int]
 Ranges = tuple[Range, ...]
 """Ascending ranges that don't touch each other."""
 
+PIECES = 8
+"""Messages that a ring's keys travel in, at most, where it is short."""
+
 
 def cut_sequence(length: int, ranks: int, layout: str, *, unit: int = 1) -> tuple[Ranges, ...]:
     """The ranges of each rank when ``length`` tokens are cut by ``layout`` in whole units.
@@ -110,6 +113,8 @@ class Arrangement:
     """Whether the ranks of a seat are neighbours (the ring then spans the slower links), or those of the ring are."""
     inner_ring: int = 1
     """Seats of the inner level of a double ring; 1 or all of them: a plain ring."""
+    keep: bool = False
+    """Whether keys and values that came from other seats are kept for backward, or sent again."""
 
     @classmethod
     def of(cls, plan: PlanSpec) -> Arrangement:
@@ -130,12 +135,23 @@ class Arrangement:
             outside=plan.context if plan.context in ("token-ring", "all-gather") else "ring",
             ring_outside=plan.context_inner == "ulysses",
             inner_ring=math.gcd(plan.inner_ring, ranks // ulysses),
+            keep=plan.context_keep,
         )
 
     @property
     def seats(self) -> int:
         """Seats of the ring."""
         return self.ranks // self.ulysses
+
+    @property
+    def pieces(self) -> int:
+        """In how many messages the tokens of a seat go round the ring.
+
+        Where ranks share seats the ring is short and its messages are long; in pieces they arrive as evenly as those
+        of a ring of all ranks.  Where the ring lies inside, its links are the fast ones and nothing is gained.
+        """
+        steps = max(1, PIECES // self.seats)
+        return min(self.ulysses, steps) if self.ring_outside and self.outside == "ring" and self.seats > 1 else 1
 
     def place(self, rank: int) -> tuple[int, int]:
         """Seat of ``rank``, and which of those who sit there it is."""

@@ -56,6 +56,10 @@ CASES: list[Case] = [
     ({"context": "token-ring"}, 4, 2, 37, -4),
     ({"context": "token-ring", "context_layout": "contiguous"}, 4, 2, 37, (3, 9, 12, 30)),
     ({"context": "all-gather"}, 4, 2, 37, -4),
+    ({"context": "all-gather", "context_keep": True}, 4, 2, 37, -4),
+    ({"inner_ring": 2, "context_keep": True}, 4, 2, 37, -5),
+    ({"context": "mesh", "ulysses": 2, "context_keep": True}, 4, 2, 37, (3, 9, 12, 30)),
+    ({"context": "mesh", "ulysses": 2, "context_inner": "ring", "context_keep": True}, 4, 2, 37, -5),
     ({"context": "all-gather", "context_layout": "contiguous"}, 4, 2, 37, (3, 9, 12, 30)),
 ]
 
@@ -71,6 +75,7 @@ EVERY: dict[str, dict[str, Any]] = {
     "all-gather": {"context": "all-gather"},
     "all-gather, contiguous": {"context": "all-gather", **CONTIGUOUS},
     "mesh of 2": {"context": "mesh", "ulysses": 2},
+    "mesh of 2, keys kept": {"context": "mesh", "ulysses": 2, "context_keep": True},
     "mesh of 2, ring inside": {**INNER_RING, "ulysses": 2, **CONTIGUOUS},
 }
 FROM_FOUR: dict[str, dict[str, Any]] = {
@@ -81,6 +86,8 @@ FROM_FOUR: dict[str, dict[str, Any]] = {
 }
 FROM_EIGHT: dict[str, dict[str, Any]] = {
     "double ring of 4": {"inner_ring": 4},
+    "ring, keys kept": {"context_keep": True},
+    "all-gather, keys kept": {"context": "all-gather", "context_keep": True},
     "mesh of 2, double ring": {"context": "mesh", "ulysses": 2, "inner_ring": 2},
 }
 

@@ -6,6 +6,8 @@ wider type is kept beside the result, which at 128k tokens would be twice the si
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from stretto.parallel.sequence.blockwise import Block, Rows
@@ -17,11 +19,11 @@ class Alone:
 
     __slots__ = ()
 
-    def attend(self, task: Task, q: Tensor, kv: Tensor) -> tuple[Tensor, Tensor]:
+    def attend(self, task: Task, q: Tensor, kv: Tensor, kept: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Attention of all queries to all keys: out [B, H, T, K] and lse [B, H, T]."""
         return task.kernel.forward(q, kv, _whole(task))
 
-    def differentiate(self, task: Task, rows: Rows, kv: Tensor) -> tuple[Tensor, Tensor]:
+    def differentiate(self, task: Task, rows: Rows, kv: Tensor, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Gradients of q, and of keys and values."""
         return task.kernel.backward(rows, kv, _whole(task))
 

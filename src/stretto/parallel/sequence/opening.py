@@ -80,7 +80,8 @@ class ContextAttend:
         if exchange is None:
             return attend_over(scheme, task, q, k, v)
         assert isinstance(scheme, Ring), "only a ring has seats that ranks share"
-        return attend_together(SharedSeat(exchange=exchange, ring=scheme), task, q, k, v)
+        place = SharedSeat(exchange=exchange, ring=scheme, ring_outside=who.ring_outside)
+        return attend_together(place, task, q, k, v)
 
     def _exchange(self, part: SequencePart, heads: int, kv_heads: int) -> Exchange:
         members = self.arrangement.sharers(self.wire.index)
@@ -109,6 +110,6 @@ def scheme_of(who: Arrangement, wire: Wire, *, members: tuple[int, ...], seat: i
     if who.outside == "token-ring":
         return TokenRing(wire=wire, members=members, seat=seat)
     if who.outside == "all-gather":
-        return AllGather(wire=wire, members=members, seat=seat)
+        return AllGather(wire=wire, members=members, seat=seat, keep=who.keep)
     inner = who.inner_ring if who.inner_ring > 1 else who.seats
-    return Ring(wire=wire, members=members, seat=seat, inner=inner)
+    return Ring(wire=wire, members=members, seat=seat, inner=inner, pieces=who.pieces, keep=who.keep)

@@ -11,7 +11,7 @@ Under a plain causal mask the gaps between a seat's ranges don't matter, and eac
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -145,11 +145,14 @@ def nothing_seen(q: Tensor) -> tuple[Tensor, Tensor]:
 class Scheme(Protocol):
     """What circulates between the seats of a ring."""
 
-    def attend(self, task: Task, q: Tensor, kv: Tensor) -> tuple[Tensor, Tensor]:
-        """Attention of this rank's queries to the keys of all seats: out [B, H, T, K] and lse [B, H, T]."""
+    def attend(self, task: Task, q: Tensor, kv: Tensor, kept: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Attention of this rank's queries to the keys of all seats: out [B, H, T, K] and lse [B, H, T].
 
-    def differentiate(self, task: Task, rows: Rows, kv: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of this rank's q, and of its kv, from the queries of all seats."""
+        Of what came from other seats it puts into ``kept`` what it wants to have again.
+        """
+
+    def differentiate(self, task: Task, rows: Rows, kv: Tensor, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Gradients of this rank's q, and of its kv, from the queries of all seats; ``kept`` by ``attend``."""
 
 
 def products(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
@@ -163,23 +166,24 @@ class _Attend(autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scheme: Scheme, task: Task) -> Tensor:
         kv = torch.stack((k, v))
         found = task.results.take() if task.results is not None else None
+        kept: list[Tensor] = []
         if found is None:
-            exact, lse = scheme.attend(task, q, kv)
+            exact, lse = scheme.attend(task, q, kv, kept)
             found = exact.to(q.dtype), lse
             if task.results is not None:
                 task.results.put(*found)
         out, lse = found
         ctx.scheme, ctx.task = scheme, task
-        ctx.save_for_backward(q, kv, out, lse)
+        ctx.save_for_backward(q, kv, out, lse, *kept)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Any) -> Any:
-        q, kv, out, lse = ctx.saved_tensors
+        q, kv, out, lse, *kept = ctx.saved_tensors
         dout = gradients[0]
         rows = Rows(q=q, dout=dout, lse=lse, delta=products(dout, out, lse.dtype), out=out)
-        dq, dkv = ctx.scheme.differentiate(ctx.task, rows, kv)
+        dq, dkv = ctx.scheme.differentiate(ctx.task, rows, kv, kept)
         dk, dv = dkv.to(kv.dtype).unbind(0)
         return dq.to(q.dtype), dk, dv, None, None
 
@@ -188,6 +192,6 @@ class _Attend(autograd.Function):
 def attend_over(scheme: Scheme, task: Task, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of q [B, H, T, K] to the k and v [B, G, T, K] of all seats, [B, H, T, K], with its gradient.
 
-    Kept for backward: q, k, v, the output and lse, all of this rank's own tokens.
+    Kept for backward: q, k, v, the output and lse, all of this rank's own tokens, and what the scheme keeps.
     """
     return _Attend.apply(q, k, v, scheme, task)

@@ -19,8 +19,9 @@ a window or documents, where some seats see nothing of others (routes.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -46,6 +47,8 @@ class Visit:
     """Which tokens they are of."""
     last: bool
     """Whether no seat sees anything later."""
+    piece: int
+    """Which piece of the owner's tokens they are of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,54 +62,127 @@ class Ring:
     """This rank's."""
     inner: int
     """Seats of the inner ring; divides their number, and equals it in a plain ring."""
+    pieces: int = 1
+    """In how many messages a seat's tokens travel, each used, and sent on, as it comes."""
+    keep: bool = False
+    """Whether keys and values that came are kept for backward, which else has them sent again."""
 
-    def routes(self, task: Task) -> Routes:
-        """Who sends what to whom."""
-        return routes_of(task.sight.reach(task.seats), self.inner, self.seat)
+    def routes(self, task: Task, piece: int | None = None) -> Routes:
+        """Who sends what to whom, of all tokens or of a piece of each seat's."""
+        reach = task.sight.reach(task.seats)
+        if piece is not None and self.pieces > 1:
+            reach = replace(reach, piece=(piece, self.pieces))
+        return routes_of(reach, self.inner, self.seat)
 
-    def visits(self, task: Task, kv: Tensor) -> Iterator[Visit]:
-        """All steps, first that of this seat's own ``kv`` [2, B, G, T, K]; what comes next is on its way meanwhile."""
-        routes = self.routes(task)
-        coming, own = Arrivals(self.wire, self.members), (kv, task.seats[self.seat])
-        for r in range(routes.circle.rounds):
-            for s in range(self.inner):
-                owner = routes.circle.owner(self.seat, r, s)
-                here = own if owner == self.seat else coming.take(owner, outside=s == 0)
-                held = {} if here is None else {owner: here}
-                if s == 0:
-                    coming.post(routes.there, (r, 0, True), held, kv)
-                coming.post(routes.there, (r, s, False), held, kv)
-                tokens = own[1] if owner == self.seat else routes.reach.reads(self.seat, owner)
-                seen = picked(*here, tokens) if here is not None and tokens else None
-                last = (r, s) == routes.last
-                yield Visit(round=r, step=s, owner=owner, kv=seen, tokens=tokens, last=last)
+    def visits(self, task: Task, kv: Tensor, *, backward: bool = False) -> Iterator[Visit]:
+        """All steps, first that of this seat's own ``kv`` [2, B, G, T, K]; what comes next is on its way meanwhile.
 
-    def attend(self, task: Task, q: Tensor, kv: Tensor) -> tuple[Tensor, Tensor]:
+        ``backward``: of the pieces those come first that fewest queries see, so that their gradients leave soonest.
+        """
+        lanes = [_Lane(self, task, piece, kv) for piece in range(self.pieces)]
+        if backward:
+            lanes.reverse()
+        mine, last = task.seats[self.seat], self.routes(task).last
+        for r, s in self._steps():
+            owner = lanes[0].owner(r, s)
+            if owner == self.seat:
+                for lane in lanes:
+                    lane.pass_on((r, s), {owner: (kv, mine)})
+                yield Visit(round=r, step=s, piece=0, owner=owner, kv=kv, tokens=mine, last=(r, s) == last)
+                continue
+            for lane in lanes:
+                here = lane.coming.take(owner, outside=s == 0)
+                lane.pass_on((r, s), {} if here is None else {owner: here})
+                seen = picked(*here, lane.reads(owner)) if here is not None and lane.reads(owner) else None
+                yield lane.visit((r, s), seen, last=(r, s) == last and lane is lanes[-1])
+
+    def _visits_of_kept(self, task: Task, kv: Tensor, kept: Sequence[Tensor]) -> Iterator[Visit]:
+        """The steps of a backward with what the visits of the forward brought and was ``kept``; nothing is sent."""
+        lanes = [_Lane(self, task, piece, kv) for piece in range(self.pieces)]
+        mine, brought = task.seats[self.seat], iter(kept)
+        for r, s in self._steps():
+            owner = lanes[0].owner(r, s)
+            if owner == self.seat:
+                yield Visit(round=r, step=s, piece=0, owner=owner, kv=kv, tokens=mine, last=False)
+                continue
+            seen = [next(brought) if lane.reads(owner) else None for lane in lanes]
+            for lane, of_lane in zip(lanes[::-1], seen[::-1], strict=True):
+                yield lane.visit((r, s), of_lane, last=False)
+
+    def _steps(self) -> Iterator[tuple[int, int]]:
+        return product(range(len(self.members) // self.inner), range(self.inner))
+
+    def attend(self, task: Task, q: Tensor, kv: Tensor, kept: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Merge the attention to every seat's keys as they come by."""
         found, mine = nothing_seen(q), task.seats[self.seat]
         for visit in self.visits(task, kv):
             if visit.kv is not None:
                 task.attend(q, visit.kv, Meeting(queries=mine, keys=visit.tokens), found)
+                self.remember(visit, kept)
         self.wire.flush()
         return found
 
-    def differentiate(self, task: Task, rows: Rows, kv: Tensor) -> tuple[Tensor, Tensor]:
+    def remember(self, visit: Visit, kept: list[Tensor]) -> None:
+        """Put what a visit brought among what is ``kept`` for backward, where that is wanted."""
+        if self.keep and visit.kv is not None and visit.owner != self.seat:
+            kept.append(visit.kv)
+
+    def differentiate(self, task: Task, rows: Rows, kv: Tensor, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Gradients of q, and of kv once it has been round."""
         dq = torch.zeros(rows.q.shape, dtype=rows.lse.dtype, device=kv.device)
         dkv = torch.zeros(kv.shape, dtype=dq.dtype, device=kv.device)
-        journey, mine = Journey(self, task, dkv), task.seats[self.seat]
+        journeys, mine = self.journeys(task, dkv), task.seats[self.seat]
         first, rest = _halves(mine, alone=len(self.members) == 1)
-        for visit in self.visits(task, kv):
+        for visit in self.visits_backward(task, kv, kept):
             if visit.owner == self.seat:
                 own = Meeting(queries=mine, keys=mine, asking=first)
                 task.differentiate(rows, kv, own, (dq, dkv))
                 continue
-            journey.add(visit, task.shares(rows, visit.kv, Meeting(queries=mine, keys=visit.tokens), dq))
-        journey.leave()
+            share = task.shares(rows, visit.kv, Meeting(queries=mine, keys=visit.tokens), dq)
+            journeys[visit.piece].add(visit, share)
+        for journey in journeys:
+            journey.leave()
         task.differentiate(rows, kv, Meeting(queries=mine, keys=mine, asking=rest), (dq, dkv))
-        journey.end()
+        for journey in journeys:
+            journey.end()
         self.wire.flush()
         return dq, dkv
+
+    def visits_backward(self, task: Task, kv: Tensor, kept: Sequence[Tensor]) -> Iterator[Visit]:
+        """The steps of a backward, in which keys travel again unless they were ``kept``."""
+        return self._visits_of_kept(task, kv, kept) if self.keep else self.visits(task, kv, backward=True)
+
+    def journeys(self, task: Task, dkv: Tensor) -> list[Journey]:
+        """Of the gradients of each piece, which are added up in ``dkv``, that of this seat's own keys."""
+        return [Journey(self, task, piece, dkv) for piece in range(self.pieces)]
+
+
+class _Lane:
+    """The way of one piece of every seat's keys and values."""
+
+    def __init__(self, ring: Ring, task: Task, piece: int, like: Tensor) -> None:
+        self._routes, self._seat, self._piece, self._like = ring.routes(task, piece), ring.seat, piece, like
+        self.coming = Arrivals(ring.wire, ring.members)
+
+    def owner(self, round_: int, step: int) -> int:
+        """Whose keys are here."""
+        return self._routes.circle.owner(self._seat, round_, step)
+
+    def reads(self, owner: int) -> Ranges:
+        """The tokens of another seat's piece that this one sees."""
+        return self._routes.reach.reads(self._seat, owner)
+
+    def visit(self, step: tuple[int, int], kv: Tensor | None, *, last: bool) -> Visit:
+        """What is seen in a step."""
+        owner = self.owner(*step)
+        tokens = self.reads(owner)
+        return Visit(round=step[0], step=step[1], piece=self._piece, owner=owner, kv=kv, tokens=tokens, last=last)
+
+    def pass_on(self, step: tuple[int, int], held: dict[int, tuple[Tensor, Ranges]]) -> None:
+        """Send on what is here, and expect what comes next."""
+        if step[1] == 0:
+            self.coming.post(self._routes.there, (*step, True), held, self._like)
+        self.coming.post(self._routes.there, (*step, False), held, self._like)
 
 
 def _halves(tokens: Ranges, *, alone: bool) -> tuple[Ranges, Ranges]:
@@ -125,7 +201,7 @@ def _halves(tokens: Ranges, *, alone: bool) -> tuple[Ranges, Ranges]:
 
 
 class Journey:
-    """Gradients of keys and values on their way home.
+    """Gradients of keys and values, or of a piece of every seat's, on their way home.
 
     Inside a node each seat adds its share and hands the sum on, until the node's sum is at the seat that brought the
     keys into the node; from there it goes on to the next node, which adds its own.  Each is waited for only when there
@@ -135,8 +211,8 @@ class Journey:
         dkv: where the gradient of this seat's own keys and values is added up, [2, B, G, T, K].
     """
 
-    def __init__(self, ring: Ring, task: Task, dkv: Tensor) -> None:
-        self._ring, self._routes, self._dkv = ring, ring.routes(task), dkv
+    def __init__(self, ring: Ring, task: Task, piece: int, dkv: Tensor) -> None:
+        self._ring, self._routes, self._dkv = ring, ring.routes(task, piece), dkv
         self._mine = task.seats[ring.seat]
         self._coming = Arrivals(ring.wire, ring.members)
         self._brought: tuple[Tensor, Ranges] | None = None

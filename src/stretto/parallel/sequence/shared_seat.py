@@ -14,6 +14,10 @@ Of its own heads a rank has its own tokens from the start, and attention needs n
                 others' queries to own keys        and those of queries
                 own queries to own keys            while these are under way
 
+That order suits slow links at the seat.  Where the ring has them, as little as possible precedes its messages and all
+that is left of the own block follows them: own queries meet others' keys after the ring's first message, backward all
+but the first other's after its last, and gradients of keys leave when the ring has brought home its share.
+
 So no all-to-all is waited for unless a share of a block takes less than its message; what is sent is what Ulysses
 and a ring send.
 """
@@ -36,6 +40,9 @@ from stretto.parallel.sequence.ulysses import Exchange
 from stretto.parallel.wire import Transfer
 from stretto.spec.sequence import Range, Ranges, count, joined
 
+_Coming = list[tuple[Range, Transfer]]
+"""Heads, and the message that brings this rank's tokens of them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedSeat:
@@ -43,6 +50,13 @@ class SharedSeat:
 
     exchange: Exchange
     ring: Ring
+    ring_outside: bool = True
+    """Whether the ring has the slower links, or the seat's exchanges have them."""
+
+    @property
+    def ring_first(self) -> bool:
+        """Whether the order of work follows the ring's messages."""
+        return self.ring_outside and len(self.ring.members) > 1
 
     @property
     def mine(self) -> Ranges:
@@ -53,18 +67,21 @@ class SharedSeat:
         """Attention of this rank's tokens, q [B, H, T, K] and kv [2, B, G, T, K].
 
         Returns:
-            q, kv, out and lse of the whole seat and this rank's heads; out [B, H, T, K] of own tokens and all heads.
+            q, kv, out and lse of the whole seat and this rank's heads, then what the ring keeps; out [B, H, T, K] of
+            own tokens and all heads.
         """
         work = _Forward(self, task, q, kv)
+        brought: list[Tensor] = []
         work.begin(short=self.ring.routes(task).last == (0, 0))
         for visit in self.ring.visits(task, work.kv):
             if visit.owner == self.ring.seat:
                 work.finish_own_block(ending=visit.last)
             else:
                 work.visit(visit)
+                self.ring.remember(visit, brought)
         out = work.end()
         self.ring.wire.flush()
-        return [work.q, work.kv, work.found[0].to(q.dtype), work.found[1]], out
+        return [work.q, work.kv, work.found[0].to(q.dtype), work.found[1], *brought], out
 
     def gather(self, task: Task, q: Tensor, kv: Tensor) -> tuple[Tensor, Tensor]:
         """q and kv of the whole seat and this rank's heads, nothing else done."""
@@ -84,50 +101,84 @@ class SharedSeat:
 
     def differentiate(self, task: Task, dout: Tensor, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Gradients of q [B, H, T, K] and kv [2, B, G, T, K] of own tokens; ``kept``: what ``attend`` returned."""
-        q, kv, out, lse = kept
+        q, kv, out, lse, *brought = kept
         exchange, seat = self.exchange, task.seats[self.ring.seat]
         coming = exchange.to_heads(dout, keys=False)
         rows = Rows(q=q, dout=torch.empty_like(q), lse=lse, delta=torch.empty_like(lse), out=out)
         self._fill(rows, seat, dout[:, slice(*exchange.of_queries(exchange.index))], self.mine)
         dq = torch.zeros(q.shape, dtype=lse.dtype, device=q.device)
         dkv = torch.zeros(kv.shape, dtype=lse.dtype, device=kv.device)
-        journey = Journey(self.ring, task, dkv)
-        for visit in self.ring.visits(task, kv):
+        journeys = self.ring.journeys(task, dkv)
+        for visit in self.ring.visits_backward(task, kv, brought):
             if visit.owner == self.ring.seat:
-                for other in exchange.others:
+                for other in exchange.others[: 1 if self.ring_first else None]:
                     task.differentiate(rows, kv, self._within(seat, self.mine, exchange.shares[other]), (dq, dkv))
                 for other, transfer in coming:
                     self._fill(rows, seat, transfer.wait()[0], exchange.shares[other])
                 continue
-            journey.add(visit, task.shares(rows, visit.kv, Meeting(queries=seat, keys=visit.tokens), dq))
-        journey.leave()
-        return self._leave(task, rows, kv, (dq, dkv), journey)
-
-    def _leave(
-        self, task: Task, rows: Rows, kv: Tensor, sums: tuple[Tensor, Tensor], journey: Journey
-    ) -> tuple[Tensor, Tensor]:
-        """The rest of the own block; what is complete leaves meanwhile."""
-        (dq, dkv), exchange, seat = sums, self.exchange, task.seats[self.ring.seat]
-        theirs = joined(part for other in exchange.others for part in exchange.shares[other])
-        queries, keys = [], []
-        farthest_first = exchange.others[::-1]
-        for number, other in enumerate(farthest_first):
-            task.differentiate(rows, kv, self._within(seat, theirs, exchange.shares[other]), sums)
-            if number == 0:
-                journey.end()
-            part = self._one_per_head(picked(dkv, seat, exchange.shares[other])).to(kv.dtype)
-            keys.append(exchange.give_back(part, other, keys=True))
-        for other in farthest_first:
-            share = exchange.shares[other]
-            task.differentiate(rows, kv, self._within(seat, share, self.mine), sums)
-            queries.append(exchange.give_back(picked(dq, seat, share).to(kv.dtype), other, keys=False))
-        task.differentiate(rows, kv, self._within(seat, self.mine, self.mine), sums)
+            share = task.shares(rows, visit.kv, Meeting(queries=seat, keys=visit.tokens), dq)
+            journeys[visit.piece].add(visit, share)
+        for journey in journeys:
+            journey.leave()
+        leave = self._leave_behind if self.ring_first else self._leave_ahead
+        queries, keys = leave(task, rows, kv, (dq, dkv), journeys)
+        task.differentiate(rows, kv, self._within(seat, self.mine, self.mine), (dq, dkv))
         found = (
             self.of_all_heads(picked(dq, seat, self.mine).to(kv.dtype), queries, keys=False),
             self.of_all_heads(self._one_per_head(picked(dkv, seat, self.mine)).to(kv.dtype), keys, keys=True),
         )
         self.ring.wire.flush()
         return found
+
+    def _leave_ahead(
+        self, task: Task, rows: Rows, kv: Tensor, sums: tuple[Tensor, Tensor], journeys: list[Journey]
+    ) -> tuple[_Coming, _Coming]:
+        """The rest of the own block but own queries to own keys, where this seat's messages have the slow links: the
+        ring's come home soon, and what is complete leaves soon."""
+        (dq, dkv), exchange, seat = sums, self.exchange, task.seats[self.ring.seat]
+        queries, keys = [], []
+        for number, other in enumerate(self._farthest_first):
+            task.differentiate(rows, kv, self._within(seat, self._theirs, exchange.shares[other]), sums)
+            if number == 0:
+                for journey in journeys:
+                    journey.end()
+            keys.append(self._give_keys(dkv, seat, other, kv.dtype))
+        for other in self._farthest_first:
+            task.differentiate(rows, kv, self._within(seat, exchange.shares[other], self.mine), sums)
+            queries.append(self._give_queries(dq, seat, other, kv.dtype))
+        return queries, keys
+
+    def _leave_behind(
+        self, task: Task, rows: Rows, kv: Tensor, sums: tuple[Tensor, Tensor], journeys: list[Journey]
+    ) -> tuple[_Coming, _Coming]:
+        """The same where the ring has them: all of the block hides its messages, and keys leave when they are home."""
+        (dq, dkv), exchange, seat = sums, self.exchange, task.seats[self.ring.seat]
+        queries = []
+        for other in self._farthest_first:
+            task.differentiate(rows, kv, self._within(seat, exchange.shares[other], None), sums)
+            queries.append(self._give_queries(dq, seat, other, kv.dtype))
+        for other in exchange.others[1:]:
+            task.differentiate(rows, kv, self._within(seat, self.mine, exchange.shares[other]), sums)
+        for journey in journeys:
+            journey.end()
+        return queries, [self._give_keys(dkv, seat, other, kv.dtype) for other in self._farthest_first]
+
+    @property
+    def _farthest_first(self) -> tuple[int, ...]:
+        return self.exchange.others[::-1]
+
+    @property
+    def _theirs(self) -> Ranges:
+        """Tokens of all others of the seat."""
+        return joined(part for other in self.exchange.others for part in self.exchange.shares[other])
+
+    def _give_queries(self, dq: Tensor, seat: Ranges, other: int, dtype: torch.dtype) -> tuple[Range, Transfer]:
+        part = picked(dq, seat, self.exchange.shares[other]).to(dtype)
+        return self.exchange.give_back(part, other, keys=False)
+
+    def _give_keys(self, dkv: Tensor, seat: Ranges, other: int, dtype: torch.dtype) -> tuple[Range, Transfer]:
+        part = self._one_per_head(picked(dkv, seat, self.exchange.shares[other])).to(dtype)
+        return self.exchange.give_back(part, other, keys=True)
 
     def _within(self, seat: Ranges, asking: Ranges, answering: Ranges | None) -> Meeting:
         return Meeting(queries=seat, keys=seat, asking=asking, answering=answering)
@@ -182,10 +233,12 @@ class _Forward:
     def begin(self, *, short: bool) -> None:
         """Own queries to own keys, and to others' as they come.
 
-        ``short``: there is no other step, so that some of that is left for the time in which outputs travel.
+        ``short``: there is no other step, so that some of that is left for the time in which outputs travel.  Where
+        the ring has the slower links all of it is: its messages wait for the keys.
         """
         mine, shares = self._place.mine, [self._exchange.shares[other] for other in self._exchange.others]
         now = shares[: (len(shares) // 2)] if short else shares
+        now = [] if self._place.ring_first else now
         self._meet(mine, mine)
         for number, (other, transfer) in enumerate(self._keys):
             put_at(self.kv, self._seat, self._copied(transfer.wait()[0]), self._exchange.shares[other])

@@ -15,7 +15,7 @@ the links carries about half of what the ring sends in one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,7 +69,7 @@ class TokenRing:
         sends = [] if result is None else [(result, self.members[self.at(-step)])]
         return self.wire.start(sends, [(with_tokens(like, count(tokens)), self.members[self.at(step)])]), tokens
 
-    def attend(self, task: Task, q: Tensor, kv: Tensor) -> tuple[Tensor, Tensor]:
+    def attend(self, task: Task, q: Tensor, kv: Tensor, kept: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Send the queries round; merge what comes back."""
         mine, own, back = nothing_seen(q), task.seats[self.seat], None
         like = mine[0].new_empty(*q.shape[:3], q.shape[3] + 1)
@@ -84,7 +84,7 @@ class TokenRing:
         self.wire.flush()
         return mine
 
-    def differentiate(self, task: Task, rows: Rows, kv: Tensor) -> tuple[Tensor, Tensor]:
+    def differentiate(self, task: Task, rows: Rows, kv: Tensor, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Send what the queries' gradient needs round; add up what comes back."""
         exact, own = rows.lse.dtype, task.seats[self.seat]
         dq = torch.zeros(rows.q.shape, dtype=exact, device=kv.device)
