@@ -72,7 +72,7 @@ def cores(request: Request, ranks: int) -> Iterator[PlanSpec]:
 
 
 def _recomputes(request: Request) -> tuple[str, ...]:
-    """What the backward pass can recompute; of clips no scores, since nothing keeps them, and nothing beside kept keys."""
+    """What the backward pass can recompute; of clips no scores, since nothing keeps them; beside kept keys nothing."""
     if request.pins.get("context_keep"):
         return ("none",)
     return tuple(way for way in capabilities.RECOMPUTE if way != "selective" or request.model.video is None)

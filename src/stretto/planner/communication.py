@@ -194,10 +194,9 @@ def _exchanged(
     own, row = 1 / n**2, 1 / n / (2 if seats == 1 else 1)
     there, back = keys * repeated + queries / 2, queries / 2
     if seats > 1 and work.plan.context_inner == "ulysses":  # the ring's messages go first
-        gradients = waits(back, backward * own) + waits(keys * repeated, backward * own)
         return (
-            waits(keys * repeated, forward * own) + waits(queries / 2, forward * row) + waits(back, forward * row),
-            gradients + waits(queries / 2, backward * (1 / n - own)),
+            waits(keys * repeated, forward * own) + waits(queries / 2 + back, 2 * forward * row),
+            waits(keys * repeated + back, 2 * backward * own) + waits(queries / 2, backward * row),
         )
     return (
         waits(there, forward * max(own, row)) + waits(back, forward * row),
