@@ -43,7 +43,7 @@ CASES: list[Case] = [
     ("grouped", 23, True, {"cp": 4}),
     ("one-key", 23, False, {"cp": 4, "attention_backend": "blockwise", **CONTIGUOUS}),
     ("window", 23, True, {"cp": 4, "inner_ring": 2}),
-    ("dropout", 23, True, {"cp": 4, "context": "mesh", "ulysses": 2, "pp": 2}),
+    ("dropout", 23, True, {"cp": 4, "context": "mesh", "ulysses": 2, "pp": 2, "context_keep": True}),
     ("gpt2", 23, True, {"cp": 2, "recompute": "selective"}),
     ("one-key", 23, True, {"cp": 4, "context": "ulysses", "recompute": "full"}),
     ("window", 23, True, {"cp": 4, "context": "mesh", "ulysses": 2, "context_inner": "ring", **CONTIGUOUS}),
@@ -53,7 +53,7 @@ CASES: list[Case] = [
     ("dropout", 30, True, {"cp": 2, "context": "ulysses", "tp": 2, "dp_shard": 2, "zero": 3, "recompute": "full"}),
     ("window", 23, True, {"cp": 2, "context": "token-ring", "pp": 2, "dp_shard": 2, "zero": 2}),
     ("gpt2", 30, True, {"cp": 4, "context": "mesh", "ulysses": 2, "tp": 2}),
-    ("grouped", 23, True, {"cp": 8, "inner_ring": 4}),
+    ("grouped", 23, True, {"cp": 8, "inner_ring": 4, "context_keep": True}),
     ("window", 23, True, {"cp": 8, "context": "mesh", "ulysses": 4, "context_inner": "ring"}),
     ("window", 30, True, {"tp": 2, "pp": 2, "recompute": "full", "attention_backend": "flash"}),
 ]

@@ -38,6 +38,12 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
         7,
         "sequence_length = 7 is shorter than the ring: it can't be cut over cp=4 (zigzag gives each",
     ),
+    (
+        {"cp": 4, "context": "ulysses", "context_keep": True},
+        64,
+        "brings none that would travel again; set plan.context",
+    ),
+    ({"cp": 4, "context_keep": True, "recompute": "full"}, 64, "plan.recompute = 'full' gives up what is kept"),
     ({"cp": 4}, 7, "set plan.cp to at most 3, or take at least 8 tokens."),
     ({"cp": 4, "tp": 2, "context_layout": "contiguous"}, 6, "in pieces of at least tp=2 tokens over cp=4; set"),
 ]
