@@ -17,12 +17,14 @@ from stretto.parallel.wire import Wire
 from stretto.planner.calibration import published
 from stretto.planner.explain import why_not
 from stretto.planner.flops import TIME_WAVES, forward_flops_per_token, parameters
+from stretto.planner.machine import COLLECTIVES, Curve, Machine
+from stretto.planner.measured_step import Layer, layer
 from stretto.planner.prediction import predict
 from stretto.planner.remedy import refuse_unfit
 from stretto.planner.request import Request
 from stretto.planner.search import search
 from stretto.planner.step import step_time
-from stretto.planner.video import switch_volume
+from stretto.planner.video import REST, switch_volume
 from stretto.spec.check import check
 from stretto.spec.cluster import ClusterSpec
 from stretto.spec.data import DataSpec
@@ -125,3 +127,32 @@ def test_what_can_not_be_is_said() -> None:
     small = replace(cluster_preset("h100:1"), memory_bytes=2e10)
     with pytest.raises(ConfigError, match=r"can't fit.*plan.recompute = \"full\""):
         refuse_unfit(run_of(LARGE, small, global_batch_size=1))
+
+
+def test_on_a_measured_machine_a_step_is_its_parts() -> None:
+    line = Curve(points=((1.0, 1e-9), (1e9, 1.0)))
+    names = ("attention_forward", "attention_backward", "rest_forward", "rest_backward", "loss_forward")
+    machine = Machine(
+        processor="test",
+        cores=2,
+        sides=(16, 64),
+        products=tuple(2e-10 * m * n * k for m in (16, 64) for n in (16, 64) for k in (16, 64)),
+        collectives=tuple((name, ranks, line) for name in COLLECTIVES for ranks in (2, 4)),
+        contention=((1, 1.0), (2, 1.0)),
+        **dict.fromkeys((*names, "loss_backward", "optimizer", "copy", "messages"), line),
+        **dict.fromkeys(("operation_seconds", "step_seconds", "sleep_seconds"), 1e-6),
+    )
+
+    def one(plan: PlanSpec) -> Layer:
+        return layer(Request(run=run_of(MODEL, ClusterSpec(**RATES), plan)).work(plan), machine)
+
+    whole, half = one(PlanSpec()), one(PlanSpec(cp=2, context="switch"))
+    tokens, products = CLIP.tokens, 8 * 32**2 + 2 * 32 * 80
+    assert whole.waits == 0 and whole.weights == pytest.approx(2e-10 * tokens * products, rel=0.05)
+    attention, rest = 1e-9 * 4 * tokens * 16 * 8, 1e-9 * tokens * (6 * REST * 32 + 3 * 80)
+    assert whole.forward == pytest.approx(whole.weights + attention + rest)
+    # Two switches a layer but in the first, of what all ranks hold together.
+    assert half.waits == pytest.approx(1e-9 * (2 - 1 / 3) * tokens * 32 * 4)
+    assert half.forward == pytest.approx(whole.forward / 2, rel=0.1)
+    again = one(PlanSpec(cp=2, context="switch", recompute="full"))
+    assert again.waits == pytest.approx(1.5 * half.waits) and again.inputs == pytest.approx(half.inputs + half.forward)
