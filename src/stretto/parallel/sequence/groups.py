@@ -95,7 +95,8 @@ class GroupedAttend:
         if exchange is None:
             return attend_over(scheme, task, *own)
         assert isinstance(scheme, Ring), "only a ring has seats that ranks share"
-        return attend_together(SharedSeat(exchange=exchange, ring=scheme), task, *own)
+        place = SharedSeat(exchange=exchange, ring=scheme, ring_outside=who.ring_outside)
+        return attend_together(place, task, *own)
 
     def _exchange(self, who: Arrangement, section: Section, own: list[Tensor]) -> Exchange | None:
         """Between the ranks of a document that share heads."""
