@@ -56,10 +56,11 @@ def held_of(batches: Sequence[Batch]) -> list[Held]:
     for number, batch in enumerate(batches):
         part = batch.part
         assert part is not None and part.sources is not None, "the batch was placed"
-        samples = part.sources[:, 0].tolist()
-        ends = [*(section.start for section in part.sections[1:]), len(samples)]
-        for section, end in zip(part.sections, ends, strict=True):
-            if end == section.start or samples[section.start] >= 0:  # else it fills up
+        tokens = len(part.sources)
+        starts = [section.start for section in part.sections]
+        samples = part.sources[[min(start, tokens - 1) for start in starts], 0].tolist()
+        for section, end, sample in zip(part.sections, [*starts[1:], tokens], samples, strict=True):
+            if end == section.start or sample >= 0:  # else it fills up
                 length = sum(count(share) for share in section.shares)
                 held = Held(number, section.first, len(section.shares), length, end - section.start, part.away)
                 found.append(held)
