@@ -94,7 +94,7 @@ def _read(path: Path) -> Schedule:
     if not path.is_file() and documents_path(path.parent, 0).is_file():
         run = path.parent.parent
         raise UnsupportedError(
-            f"There is no {path}: with plan.context_groups = \"dynamic\" each step has as many micro-batches as its "
+            f'There is no {path}: with plan.context_groups = "dynamic" each step has as many micro-batches as its '
             f"documents need, so that no one schedule can be simulated; stretto diagnose {run} says where the time of "
             f"its steps goes, and stretto plan {run / 'run.toml'} what they should take."
         )

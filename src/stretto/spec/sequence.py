@@ -23,8 +23,8 @@ Range = tuple[int, int]
 Ranges = tuple[Range, ...]
 """Ascending ranges that don't touch each other."""
 
-PIECES = 8
-"""Messages that a ring's keys travel in, at most, where it is short."""
+VISITS = 16
+"""Messages in which all seats' keys go round a short ring, at most."""
 
 
 def cut_sequence(length: int, ranks: int, layout: str, *, unit: int = 1) -> tuple[Ranges, ...]:
@@ -147,11 +147,13 @@ class Arrangement:
     def pieces(self) -> int:
         """In how many messages the tokens of a seat go round the ring.
 
-        Where ranks share seats the ring is short and its messages are long; in pieces they arrive as evenly as those
-        of a ring of all ranks.  Where the ring lies inside, its links are the fast ones and nothing is gained.
+        Where ranks share seats the ring is short and its messages are long.  In pieces, two for each rank of a seat,
+        attention starts with the first of them and gradients leave before the last.  Where the ring lies inside, its
+        links are the fast ones and nothing is gained.
         """
-        steps = max(1, PIECES // self.seats)
-        return min(self.ulysses, steps) if self.ring_outside and self.outside == "ring" and self.seats > 1 else 1
+        if self.seats == 1 or self.outside != "ring" or not self.ring_outside:
+            return 1
+        return min(2 * self.ulysses if self.ulysses > 1 else 1, max(1, VISITS // self.seats))
 
     def place(self, rank: int) -> tuple[int, int]:
         """Seat of ``rank``, and which of those who sit there it is."""
