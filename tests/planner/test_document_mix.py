@@ -115,6 +115,14 @@ def test_the_proposal_is_the_solver_s() -> None:
     assert same.plan == found.best.plan and same.static_seconds == pytest.approx(found.best.seconds, rel=0.1)
 
 
+def test_groups_that_do_not_fit_are_not_proposed() -> None:
+    pins = {"pp": 1, "tp": 1, "cp": 8, "zero": 1, "recompute": "none", "micro_batch_size": 1}
+    for tokens, fits in ((8192, True), (65536, False)):  # the smaller holds no document on one rank
+        room = {"context_groups": "dynamic", "context_tokens": tokens}
+        (one,) = propose(answer(Request(run=run_of("h200:16"), pins={**pins, **room}), top=1), Mix())
+        assert (one.dynamic_seconds is not None) is fits
+
+
 def test_the_command_says_and_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run.toml"
     asked = [

@@ -47,6 +47,7 @@ def test_what_it_cannot_be_combined_with(plan: dict[str, Any], model: dict[str, 
     ("plan", "words"),
     [
         ({"context_groups": "both"}, r"static.*dynamic"),
+        ({"context_tokens": 0}, r"context_tokens = 0 leaves no room .* at least 8"),
         ({"context_tokens": 7}, r"32 tokens on 4 ranks; set it to at least 8"),
         ({"context_groups": "static", "context_tokens": 8}, r"leave plan\.context_tokens out"),
         ({"context": "mesh", "ulysses": 3}, r"can't divide the 4 ranks evenly; it may be 1, 2 or 4"),

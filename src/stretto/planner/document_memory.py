@@ -16,6 +16,7 @@ from dataclasses import replace
 
 from stretto.planner.document_costs import TURNS, costs_of
 from stretto.planner.document_portions import Portion, alone, memory_tokens, portions, step_work
+from stretto.planner.groups import limits
 from stretto.planner.in_flight import in_flight
 from stretto.planner.memory import RankMemory, layer_activation_bytes, memory
 from stretto.planner.request import Request
@@ -37,6 +38,12 @@ def document_memory(request: Request, lengths: Sequence[int] | None = None) -> t
         each = [_of_window(request, work, rank, window) for window in windows]
         found.append(max(each, key=lambda one: one.total))
     return tuple(found)
+
+
+def documents_fit(request: Request) -> bool:
+    """Whether each rank can hold as much as the plan lets its micro-batches have."""
+    most = limits(step_work(request.work(request.run.plan), 1))
+    return all(rank.total <= limit for rank, limit in zip(document_memory(request), most, strict=True))
 
 
 def _fullest(request: Request) -> tuple[tuple[Portion, ...], ...]:

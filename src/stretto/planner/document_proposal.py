@@ -15,7 +15,7 @@ from typing import Any
 
 from stretto.planner.calibration import published
 from stretto.planner.document_costs import costs_of
-from stretto.planner.document_memory import document_memory
+from stretto.planner.document_memory import document_memory, documents_fit
 from stretto.planner.document_mix import Mix, static_time
 from stretto.planner.document_portions import placed, plain_plan
 from stretto.planner.document_seconds import Published
@@ -86,6 +86,8 @@ def _of_plan(answer: Answer, number: int, documents: Steps) -> Proposal:
     static = _packed(answer.request, run, estimate, documents)
     best: tuple[Prediction, PlanSpec] | None = None
     for plan in grouped(run, pins):
+        if not documents_fit(replace(answer.request, run=replace(run, plan=plan), pins={})):
+            continue
         try:
             found = _placed(answer.request, replace(run, plan=plan), estimate, documents)
         except UnsupportedError:  # no figures for it
@@ -174,7 +176,7 @@ def described(proposals: Sequence[Proposal]) -> list[str]:
     for one in proposals:
         told = f"plan {one.number}: {format_seconds(one.static_seconds)} packed"
         if one.dynamic_seconds is None:
-            lines.append(f"{told}; it can't have dynamic groups")
+            lines.append(f"{told}; it can't have dynamic groups, or no memory for them")
             continue
         sizes = ", ".join(f"{count} over {size}" for size, count in one.sizes.items())
         host = ", the longest on the host" if one.plan.offload and one.plan.context_groups == "dynamic" else ""

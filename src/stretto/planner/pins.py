@@ -73,6 +73,8 @@ def check_pins(request: Request) -> None:
         )
     # How cp ranks sit is checked with them, below.
     one: dict[str, Any] = dict.fromkeys((*DEGREES, "ulysses", "inner_ring"), 1)
+    if pins.get("context_tokens", 0) >= 1:  # on one rank a document needs more room than on those of the plan
+        one["context_tokens"] = max(pins["context_tokens"], request.run.training.sequence_length)
     alone = _plain_plan({key: value for key, value in pins.items() if key != "stages"})
     check(replace(request.run, plan=replace(alone, **one)), data=False)
     for axis in DEGREES:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from stretto.planner.document_memory import document_memory
+from stretto.planner.document_memory import document_memory, documents_fit
 from stretto.planner.document_portions import memory_tokens, plain_plan
 from stretto.planner.estimate import Estimate, estimate
 from stretto.planner.request import Request
@@ -101,9 +101,8 @@ def _estimated(request: Request, plan: PlanSpec) -> Estimate | None:
         found = estimate(request, plan if plan.context_groups == "static" else plain_plan(plan))
         if plan.context_groups == "static":
             return found
-        ranks = document_memory(replace(request, run=run))
-        fits = all(rank.total <= limit for rank, limit in zip(ranks, found.limits, strict=True))
-        return replace(found, memory=ranks, fits=fits)
+        own = replace(request, run=run)
+        return replace(found, memory=document_memory(own), fits=documents_fit(own))
     except (ConfigError, UnsupportedError, ScheduleError):
         return None
 

@@ -64,10 +64,11 @@ def _memory(run: RunSpec) -> None:
     plan, length = run.plan, run.training.sequence_length
     ranks, heads = pool_of(plan), run.model.num_heads // plan.tp
     most = next(n for n in group_sizes(ranks) if heads % Arrangement.of_group(plan, n).ulysses == 0)
-    tokens = plan.context_tokens or plan.micro_batch_size * -(-length // plan.cp)
+    given = plan.context_tokens
+    tokens = plan.micro_batch_size * -(-length // plan.cp) if given is None else given
     if tokens * most >= length:
         return
-    said = f"plan.context_tokens = {tokens}{'' if plan.context_tokens else ' (what the static mesh would hold)'}"
+    said = f"plan.context_tokens = {tokens}{' (what the static mesh would hold)' if given is None else ''}"
     who = "1 rank" if most == 1 else f"{most} ranks"
     why = "" if most == ranks else f" (no larger group of the {ranks} can split {heads} heads)"
     raise ConfigError(

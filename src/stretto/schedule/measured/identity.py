@@ -61,7 +61,7 @@ def check_identity(run: Path, plans: Iterable[str]) -> None:
     told = ", ".join(f"{key} is {_value(others, key)} there and {_value(mine, key)} here" for key in keys[:SHOWN])
     raise ConfigError(
         f"The trace in {run} is of another plan than its run.toml, with which the run went on since: {told}. "
-        "It is written anew when the run ends or stops (run.trace)."
+        'A new one is written when the run ends or stops with run.trace = "last".'
     )
 
 
