@@ -44,6 +44,7 @@ PLANS = (
     replace(SWITCHED, dp_shard=2, zero=3),
     replace(SWITCHED, dp_replicate=2, zero=2, recompute="full"),
     PlanSpec(dp_shard=2, zero=2, offload=True),
+    replace(SWITCHED, pp=2, schedule="zb-h1"),
 )
 
 

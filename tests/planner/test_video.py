@@ -122,6 +122,7 @@ def test_switches_cost_what_they_send() -> None:
 def test_what_can_not_be_is_said() -> None:
     request = Request(run=run_of(LARGE, cluster_preset("h100:16"), global_batch_size=4))
     assert "plan.tp = 2 can't go with" in why_not(request, {"tp": 2})
+    assert "pp=2 can be, at best as pp 2" in why_not(request, {"pp": 2})
     assert "switch" in why_not(request, {"cp": 16})
     assert "switch" not in why_not(request, {"context": "ring"}).partition(". ")[0]
     small = replace(cluster_preset("h100:1"), memory_bytes=2e10)

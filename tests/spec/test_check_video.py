@@ -34,7 +34,7 @@ def test_runs(overrides: dict[str, object]) -> None:
     ("overrides", "told"),
     [
         ("training.sequence_length=64", "8 frames x 16 patches = 128 tokens; set training.sequence_length = 128"),
-        ("plan.pp=2", "plan.pp = 2 can't go with model.family"),
+        ("plan.pp=2 plan.schedule=skip-pipe", 'plan.schedule = "skip-pipe" can\'t go with model.family'),
         ("plan.tp=2", "plan.tp = 2 can't go with model.family"),
         ("plan.cp=2", 'set plan.context = "switch"'),
         ("plan.cp=16 plan.context=switch training.global_batch_size=16", "8 frames can't be cut over cp=16"),
@@ -42,6 +42,7 @@ def test_runs(overrides: dict[str, object]) -> None:
         ("plan.compile=regions", 'set plan.compile = "none"'),
         ("plan.recompute=selective", 'set it to "none" or "full"'),
         ("plan.passes=['vocabulary']", "The pass vocabulary can't go with"),
+        ("plan.pp=2 plan.passes=['fill-bubbles'] training.freeze=['inputs.*']", "The pass fill-bubbles can't go with"),
         ("plan.inner_ring=2", "plan.inner_ring can't go with"),
         ("plan.attention_backend=flash", "leave it out: whole frames"),
         ("plan.asynchronous=plain training.optimizer=sgd", "plan.asynchronous"),

@@ -25,6 +25,7 @@ from stretto.planner.request import DEGREES, Request
 from stretto.spec import capabilities
 from stretto.spec.check_states import check_states
 from stretto.spec.errors import ConfigError
+from stretto.spec.model import VideoSpec
 from stretto.spec.plan import PlanSpec
 from stretto.spec.states import SHARD_KEYS, StateSharding, of_plan, written
 
@@ -92,11 +93,7 @@ def _staged(request: Request) -> int:
 def meshes(request: Request, ranks: int) -> Iterator[tuple[int, int, int]]:
     """Degrees pp, tp and cp that divide ``ranks`` and what they cut."""
     model, length = request.model, request.run.training.sequence_length
-    if model.video is not None:
-        ends = [(pp, tp) for pp in request.values("pp", [1]) for tp in request.values("tp", [1])]
-        yield from ((pp, tp, cp) for pp, tp in ends for cp in request.values("cp", _cuts_of_clips(request, ranks)))
-        return
-    split = gcd(model.num_heads, model.kv_heads, model.intermediate_size, length)
+    split = gcd(model.num_heads, model.kv_heads, model.intermediate_size, length) if model.video is None else 1
     staged = _staged(request)
     for pp in request.values("pp", divisors(ranks)):
         if staged and staged % pp:
@@ -212,7 +209,8 @@ def orders(request: Request, plan: PlanSpec) -> Iterator[PlanSpec]:
                 continue
             order = request.plan(**{**_chosen(plan), "schedule": family, "chunks": chunks})
             yield order
-            if family in CUT_VOCABULARY and plan.pp > 1 and not plan.offload and "passes" not in request.pins:
+            cuts = family in CUT_VOCABULARY and plan.pp > 1 and not plan.offload and request.model.video is None
+            if cuts and "passes" not in request.pins:
                 yield replace(order, passes=("vocabulary",))
 
 
@@ -230,16 +228,17 @@ def _context_degrees(request: Request, ranks: int, tp: int) -> list[int]:
     """Context-parallel degrees: two equal pieces of the row a rank, each divided over tp; uneven where cp is pinned."""
     if "cp" not in capabilities.AXES:
         return [1]
+    if request.model.video is not None:
+        return _cuts_of_clips(request, request.model.video, ranks)
     length, pinned = request.run.training.sequence_length, request.pins.get("cp")
     uneven = [pinned] if pinned is not None and length // tp >= 2 * pinned else []
     seated = [cp for cp in divisors(ranks) if cp % fewest_seats(request.pins) == 0]
     return [cp for cp in seated if cp == 1 or cp in uneven or length % (2 * cp * tp) == 0]
 
 
-def _cuts_of_clips(request: Request, ranks: int) -> list[int]:
+def _cuts_of_clips(request: Request, clip: VideoSpec, ranks: int) -> list[int]:
     """Context-parallel degrees that cut frames and patches evenly, or unevenly where cp is pinned."""
-    clip, pins = request.model.video, request.pins
-    assert clip is not None, "asked of clips only"
+    pins = request.pins
     if pins.get("context", capabilities.SWITCH) != capabilities.SWITCH:
         return [1]
     return [cp for cp in divisors(ranks) if gcd(clip.frames, clip.patches) % cp == 0 or cp == pins.get("cp")]

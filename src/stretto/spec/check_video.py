@@ -8,12 +8,15 @@ from stretto.spec import capabilities
 from stretto.spec.check_values import check_held_out, one_of
 from stretto.spec.data import DataSpec
 from stretto.spec.errors import ConfigError, UnsupportedError
+from stretto.spec.front import FILL, passes_named
 from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSpec
 
 OF_TEXT: tuple[str, ...] = ("tokenizer", "format", "suffixes", "text_field", "messages_field", "train_on")
 OF_TEXT += ("packing", "isolate_documents", "cache")
 """Keys of [data] that only text has."""
+OF_ENDS = ("vocabulary", FILL)
+"""Passes that need a vocabulary, or an embedding of tokens."""
 
 
 def check_video(run: RunSpec) -> None:
@@ -47,12 +50,16 @@ def check_video(run: RunSpec) -> None:
 def _impossible(plan: PlanSpec) -> tuple[tuple[bool, str, str], ...]:
     """What can't go with clips: whether it is there, its name, what to do."""
     usual = PlanSpec()
-    passes = [text for text in plan.passes if text.partition(":")[0] == "vocabulary"]
+    passes = [name for name in passes_named(plan) if name in OF_ENDS]
     mesh = next((key for key in ("ulysses", "inner_ring", "context_inner") if differs(plan, usual, key)), None)
     return (
-        (plan.pp > 1, f"plan.pp = {plan.pp}", "set plan.pp = 1 and use cp, dp_replicate and dp_shard"),
-        (plan.tp > 1, f"plan.tp = {plan.tp}", "set plan.tp = 1 and use cp, dp_replicate and dp_shard"),
-        (bool(passes), "The pass vocabulary", "leave it out, since clips have none"),
+        (plan.tp > 1, f"plan.tp = {plan.tp}", "set plan.tp = 1 and use pp, cp, dp_replicate and dp_shard"),
+        (
+            plan.schedule == "skip-pipe",
+            'plan.schedule = "skip-pipe"',
+            "take another: the first layer alone begins with frames",
+        ),
+        (bool(passes), f"The pass {passes[0] if passes else ''}", "leave it out"),
         (plan.context_groups != "static", 'plan.context_groups = "dynamic"', "leave it out, since clips are equal"),
         (plan.context_tokens is not None, f"plan.context_tokens = {plan.context_tokens}", "leave it out"),
         (mesh is not None, f"plan.{mesh}", f'leave it out: plan.context = "{capabilities.SWITCH}" has no ring'),
