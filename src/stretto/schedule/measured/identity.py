@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import fields
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from stretto.spec import toml
 from stretto.spec.errors import ConfigError
 from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSpec
@@ -26,11 +26,23 @@ def identity(run: RunSpec) -> str:
     >>> identity(RunSpec(plan=PlanSpec(pp=2)))
     '{"plan.pp": 2}'
     """
-    usual: dict[str, Any] = {f"plan.{field.name}": getattr(PlanSpec(), field.name) for field in fields(PlanSpec)}
-    usual |= {f"training.{name}": getattr(TrainingSpec(), name) for name in SHAPE}
-    own: dict[str, Any] = {f"plan.{field.name}": getattr(run.plan, field.name) for field in fields(PlanSpec)}
-    own |= {f"training.{name}": getattr(run.training, name) for name in SHAPE}
-    return json.dumps({key: value for key, value in own.items() if value != usual[key]}, sort_keys=True)
+    return _identity({"plan": asdict(run.plan), "training": asdict(run.training)})
+
+
+def _identity(tables: Mapping[str, Any]) -> str:
+    """The same of the tables of a run file."""
+    found: dict[str, Any] = {}
+    for section, usual in (("plan", asdict(PlanSpec())), ("training", asdict(TrainingSpec()))):
+        written = tables.get(section, {})
+        keys = usual if section == "plan" else SHAPE
+        own = {key: written[key] for key in keys if isinstance(written, dict) and key in written}
+        found |= {f"{section}.{key}": value for key, value in own.items() if _plain(value) != _plain(usual[key])}
+    return json.dumps(found, sort_keys=True)
+
+
+def _plain(value: Any) -> str:
+    """As JSON has it: tuples and lists are alike."""
+    return json.dumps(value, sort_keys=True)
 
 
 def places_documents(plan: str) -> bool:
@@ -53,7 +65,11 @@ def check_identity(run: Path, plans: Iterable[str]) -> None:
     path, written = run / "run.toml", there.pop()
     if not path.is_file() or not path.stat().st_size:
         return
-    now = identity(toml.from_text(toml.read(path), str(path)))
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} can't be read, so that nothing says which plan the trace is of: {error}.") from None
+    now = _identity(tables)
     if (not written and not places_documents(now)) or written == now:
         return
     mine, others = _keys(now), _keys(written)
