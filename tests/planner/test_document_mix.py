@@ -31,6 +31,10 @@ def test_a_row_of_one_document_is_what_its_group_takes() -> None:
         assert row == pytest.approx(replace(COSTS, exchange=0.0).time(8000, 4), rel=1e-3)
     with_messages = row_time([8000], replace(COSTS, exchange=1e6), cp=4)
     assert with_messages == pytest.approx(replace(COSTS, exchange=1e6).time(8000, 4), rel=0.05)
+    for way in ("ulysses", "mesh"):
+        shared = replace(COSTS, messages={4: 1e5})
+        assert row_time([8000], shared, cp=4, way=way) == pytest.approx(shared.time(8000, 4), rel=1e-3)
+        assert row_time([4000, 4000], shared, cp=4, way=way) == pytest.approx(shared.time(8000, 4), rel=1e-3)
 
 
 def test_pairs_and_messages_of_packed_rows_by_hand() -> None:

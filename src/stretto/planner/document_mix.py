@@ -164,16 +164,25 @@ def static_time(lengths: Sequence[int], costs: Costs, *, cp: int, replicas: int,
 
 
 def row_time(documents: Sequence[int], costs: Costs, *, cp: int, way: str = "ring") -> float:
-    """The fullest seat of a row of documents that is cut in zigzag over ``cp`` ranks."""
-    seats = cut_sequence(sum(documents), cp, "zigzag")
+    """The fullest seat of a row of documents that is cut in zigzag over ``cp`` ranks; ``way``: ``plan.context``.
+
+    Ranks that share heads exchange all of a row, whatever its documents; of a mesh each seat is told as if its ranks
+    were seats of a ring.
+    """
+    row = sum(documents)
+    if way == "ulysses":
+        pairs = sum(map(costs.pairs, documents))
+        return costs.token * -(-row // cp) + max(costs.pair * pairs / cp, costs.sent(cp) * row)
+    seats = cut_sequence(row, cp, "zigzag")
     starts = [0, *accumulate(documents)]
-    who = Arrangement(ranks=cp, outside=way)
+    who = Arrangement(ranks=cp, outside=way if way in ("token-ring", "all-gather") else "ring")
     plain = len(documents) == 1 and costs.window is None
     reach = Reach.whole(seats) if plain else _reach(seats, starts, costs.window)
     worst = 0.0
     for seat, ranges in enumerate(seats):
         volume = sequence_volume(who, seats, seat, ONE, sees=lambda _: reach)
-        messages = costs.passed(cp) * (volume.forward + volume.backward) / PASSED
+        passed = costs.passed(cp) * (volume.forward + volume.backward) / PASSED
+        messages = costs.sent(cp) * row if way == "mesh" else passed
         attention = costs.pair * sum(_pairs(costs, starts, part) for part in ranges)
         tokens = sum(stop - start for start, stop in ranges)
         worst = max(worst, costs.token * tokens + max(attention, messages))

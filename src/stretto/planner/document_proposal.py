@@ -38,6 +38,8 @@ WORTH = 1.03
 and their estimates differ by 2% (messages are told by other formulas)."""
 Steps = Sequence[Sequence[int]]
 """Lengths of the documents of each step."""
+SHARING = ("ulysses", "mesh")
+"""Ways to cut rows in which ranks share heads."""
 REPLACED = ("context", "ulysses", "inner_ring", "context_inner", "context_groups", "offload")
 """Keys of a plan that groups need otherwise."""
 
@@ -124,9 +126,9 @@ def _packed(request: Request, run: RunSpec, estimate: Estimate, documents: Steps
     def time(lengths: Sequence[int], way: str) -> float:
         return static_time(lengths, costs, cp=plan.cp, replicas=plan.dp, row=row, way=way)
 
-    plain, number = time([row] * rows, "ring"), len(documents)
+    plain, number = time([row] * rows, _plainly(plan)), len(documents)
     more = sum(max(0, len(lengths) - rows) for lengths in documents) / number
-    mean = sum(time(lengths, _way(plan)) for lengths in documents) / number
+    mean = sum(time(lengths, plan.context) for lengths in documents) / number
     return estimate.seconds + estimate.time.work * (mean / plain - 1) + launched * more
 
 
@@ -137,11 +139,16 @@ def _placed(request: Request, run: RunSpec, estimate: Estimate, documents: Steps
         return of_documents(own, documents)
     costs, plan = costs_of(run), run.plan
     row, rows = run.training.sequence_length, run.training.global_batch_size
-    plain = static_time([row] * rows, costs, cp=plan.cp, replicas=plan.dp, row=row)
+    plain = static_time([row] * rows, costs, cp=plan.cp, replicas=plan.dp, row=row, way=_plainly(plan))
     mean = sum(placed(run, lengths).makespan for lengths in documents) / len(documents)
     time = replace(estimate.time, work=estimate.time.work * mean / plain)
     ranks = document_memory(own, documents[0])
     return Prediction(time=time, memory=max(ranks, key=lambda rank: rank.total))
+
+
+def _plainly(plan: PlanSpec) -> str:
+    """How full rows are cut, as far as their time is told by it."""
+    return plan.context if plan.context in SHARING else "ring"
 
 
 def _way(plan: PlanSpec) -> str:
