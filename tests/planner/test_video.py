@@ -95,7 +95,8 @@ def test_memory_is_what_a_run_measures(tmp_path: Path, recompute: Any) -> None:
 
 
 def test_a_search_cuts_clips_where_there_are_fewer_than_devices() -> None:
-    request = Request(run=run_of(LARGE, cluster_preset("h100:16"), global_batch_size=4, dtype="bfloat16"))
+    run = run_of(LARGE, cluster_preset("h100:16"), global_batch_size=4, dtype="bfloat16")
+    request = Request(run=run, pins={"pp": 1})
     best = search(request, top=3).plans
     for found in best:
         assert found.plan.cp >= 4 and found.plan.context == "switch" and found.fits
@@ -120,9 +121,10 @@ def test_switches_cost_what_they_send() -> None:
 
 
 def test_what_can_not_be_is_said() -> None:
-    request = Request(run=run_of(LARGE, cluster_preset("h100:16"), global_batch_size=4))
+    run = run_of(LARGE, cluster_preset("h100:16"), global_batch_size=4)
+    request = Request(run=run, pins={"pp": 1})
     assert "plan.tp = 2 can't go with" in why_not(request, {"tp": 2})
-    assert "pp=2 can be, at best as pp 2" in why_not(request, {"pp": 2})
+    assert "pp=2 can be, at best as pp 2" in why_not(Request(run=run, pins={"cp": 4, "schedule": "1f1b"}), {"pp": 2})
     assert "switch" in why_not(request, {"cp": 16})
     assert "switch" not in why_not(request, {"context": "ring"}).partition(". ")[0]
     small = replace(cluster_preset("h100:1"), memory_bytes=2e10)
