@@ -337,8 +337,8 @@ def key_gradients_lost_on_the_ring() -> Iterator[None]:
     """Gradients of keys and values that other seats found never come home."""
     whole = Ring.differentiate
 
-    def wrong(self: Ring, task: Any, rows: Any, kv: Any) -> Any:
-        dq, _ = whole(self, task, rows, kv)
+    def wrong(self: Ring, task: Any, rows: Any, kv: Any, kept: Any) -> Any:
+        dq, _ = whole(self, task, rows, kv, kept)
         mine = task.seats[self.seat]
         return dq, task.shares(rows, kv, Meeting(queries=mine, keys=mine), torch.zeros_like(dq))
 
