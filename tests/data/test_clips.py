@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -82,13 +83,25 @@ def test_files_of_both_kinds_in_order(tmp_path: Path) -> None:
     assert corpus.fingerprint != drawn().fingerprint
 
 
+def header(folder: Path, shape: list[object], place: list[object]) -> None:
+    """A safetensors file of a header alone."""
+    text = json.dumps({"x": {"dtype": "F32", "shape": shape, "data_offsets": place}}).encode()
+    (folder / "a.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+
+
 @pytest.mark.parametrize(
     ("write", "told"),
     [
         (lambda p: np.save(p / "a.npy", np.zeros((5, 3, 4), np.float32)), r"has shape \[5, 3, 4\], but clips are"),
         (lambda p: np.save(p / "a.npy", np.zeros((5, 3, 4, 2), np.int64)), "holds int64"),
-        (lambda p: (p / "a.npy").write_bytes(b"nothing"), "can't be read as a .npy file"),
+        (lambda p: (p / "a.npy").write_bytes(b"nothing"), "is no .npy file of numbers, or is cut off"),
         (lambda p: (p / "a.safetensors").write_bytes(b"\xff" * 40), "no safetensors file"),
+        (lambda p: save_file({}, p / "a.safetensors"), "holds no arrays"),
+        (lambda p: header(p, [1, 3, 4, 2], ["0", "96"]), "its header can't be read"),
+        (lambda p: header(p, [-1, 3, 4, 2], [0, -96]), "its header can't be read"),
+        (lambda p: header(p, [1.0, 3, 4, 2], [0, 96]), "its header can't be read"),
+        (lambda p: header(p, [0, 3, 4, 2], [0, 0]), "holds no clips"),
+        (lambda p: header(p, [1, 3, 4, 2], [0, 96]), "isn't where its header says"),
         (lambda p: (p / "a.txt").write_text("clips"), "none of its 1 files ends in .npy or .safetensors"),
     ],
 )

@@ -7,12 +7,15 @@ from and to) and the numbers, so that numpy maps it without another library.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from stretto.spec import capabilities
 from stretto.spec.errors import DataError
 from stretto.spec.model import VideoSpec
 
@@ -60,10 +63,15 @@ def _arrays(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     if path.suffix == ".safetensors":
         yield from _safetensors(path)
         return
+    if path.suffix != ".npy":
+        raise DataError(f"{path} is no file of clips; those end in {' or '.join(capabilities.CLIP_SUFFIXES)}.")
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"{path} can't be read as a .npy file: {error}.") from error
+        # Not np.load, which takes a file whose first bytes it does not know for a pickle, and tells how to load that.
+        array = np.lib.format.open_memmap(path, mode="r")
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error.strerror or error}.") from error
+    except (ValueError, EOFError, TypeError) as error:
+        raise DataError(f"{path} is no .npy file of numbers, or is cut off.") from error
     if array.dtype not in (np.float16, np.float32, np.float64):
         raise DataError(f"{path} holds {array.dtype}, but clips are float16, float32 or float64.")
     yield str(path), array
@@ -78,13 +86,25 @@ def _safetensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         try:
             header = json.loads(file.read(length))
             entries = sorted((name, entry) for name, entry in header.items() if name != "__metadata__")
-            known = [(n, e["dtype"], tuple(e["shape"]), tuple(e["data_offsets"])) for n, e in entries]
+            known = [(name, str(entry["dtype"]), *_place(entry)) for name, entry in entries]
         except (ValueError, AttributeError, KeyError, TypeError) as error:
             raise DataError(f"{path} is no safetensors file: its header can't be read.") from error
-    for name, kind, shape, (start, stop) in known:
+    if not known:
+        raise DataError(f"{path} holds no arrays, so there are no clips in it; remove it, or write clips to it.")
+    for name, kind, shape, start, stop in known:
         if kind not in TYPES:
             raise DataError(f"{name} of {path} is {kind}, but clips are {', '.join(TYPES)}.")
         dtype = np.dtype(TYPES[kind])
-        if stop - start != int(np.prod(shape)) * dtype.itemsize or 8 + length + stop > size:
+        if stop - start != math.prod(shape) * dtype.itemsize or 8 + length + stop > size:
             raise DataError(f"{path} is damaged: {name} isn't where its header says.")
+        if stop == start:
+            raise DataError(f"{name} of {path} has shape {list(shape)}, so it holds no clips; leave it out.")
         yield f"{name} of {path}", np.memmap(path, dtype=dtype, mode="r", offset=8 + length + start, shape=shape)
+
+
+def _place(entry: Mapping[str, Any]) -> tuple[tuple[int, ...], int, int]:
+    """Shape of an array, and its first byte and the one after its last; ValueError where they are none."""
+    shape, (start, stop) = tuple(entry["shape"]), entry["data_offsets"]
+    if not all(isinstance(number, int) and number >= 0 for number in (*shape, start, stop)):
+        raise ValueError("not sizes")
+    return shape, start, stop
