@@ -140,3 +140,15 @@ def test_detached_leaves_share_the_data() -> None:
 def test_the_last_stage_returns_a_scalar() -> None:
     with pytest.raises(AssertionError, match="scalar"):
         scalar(torch.ones(2))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_what_is_handed_through_outlives_the_input(recompute: bool) -> None:
+    """Offload empties a segment's inputs, which a next stage on the same rank may still have to read."""
+    (w,) = weights(1)
+    segment, _ = segment_of("s", lambda x, context, batch: (x[0] @ w, x[1]), w, recompute=recompute)
+    side = torch.ones(3, dtype=torch.float64)
+    kept, (_, through) = segment.forward((torch.ones(3, 3, dtype=torch.float64), side), None, None)
+    for leaf in kept.x:
+        leaf.data = torch.zeros((), dtype=torch.float64).expand(leaf.shape)
+    assert torch.equal(through, side)

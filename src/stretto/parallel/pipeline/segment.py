@@ -119,8 +119,8 @@ class Segment:
             keeping = nullcontext() if self.results is None else self.results.keep(kept.results)
             with torch.no_grad(), keeping:
                 y = self.run(kept.x, context, batch)
-            return kept, y
-        return kept, self._run(kept, context, batch)
+            return kept, _handed_through(y, kept.x)
+        return kept, _handed_through(self._run(kept, context, batch), kept.x)
 
     def _run(self, kept: Kept, context: Any, batch: Any) -> Value:
         """Run it with a graph, of which ``kept`` remembers the ends."""
@@ -211,6 +211,16 @@ class Segment:
         for unit in self.units:
             unit.add_gradients(gradients[at : at + len(unit.parameters)])
             at += len(unit.parameters)
+
+
+def _handed_through(y: Value, x: Value) -> Value:
+    """The output, with inputs that are handed through as tensors of their own: where activations are offloaded an input
+    is emptied, maybe before a next stage on this rank has read it."""
+    leaves = {id(t) for t in tensors_of(x)}
+    if not any(id(t) in leaves for t in tensors_of(y)):
+        return y
+    found = tuple(t.detach() if id(t) in leaves else t for t in tensors_of(y))
+    return found[0] if isinstance(y, Tensor) else found
 
 
 def _edges(y: Value) -> tuple[GradientEdge | None, ...]:
