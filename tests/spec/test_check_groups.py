@@ -36,6 +36,8 @@ def test_a_plan_with_dynamic_groups_is_fine() -> None:
         ({"pp": 2, "schedule": "zb-h1"}, {}, r"zb-h1.*it may be 1f1b or gpipe"),
         ({"passes": ("offload",)}, {}, r"steps differ in their micro-batches"),
         ({"compile": "regions"}, {}, r'set plan\.compile = "none"'),
+        ({"context_keep": True}, {}, r"leave plan\.context_keep out"),
+        ({"context_keep": True, "cp": 1, "dp_shard": 4, "recompute": "full"}, {}, r"leave plan\.context_keep out"),
     ],
 )
 def test_what_it_cannot_be_combined_with(plan: dict[str, Any], model: dict[str, Any], words: str) -> None:

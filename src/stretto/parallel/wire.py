@@ -56,8 +56,8 @@ class Wire:
         ops = [dist.P2POp(dist.irecv, t, self._ranks[i], self.group) for t, i in coming]
         ops += [dist.P2POp(dist.isend, t, self._ranks[i], self.group) for t, i in leaving]
         works: list[Work] = dist.batch_isend_irecv(ops) if ops else []
-        # NCCL gives one handle for all.
-        arriving = works[: len(coming)] if len(works) == len(ops) else works
+        # NCCL gives one handle for all, which is that of what arrives, if anything does.
+        arriving = works[: len(coming)] if len(works) == len(ops) or not coming else works
         self._leaving.append((works[len(arriving) :], [tensor for tensor, _ in leaving]))
         return Transfer(self, arriving, [tensor for tensor, _ in receives])
 
@@ -82,10 +82,11 @@ class Transfer:
         self._wire, self._works, self._tensors = wire, works, tensors
 
     def wait(self) -> list[Tensor]:
-        """What arrived, in the order of ``receives``."""
+        """What arrived, in the order of ``receives``; nothing of it is held here any longer."""
         started = time.perf_counter()
         for work in self._works:
             work.wait()
         self._wire.let_go()
         self._wire.waited += time.perf_counter() - started
-        return self._tensors
+        arrived, self._tensors = self._tensors, []
+        return arrived

@@ -136,11 +136,6 @@ def _kept(plan: PlanSpec) -> None:
             f"plan.context_keep keeps keys for backward, but plan.recompute = {plan.recompute!r} gives up what is "
             'kept; set plan.recompute = "none", or leave plan.context_keep out.'
         )
-    if plan.context_groups != "static":
-        raise UnsupportedError(
-            "plan.context_keep isn't available with plan.context_groups = 'dynamic' in this version; leave one of them "
-            "out."
-        )
 
 
 def _heads(run: RunSpec) -> None:

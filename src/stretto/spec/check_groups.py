@@ -54,6 +54,7 @@ def _of_plan(plan: PlanSpec) -> tuple[tuple[bool, str, str], ...]:
             "chunks, options, passes or a file of a schedule",
             "steps differ in their micro-batches; leave it out",
         ),
+        (plan.context_keep, "plan.context_keep in this version", "leave plan.context_keep out"),
         (plan.compile != "none", f"plan.compile = {plan.compile!r} in this version", 'set plan.compile = "none"'),
         (plan.asynchronous != "none", f"plan.asynchronous = {plan.asynchronous!r}", "leave plan.asynchronous out"),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from ranks import Ranks
 from stretto.parallel.sequence.blockwise import Blockwise
 from stretto.parallel.sequence.opening import ContextAttend
 from stretto.parallel.sequence.sight import Sight
-from stretto.parallel.wire import Wire
+from stretto.parallel.wire import Transfer, Wire
 from stretto.planner.sequence_volume import Heads, sequence_volume
 from stretto.spec.contract import SequencePart
 from stretto.spec.plan import PlanSpec
@@ -195,6 +196,51 @@ def test_every_way_equals_the_whole_and_sends_what_its_formula_says(ranks: Ranks
 def test_bfloat16_sums_in_float32_and_pays_for_it(ranks: Ranks) -> None:
     cases = [case for case in CASES if case[3] == 36]
     hold(cases, ranks.run(attend_cut, 4, cases, torch.bfloat16), 4, dtype=torch.bfloat16, error=0.02)
+
+
+def test_gradients_of_key_heads_that_ranks_share_are_added_in_float32(ranks: Ranks) -> None:
+    """In bfloat16 those of Ulysses, which replicates the one head, are as close as those of a ring, which doesn't."""
+    cases: list[Case] = [({}, 8, 1, 64, 0), ({"context": "ulysses"}, 8, 1, 64, 0)]
+    found = ranks.run(attend_cut, 4, cases, torch.bfloat16)
+    errors = []
+    for number, case in enumerate(cases):
+        expected, error = whole_of(case, torch.bfloat16)[-1], 0.0
+        for rank, share in enumerate(cut_sequence(64, 4, "zigzag")):
+            index = torch.cat([torch.arange(*part) for part in share])
+            error += float((found[rank][number][0][-1].double() - own(expected, index)).square().sum())
+        errors.append(error**0.5)
+    assert errors[1] <= 1.1 * errors[0]
+
+
+def test_keys_are_kept_without_what_only_others_see(ranks: Ranks) -> None:
+    """Documents that end inside of shares: messages go on to seats that see more of them."""
+    for excess, kept in ranks.run(bytes_kept, 4):
+        assert excess == 0 and kept > 0
+
+
+def bytes_kept(rank: int, world: int) -> tuple[int, int]:
+    """Bytes that are held beside those of the tensors kept for backward, and those of the tensors."""
+    spec = PlanSpec(cp=world, context_keep=True)
+    shares = cut_sequence(37, world, "zigzag")
+    index = torch.cat([torch.arange(*part) for part in shares[rank]])
+    *qkv, _ = (own(x, index).requires_grad_() for x in tensors(4, 2, 37, torch.float64))
+    context = Cut(SequencePart(shares=shares, tokens=index, documents=None), first_of(37, (3, 9, 12, 30)))
+    kept: list[Tensor] = []
+    attend = ContextAttend(
+        wire=Wire(dist.group.WORLD), arrangement=Arrangement.of(spec), local=NoDropout(), kernel=Blockwise()
+    )
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        attend(*qkv, context)
+    held = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in kept}
+    size = sum(x.numel() * x.element_size() for x in kept)
+    return sum(held.values()) - size, size
+
+
+def test_what_was_waited_for_is_let_go() -> None:
+    """A transfer that somebody still has, as those of a seat's exchanges, keeps nothing of what it brought."""
+    transfer = Transfer(Wire(None), [], [torch.zeros(3)])
+    arrived = weakref.ref(transfer.wait()[0])
+    assert arrived() is None
 
 
 def test_an_odd_length(ranks: Ranks) -> None:

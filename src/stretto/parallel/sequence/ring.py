@@ -123,9 +123,12 @@ class Ring:
         return found
 
     def remember(self, visit: Visit, kept: list[Tensor]) -> None:
-        """Put what a visit brought among what is ``kept`` for backward, where that is wanted."""
+        """Put what a visit brought among what is ``kept`` for backward, where that is wanted.
+
+        Of a message that goes on to others no more than this seat sees.
+        """
         if self.keep and visit.kv is not None and visit.owner != self.seat:
-            kept.append(visit.kv)
+            kept.append(visit.kv.contiguous())
 
     def differentiate(self, task: Task, rows: Rows, kv: Tensor, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Gradients of q, and of kv once it has been round."""

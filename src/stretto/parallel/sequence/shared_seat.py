@@ -125,7 +125,7 @@ class SharedSeat:
         task.differentiate(rows, kv, self._within(seat, self.mine, self.mine), (dq, dkv))
         found = (
             self.of_all_heads(picked(dq, seat, self.mine).to(kv.dtype), queries, keys=False),
-            self.of_all_heads(self._one_per_head(picked(dkv, seat, self.mine)).to(kv.dtype), keys, keys=True),
+            self.of_all_heads(self._one_per_head(picked(dkv, seat, self.mine)), keys, keys=True).to(kv.dtype),
         )
         self.ring.wire.flush()
         return found
@@ -199,7 +199,10 @@ class SharedSeat:
         return dkv.new_zeros(*dkv.shape[:2], last - first, *dkv.shape[3:]).index_add_(2, reads, dkv)
 
     def of_all_heads(self, own: Tensor, coming: list[tuple[Range, Transfer]], *, keys: bool) -> Tensor:
-        """Own tokens of all heads (dim -3): this rank's and what the others give, added where heads are the same."""
+        """Own tokens of all heads (dim -3): this rank's and what the others give, added where heads are the same.
+
+        In the type of ``own``: sums over ranks that read the same key/value head want a wide one.
+        """
         exchange = self.exchange
         size = exchange.kv_heads if keys else exchange.heads
         of = exchange.of_keys if keys else exchange.of_queries
