@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from stretto.planner.calibration import Calibration
-from stretto.planner.communication import Group, data_seconds, group, tensor_seconds
+from stretto.planner.communication import Group, context_seconds, data_seconds, group, tensor_seconds
 from stretto.planner.compute import head_seconds, kernels, layer_seconds
 from stretto.planner.flops import flops_per_token
 from stretto.planner.profile import profile
+from stretto.planner.sequence_volume import Heads, sequence_volume
 from stretto.planner.stack import KernelStack
 from stretto.planner.step import stage_turns, step_time
 from stretto.planner.workload import Workload
@@ -22,6 +23,7 @@ from stretto.spec.errors import UnsupportedError
 from stretto.spec.plan import PlanSpec
 from stretto.spec.presets_cluster import cluster_preset
 from stretto.spec.presets_model import model_preset
+from stretto.spec.sequence import Arrangement, cut_sequence
 
 SILENT = Calibration(network_latency=0.0, link_latency=0.0, message=1e12)
 """Messages take no time."""
@@ -87,6 +89,30 @@ def test_every_way_to_cut_attention_has_a_time(context: str) -> None:
     plan = PlanSpec(cp=8, context=context, ulysses=2 if context == "mesh" else 1)
     work = replace(work_of(gpus=8), plan=plan, global_batch_size=8)
     assert step_time(work).context_communication > 0
+
+
+@pytest.mark.parametrize("kv_heads", [32, 8, 2, 1])
+@pytest.mark.parametrize(
+    "way",
+    [
+        {"context": "ring"},
+        {"context": "ring", "context_keep": True},
+        {"context": "all-gather"},
+        {"context": "ulysses"},
+        {"context": "mesh", "ulysses": 2},
+        {"context": "mesh", "ulysses": 4, "context_keep": True},
+    ],
+)
+def test_cut_attention_sends_what_its_closed_form_says(way: dict[str, Any], kv_heads: int) -> None:
+    """Of messages that hide nothing and cost nothing but their bytes; with fewer key/value heads than ranks a seat."""
+    work = work_of(gpus=8)
+    plan, model = PlanSpec(cp=8, **way), replace(work.model, num_kv_heads=kv_heads)
+    work = replace(work, plan=plan, model=model, global_batch_size=8)
+    plain = Calibration(link_latency=0.0, overlap=1.0)
+    shape = Heads(rows=1, heads=32, kv_heads=kv_heads, head_size=128, element_bytes=2)
+    sent = sequence_volume(Arrangement.of(plan), cut_sequence(2048, 8, "zigzag"), 0, shape)
+    rate = group(work, 8, 1, plain).bytes_per_second
+    assert context_seconds(work, plain) == pytest.approx((sent.forward / rate, sent.backward / rate))
 
 
 def test_work_is_at_least_the_models() -> None:

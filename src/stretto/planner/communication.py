@@ -148,7 +148,8 @@ def context_seconds(work: Workload, calibration: Calibration) -> tuple[float, fl
     exchanged = _exchanged(group(work, plan.cp // seats, plan.tp, calibration), work, calibration, (keys, queries))
     if seats == 1:
         return exchanged
-    carried, back = seen * keys, seen * (again + SUM_SHARE) * keys
+    carried = seen * keys * _repeated(work, plan.cp // seats)
+    back = (again + SUM_SHARE) * carried
     if plan.context == "token-ring":
         carried, back = seen * (0.5 + SUM_SHARE) * queries, seen * (1 + 1.5 * SUM_SHARE) * queries
     pieces = Arrangement.of(plan).pieces
@@ -182,7 +183,7 @@ def _exchanged(
     if sharers.size == 1:
         return 0.0, 0.0
     (keys, queries), n = sizes, sharers.size
-    repeated = max(1.0, n * work.plan.tp / work.model.kv_heads)  # ranks that share a key/value head each get it
+    repeated = _repeated(work, n)
     attention, seats = attention_seconds(work, calibration), work.plan.cp // n
     forward, backward = attention.forward / seats, attention.backward / seats
 
@@ -202,6 +203,11 @@ def _exchanged(
         waits(there, forward * max(own, row)) + waits(back, forward * row),
         waits(back, backward * (1 / n - own)) + waits(there, backward * own),
     )
+
+
+def _repeated(work: Workload, sharers: int) -> float:
+    """How many ranks of a seat get each key/value head, where there are fewer of these than ranks."""
+    return max(1.0, sharers * work.plan.tp / work.model.kv_heads)
 
 
 def _switched(work: Workload, ways: Group) -> tuple[float, float]:
