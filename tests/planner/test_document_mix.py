@@ -150,6 +150,12 @@ def test_the_command_says_and_writes_it(tmp_path: Path, capsys: pytest.CaptureFi
     assert 'context_groups = "dynamic"' in out.read_text()
 
 
+def test_a_plan_that_keeps_keys_is_offered_groups_that_dont() -> None:
+    run = run_of("h100:16", cp=8, context_keep=True)
+    assert [plan.context_keep for plan in grouped(run)] == [False, False]
+    assert grouped(run, {"context_keep": True}) == []
+
+
 def test_what_is_pinned_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
     run = run_of("h100:16", cp=8, dp_shard=2, context="mesh", ulysses=4, recompute="full")
     assert [plan.ulysses for plan in grouped(run, {"context": "mesh"})] == [4, 4]

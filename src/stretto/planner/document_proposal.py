@@ -40,7 +40,7 @@ Steps = Sequence[Sequence[int]]
 """Lengths of the documents of each step."""
 SHARING = ("ulysses", "mesh")
 """Ways to cut rows in which ranks share heads."""
-REPLACED = ("context", "ulysses", "inner_ring", "context_inner", "context_groups", "offload")
+REPLACED = ("context", "ulysses", "inner_ring", "context_inner", "context_keep", "context_groups", "offload")
 """Keys of a plan that groups need otherwise."""
 
 
@@ -163,7 +163,7 @@ def grouped(run: RunSpec, pins: Mapping[str, Any] | None = None) -> list[PlanSpe
     """
     plan, pins = run.plan, pins or {}
     tokens = pins.get("context_tokens", plan.micro_batch_size * -(-run.training.sequence_length // plan.cp))
-    own = replace(plan, context_groups="dynamic", context_tokens=tokens)
+    own = replace(plan, context_groups="dynamic", context_tokens=tokens, context_keep=False)
     plain = replace(own, context=_way(plan), ulysses=1, inner_ring=1, context_inner=PlanSpec().context_inner)
     found = []
     for candidate in dict.fromkeys(replace(way, offload=away) for way in (plain, own) for away in (plan.offload, True)):
