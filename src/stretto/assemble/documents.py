@@ -28,7 +28,7 @@ from stretto.planner.document_groups import Placement, assign
 from stretto.spec.contract import IGNORE, Batch, SequencePart
 from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSpec
-from stretto.spec.sequence import Arrangement, Section, count, cut_sequence
+from stretto.spec.sequence import Arrangement, Section, count, cut_sequence, memory_tokens
 
 Document = tuple[Tensor, Tensor, Tensor, Tensor]
 """Tokens, labels and positions, int64 [length] each; sample and place in its row, [length, 2]."""
@@ -74,7 +74,7 @@ class DocumentCut:
             ranks=mesh.size(*DATA),
             index=mesh.dp_index * mesh.size("cp") + mesh.index("cp"),
             costs=costs_of(run),
-            memory_tokens=run.plan.context_tokens or tokens_of(run.plan, run.training.sequence_length),
+            memory_tokens=memory_tokens(run.plan, run.training.sequence_length),
             layout=run.plan.context_layout,
             unit=run.plan.tp,
         )
@@ -129,11 +129,6 @@ class DocumentCut:
             samples=torch.zeros(1, dtype=torch.int64, device=device),
             part=part,
         )
-
-
-def tokens_of(plan: PlanSpec, sequence_length: int) -> int:
-    """Tokens of a micro-batch that a rank of the static mesh of a plan holds."""
-    return plan.micro_batch_size * -(-sequence_length // plan.cp)
 
 
 class GroupFiller:

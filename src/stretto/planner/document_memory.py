@@ -15,13 +15,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from stretto.planner.document_costs import TURNS, costs_of
-from stretto.planner.document_portions import Portion, alone, memory_tokens, portions, step_work
+from stretto.planner.document_portions import Portion, alone, portions, step_work
 from stretto.planner.groups import limits
 from stretto.planner.in_flight import in_flight
 from stretto.planner.memory import RankMemory, layer_activation_bytes, memory
 from stretto.planner.request import Request
 from stretto.planner.tracked import layer_elements, tracked
 from stretto.planner.workload import Workload
+from stretto.spec.sequence import memory_tokens
 
 
 def document_memory(request: Request, lengths: Sequence[int] | None = None) -> tuple[RankMemory, ...]:
@@ -50,7 +51,7 @@ def _fullest(request: Request) -> tuple[tuple[Portion, ...], ...]:
     """A data rank that gets as much as it may hold in each of its micro-batches."""
     run = request.run
     batch = run.training.global_batch_size * run.training.sequence_length
-    room, unit, costs = memory_tokens(run), run.plan.tp, costs_of(run)
+    room, unit, costs = memory_tokens(run.plan, run.training.sequence_length), run.plan.tp, costs_of(run)
     ranks = run.plan.cp * run.plan.dp
     number = -(-batch // (room * ranks)) + (run.plan.pp > 1)
 

@@ -16,6 +16,7 @@ from stretto.planner.document_groups import Placement, assign
 from stretto.planner.workload import Workload
 from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSpec
+from stretto.spec.sequence import memory_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,15 +35,10 @@ class Portion:
     """Blocks whose activations are on the host between forward and backward."""
 
 
-def memory_tokens(run: RunSpec) -> int:
-    """Tokens of a micro-batch on a rank, at most: ``plan.context_tokens``, else those of the static mesh."""
-    plan = run.plan
-    return plan.context_tokens or plan.micro_batch_size * -(-run.training.sequence_length // plan.cp)
-
-
 def placed(run: RunSpec, lengths: Sequence[int]) -> Placement:
     """Where the run puts the documents of a step; ConfigError for one that doesn't fit on all ranks together."""
-    return assign(lengths, run.plan.cp * run.plan.dp, costs_of(run), memory_tokens=memory_tokens(run))
+    room = memory_tokens(run.plan, run.training.sequence_length)
+    return assign(lengths, run.plan.cp * run.plan.dp, costs_of(run), memory_tokens=room)
 
 
 def portions(run: RunSpec, lengths: Sequence[int]) -> tuple[tuple[Portion, ...], ...]:

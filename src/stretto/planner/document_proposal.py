@@ -27,6 +27,7 @@ from stretto.spec.check import check
 from stretto.spec.errors import StrettoError, UnsupportedError
 from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSpec
+from stretto.spec.sequence import memory_tokens
 from stretto.spec.units import format_bytes, format_seconds
 
 STEPS = 3
@@ -162,7 +163,7 @@ def grouped(run: RunSpec, pins: Mapping[str, Any] | None = None) -> list[PlanSpe
     In a group its own way to cut attention, or the plain one.
     """
     plan, pins = run.plan, pins or {}
-    tokens = pins.get("context_tokens", plan.micro_batch_size * -(-run.training.sequence_length // plan.cp))
+    tokens = pins.get("context_tokens", memory_tokens(plan, run.training.sequence_length))
     own = replace(plan, context_groups="dynamic", context_tokens=tokens, context_keep=False)
     plain = replace(own, context=_way(plan), ulysses=1, inner_ring=1, context_inner=PlanSpec().context_inner)
     found = []

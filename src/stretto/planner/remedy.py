@@ -14,7 +14,7 @@ from itertools import combinations
 from typing import Any
 
 from stretto.planner.document_memory import document_memory, documents_fit
-from stretto.planner.document_portions import memory_tokens, plain_plan
+from stretto.planner.document_portions import plain_plan
 from stretto.planner.estimate import Estimate, estimate
 from stretto.planner.request import Request
 from stretto.spec.check import check
@@ -22,6 +22,7 @@ from stretto.spec.cluster import ClusterSpec
 from stretto.spec.errors import ConfigError, ScheduleError, UnsupportedError
 from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSpec
+from stretto.spec.sequence import memory_tokens
 from stretto.spec.states import of_plan
 from stretto.spec.units import format_bytes, format_seconds
 
@@ -109,8 +110,8 @@ def _estimated(request: Request, plan: PlanSpec) -> Estimate | None:
 
 def _room(request: Request, plan: PlanSpec) -> int | None:
     """Tokens at most of a micro-batch of documents, so that it fits; None where no number does."""
-    run = request.run
-    least, most = -(-run.training.sequence_length // (plan.cp * plan.dp)), memory_tokens(replace(run, plan=plan)) - 1
+    length = request.run.training.sequence_length
+    least, most = -(-length // (plan.cp * plan.dp)), memory_tokens(plan, length) - 1
 
     def fits(tokens: int) -> bool:
         found = _estimated(request, replace(plan, context_tokens=tokens))

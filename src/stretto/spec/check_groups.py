@@ -7,7 +7,7 @@ from stretto.spec.check_values import one_of
 from stretto.spec.errors import ConfigError, UnsupportedError
 from stretto.spec.plan import PlanSpec
 from stretto.spec.run import RunSpec
-from stretto.spec.sequence import Arrangement, group_sizes, pool_of
+from stretto.spec.sequence import Arrangement, group_sizes, memory_tokens, pool_of
 
 
 def check_groups(run: RunSpec) -> None:
@@ -65,11 +65,11 @@ def _memory(run: RunSpec) -> None:
     plan, length = run.plan, run.training.sequence_length
     ranks, heads = pool_of(plan), run.model.num_heads // plan.tp
     most = next(n for n in group_sizes(ranks) if heads % Arrangement.of_group(plan, n).ulysses == 0)
-    given = plan.context_tokens
-    tokens = plan.micro_batch_size * -(-length // plan.cp) if given is None else given
+    tokens = memory_tokens(plan, length)
     if tokens * most >= length:
         return
-    said = f"plan.context_tokens = {tokens}{' (what the static mesh would hold)' if given is None else ''}"
+    whose = " (what the static mesh would hold)" if plan.context_tokens is None else ""
+    said = f"plan.context_tokens = {tokens}{whose}"
     who = "1 rank" if most == 1 else f"{most} ranks"
     why = "" if most == ranks else f" (no larger group of the {ranks} can split {heads} heads)"
     raise ConfigError(

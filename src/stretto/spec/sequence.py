@@ -83,6 +83,15 @@ def pool_of(plan: PlanSpec) -> int:
     return plan.cp if plan.context_groups == "static" else plan.cp * plan.dp
 
 
+def memory_tokens(plan: PlanSpec, length: int) -> int:
+    """Tokens of a micro-batch on a rank of dynamic groups, at most: what the plan says, else those of the static mesh.
+
+    ``length``: of a row.
+    """
+    static = plan.micro_batch_size * -(-length // plan.cp)
+    return static if plan.context_tokens is None else plan.context_tokens
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
     """A rank's part of a document that has a group of ranks of its own."""
