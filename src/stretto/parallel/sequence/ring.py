@@ -14,7 +14,11 @@ Backward: keys and values travel again, and behind them their gradients, to whic
 seat finds for its own keys stays at home, so gradients travel n - 1 hops, like the keys, and no seat holds more
 than two of each.  A seat's own block is cut in two: one part hides the first message, the other the last, with
 which the gradients come home.  Bytes: forward the keys and values of all other seats, backward twice that; less under
-a window or documents, where some seats see nothing of others (routes.py).
+a window or documents, where some seats see nothing of others (routes.py).  Where what came is kept, only gradients
+travel backward.
+
+A short ring has long messages.  They may go in pieces, each with a way and a journey home of its own, so that attention
+begins with the first piece and gradients leave before the last.
 """
 
 from __future__ import annotations
