@@ -56,10 +56,11 @@ class Wire:
         ops = [dist.P2POp(dist.irecv, t, self._ranks[i], self.group) for t, i in coming]
         ops += [dist.P2POp(dist.isend, t, self._ranks[i], self.group) for t, i in leaving]
         works: list[Work] = dist.batch_isend_irecv(ops) if ops else []
-        # NCCL gives one handle for all, which is that of what arrives, if anything does.
-        arriving = works[: len(coming)] if len(works) == len(ops) or not coming else works
-        self._leaving.append((works[len(arriving) :], [tensor for tensor, _ in leaving]))
-        return Transfer(self, arriving, [tensor for tensor, _ in receives])
+        # NCCL gives one handle for all: where something comes, what leaves is kept until that is waited for.
+        together = bool(coming) and len(works) != len(ops)
+        arriving, sent = works if together else works[: len(coming)], [tensor for tensor, _ in leaving]
+        self._leaving.append((works[len(arriving) :], sent))
+        return Transfer(self, arriving, [tensor for tensor, _ in receives], sent if together else [])
 
     def let_go(self, keep: int = LINGERING) -> None:
         """Wait until all but the last ``keep`` messages have left."""
@@ -76,10 +77,10 @@ class Wire:
 class Transfer:
     """Messages under way; waited for exactly once."""
 
-    __slots__ = ("_tensors", "_wire", "_works")
+    __slots__ = ("_sent", "_tensors", "_wire", "_works")
 
-    def __init__(self, wire: Wire, works: list[Work], tensors: list[Tensor]) -> None:
-        self._wire, self._works, self._tensors = wire, works, tensors
+    def __init__(self, wire: Wire, works: list[Work], tensors: list[Tensor], sent: list[Tensor]) -> None:
+        self._wire, self._works, self._tensors, self._sent = wire, works, tensors, sent
 
     def wait(self) -> list[Tensor]:
         """What arrived, in the order of ``receives``; nothing of it is held here any longer."""
@@ -88,5 +89,5 @@ class Transfer:
             work.wait()
         self._wire.let_go()
         self._wire.waited += time.perf_counter() - started
-        arrived, self._tensors = self._tensors, []
+        arrived, self._tensors, self._sent = self._tensors, [], []
         return arrived
