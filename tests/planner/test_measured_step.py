@@ -195,6 +195,10 @@ def test_tracked_tensors_grow_with_what_is_alive() -> None:
 
     assert most(pp=4, schedule="gpipe") > most(pp=4) > most(pp=4, recompute="full")
     assert most() > most(dp_shard=4) > most(dp_shard=4, zero=2) > most(dp_shard=4, zero=3)
+    work = request.work(PlanSpec(cp=4))
+    others = 3 * work.tokens * 2 * work.model.kv_heads * work.model.head_size * work.stack.parameter_bytes
+    kept = most(cp=4, context_keep=True) - most(cp=4)
+    assert kept == pytest.approx(work.model.num_layers * others)
 
 
 def test_what_cannot_fit_is_refused_with_what_makes_it_fit() -> None:

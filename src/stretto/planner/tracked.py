@@ -18,6 +18,8 @@ what the activations were.
 from __future__ import annotations
 
 from stretto.planner import video
+from stretto.planner.blockwise import brought_bytes
+from stretto.planner.communication import ACTIVATION_BYTES
 from stretto.planner.linear_layers import kept, mean, most, of_stages
 from stretto.planner.measured_step import schedule_of
 from stretto.planner.memory import RankMemory, optimizer_bytes, waiting_bytes
@@ -57,7 +59,8 @@ def layer_elements(work: Workload, *, packed: bool, recompute: str | None = None
         found = kept(work, recompute=recompute)
         inside = found.own + found.sums * max(SUM_BYTES / work.stack.parameter_bytes, 1.0)
     outside = 2 * (model.hidden_size + 1) / tp + 2 * model.hidden_size
-    return work.tokens * (outside + inside + ups * model.intermediate_size / tp)
+    brought = 0.0 if model.keeps_states else brought_bytes(work) / ACTIVATION_BYTES
+    return work.tokens * (outside + inside + ups * model.intermediate_size / tp) + brought
 
 
 def _rank(work: Workload, rank: int, packed: bool) -> RankMemory:
