@@ -168,3 +168,12 @@ def test_what_is_pinned_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
     assert "it can't have dynamic groups" in capsys.readouterr().out
     assert main(["plan", *asked, *mix, "--pin", "cp=8"]) == 0
     assert 'proposed: plan 1, context = "ring", context_groups = "dynamic"' in capsys.readouterr().out
+
+
+def test_where_rates_are_assumed_groups_gain_in_work_alone() -> None:
+    training = TrainingSpec(global_batch_size=8, sequence_length=512)
+    run = RunSpec(model=model_preset("tiny"), training=training)
+    pins = {"cp": 4, "context": "ulysses", "context_groups": "dynamic"}
+    (one,) = propose(answer(Request(run=run, pins=pins), top=1), mix_of("lognormal:median=40,sigma=1,min=4,max=512"))
+    assert one.plan.context == "ulysses" and one.prediction is None
+    assert one.gain is not None and 0.8 < one.gain < 1.3

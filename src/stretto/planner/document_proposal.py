@@ -4,7 +4,7 @@
     lengths ──► placed as the run itself does, at the rates of the machines (``document_step``)                dynamic
 
 Everything else of the static step (filling, gradients, update) is taken as it was.  Where rates are only assumed,
-groups too are told by a factor: that of the costs which the run places documents by (``document_costs.costs_of``).
+groups too are told by a factor: that of what the fullest rank works on, messages staying what they were.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from stretto.planner.calibration import published
-from stretto.planner.document_costs import costs_of
+from stretto.planner.document_costs import Costs, costs_of
+from stretto.planner.document_groups import Placement
 from stretto.planner.document_memory import document_memory, documents_fit
 from stretto.planner.document_mix import Mix, static_time
 from stretto.planner.document_portions import placed, plain_plan
@@ -117,10 +118,10 @@ def _packed(request: Request, run: RunSpec, estimate: Estimate, documents: Steps
     plan, row, rows = run.plan, run.training.sequence_length, run.training.global_batch_size
     if request.calibration is not None and request.calibration.machine is not None:
         return estimate.seconds
-    costs, launched = costs_of(run), 0.0
+    costs, launched = work_of(run), 0.0
     if not request.assumed:
         work = request.work(plain_plan(plan))
-        rates = Published(work, request.calibration or published(work.cluster.name), costs)
+        rates = Published(work, request.calibration or published(work.cluster.name), costs_of(run))
         costs = rates.of_row(row // plan.cp, plan.cp)
         launched = 2 * run.model.num_layers * rates.launches / plan.dp  # of each document, forward and backward
 
@@ -134,17 +135,31 @@ def _packed(request: Request, run: RunSpec, estimate: Estimate, documents: Steps
 
 
 def _placed(request: Request, run: RunSpec, estimate: Estimate, documents: Steps) -> Prediction:
-    """A step in groups; where rates are only assumed, by the ratio of the costs that the run places documents by."""
+    """A step in groups; where rates are only assumed, by what the fullest rank works on, messages as they were."""
     own = replace(request, run=run, pins={})
     if not request.assumed:
         return of_documents(own, documents)
-    costs, plan = costs_of(run), run.plan
+    costs, plan = work_of(run), run.plan
     row, rows = run.training.sequence_length, run.training.global_batch_size
     plain = static_time([row] * rows, costs, cp=plan.cp, replicas=plan.dp, row=row, way=_plainly(plan))
-    mean = sum(placed(run, lengths).makespan for lengths in documents) / len(documents)
+    mean = sum(_fullest(lengths, placed(run, lengths), costs) for lengths in documents) / len(documents)
     time = replace(estimate.time, work=estimate.time.work * mean / plain)
     ranks = document_memory(own, documents[0])
     return Prediction(time=time, memory=max(ranks, key=lambda rank: rank.total))
+
+
+def work_of(run: RunSpec) -> Costs:
+    """The run's costs but for messages, whose price beside arithmetic nobody knows where rates are only assumed."""
+    return replace(costs_of(run), exchange=0.0, near_exchange=0.0, messages=None, state=0.0, near_state=0.0)
+
+
+def _fullest(lengths: Sequence[int], placement: Placement, costs: Costs) -> float:
+    """Work of the fullest rank of documents that are placed so, by these costs."""
+    work = [0.0] * len(placement.times)
+    for piece in placement.pieces:
+        for rank in range(piece.first, piece.first + piece.ranks):
+            work[rank] += costs.time(lengths[piece.document], piece.ranks)
+    return max(work)
 
 
 def _plainly(plan: PlanSpec) -> str:
