@@ -44,6 +44,7 @@ def test_runs(overrides: dict[str, object]) -> None:
         ("plan.passes=['vocabulary']", "The pass vocabulary can't go with"),
         ("plan.pp=2 plan.passes=['fill-bubbles'] training.freeze=['inputs.*']", "The pass fill-bubbles can't go with"),
         ("plan.inner_ring=2", "plan.inner_ring can't go with"),
+        ("plan.context_keep=true", "no keys travel"),
         ("plan.attention_backend=flash", "leave it out: whole frames"),
         ("plan.asynchronous=plain training.optimizer=sgd", "plan.asynchronous"),
         ("model.dropout=0.1", "model.dropout has no meaning in family video"),

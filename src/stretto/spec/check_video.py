@@ -63,6 +63,7 @@ def _impossible(plan: PlanSpec) -> tuple[tuple[bool, str, str], ...]:
         (plan.context_groups != "static", 'plan.context_groups = "dynamic"', "leave it out, since clips are equal"),
         (plan.context_tokens is not None, f"plan.context_tokens = {plan.context_tokens}", "leave it out"),
         (mesh is not None, f"plan.{mesh}", f'leave it out: plan.context = "{capabilities.SWITCH}" has no ring'),
+        (plan.context_keep, "plan.context_keep", "leave it out: no keys travel that backward would need again"),
         (
             plan.attention_backend != "auto",
             f"plan.attention_backend = {plan.attention_backend!r}",
