@@ -57,6 +57,8 @@ def described(plan: PlanSpec) -> str:
 
     >>> described(PlanSpec(pp=4, dp_shard=8, zero=2, schedule="interleaved", chunks=2, micro_batch_size=4))
     'pp 4 x dp_shard 8, zero 2, interleaved with 2 chunks, micro-batch 4'
+    >>> described(PlanSpec(cp=4, zero=3, context_groups="dynamic"))
+    'cp 4, documents in groups, zero 3, micro-batch 1'
     """
     axes = ("pp", "tp", "cp", "dp_replicate", "dp_shard")
     words = [" x ".join(f"{axis} {getattr(plan, axis)}" for axis in axes if getattr(plan, axis) > 1) or "one rank"]
@@ -66,7 +68,8 @@ def described(plan: PlanSpec) -> str:
         words += [plan.context_layout] if plan.context_layout != PlanSpec().context_layout else []
         words += ["keys kept"] if plan.context_keep else []
         words += [f"states by {plan.linear_context}"] if plan.linear_context != PlanSpec().linear_context else []
-    if plan.dp_shard > 1:
+    words += ["documents in groups"] if plan.context_groups == "dynamic" else []
+    if plan.dp_shard > 1 or (plan.cp > 1 and plan.zero > 1):  # those of cp share states too
         words.append(f"zero {plan.zero}")
     words += [f"{key.partition('_')[2]} over {getattr(plan, key)}" for key in SHARD_KEYS if getattr(plan, key)]
     if plan.pp > 1:
