@@ -22,7 +22,7 @@ SEARCHED_PRICE = 10
 """Times what a family costs that doesn't."""
 PASSES_PRICE = 8
 """Times what a schedule costs without passes: they are done operation by operation."""
-UNITS = 800
+UNITS = 1200
 """Ranks x chunks that are simulated, about 5 ms each."""
 DEAREST = 40
 """Units that one shape may cost."""
