@@ -89,9 +89,10 @@ def saved_bytes(rank: int, world: int, plan: PlanSpec, heads: tuple[int, int]) -
 def test_the_bytes_are_those_that_autograd_keeps(ranks: Ranks, ways: dict[str, object], kv_heads: int) -> None:
     plan = PlanSpec(cp=4, **ways)  # type: ignore[arg-type]
     kept = replace(plan, context_keep=True)
-    sent = ranks.run(saved_bytes, 4, plan, (4, kv_heads))
-    more = [a - b for a, b in zip(ranks.run(saved_bytes, 4, kept, (4, kv_heads)), sent, strict=True)]
     model = replace(model_preset("llama-2-7b"), num_heads=4, num_kv_heads=kv_heads, hidden_size=16)
     training = TrainingSpec(sequence_length=64, global_batch_size=1)
-    work = Request(run=RunSpec(model=model, training=training, cluster=cluster_preset("h100:4"))).work(kept)
-    assert more == [2 * brought_bytes(work)] * 4  # float32, twice 16 bit
+    request = Request(run=RunSpec(model=model, training=training, cluster=cluster_preset("h100:4")))
+    own = 16 * (2 * 4 * 4 + 2 * kv_heads * 4 + 4)  # q, out; k, v; lse of 16 tokens
+    for one in (plan, kept):
+        found = ranks.run(saved_bytes, 4, one, (4, kv_heads))
+        assert found == [4 * own + 2 * brought_bytes(request.work(one))] * 4  # float32, twice 16 bit

@@ -96,12 +96,17 @@ def kept_bytes(work: Workload) -> float:
 
 
 def brought_bytes(work: Workload) -> float:
-    """Keys and values of other seats in 16 bit, which a layer keeps with ``plan.context_keep``."""
-    plan, model = work.plan, work.model
-    if not plan.context_keep or plan.cp == 1:
+    """Keys and values in 16 bit that a layer keeps beside a rank's share of them.
+
+    These are heads that several ranks of a seat have, where there are fewer heads than ranks, and those of other seats
+    with ``plan.context_keep``.
+    """
+    plan, own = work.plan, work.model.kv_heads / work.plan.tp
+    if plan.cp == 1:
         return 0.0
-    each = 2 * 2 * model.head_size * max(model.kv_heads / plan.tp, sharers(work))
-    return work.tokens * each * (plan.cp // sharers(work) - 1)
+    held = max(own, sharers(work)) if sharers(work) > 1 else own
+    seats = plan.cp // sharers(work) if plan.context_keep else 1
+    return work.tokens * 2 * 2 * work.model.head_size * (held * seats - own)
 
 
 def temporary_bytes(work: Workload) -> float:

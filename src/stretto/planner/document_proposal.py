@@ -199,7 +199,9 @@ def described(proposals: Sequence[Proposal]) -> list[str]:
     for one in proposals:
         told = f"plan {one.number}: {format_seconds(one.static_seconds)} packed"
         if one.dynamic_seconds is None:
-            lines.append(f"{told}; it can't have dynamic groups, or no memory for them")
+            lines.append(
+                f"{told}; it can't have dynamic groups, or they are pinned away, or no memory is left for them"
+            )
             continue
         sizes = ", ".join(f"{count} over {size}" for size, count in one.sizes.items())
         host = ", the longest on the host" if one.plan.offload and one.plan.context_groups == "dynamic" else ""
