@@ -113,8 +113,7 @@ class VideoBlock(nn.Module):
         x = x + self.modulated(self.patches, x, shifts[:3])
         x = self.switch(x, FRAMES, PATCHES, self.sizes[0])
         x = x + self.modulated(self.frames, x, shifts[3:6])
-        # A copy, since what a layer is given goes to the host by itself where activations are offloaded.
-        return x + self.modulated(self.feed_forward, x, shifts[6:]), time_BD.clone()
+        return x + self.modulated(self.feed_forward, x, shifts[6:]), time_BD
 
     def modulated(self, part: nn.Module, x: Tensor, by: tuple[Tensor, ...]) -> Tensor:
         """``gate * part(norm(x) * (1 + scale) + shift)``."""
